@@ -1,0 +1,79 @@
+"""Who is where: workloads and services, as `istio.workload.Address` tells them (WDS)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+
+IPAddress = IPv4Address | IPv6Address
+
+
+class Protocol(StrEnum):
+    """What a service port carries. AUTO: undeclared, so the first bytes decide (bounded sniffing)."""
+
+    AUTO = "auto"
+    TCP = "tcp"
+    HTTP = "http"  # HTTP/1.x that the proxy parses
+    HTTP2 = "http2"  # opaque TCP for now
+    GRPC = "grpc"  # opaque TCP for now
+    TLS = "tls"  # opaque TCP
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """A port of a service. `target_port` 0 means that each workload says its own (named target port)."""
+
+    port: int
+    target_port: int
+    protocol: Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """`istio.workload.Service`; its key in every table is `namespace/hostname`."""
+
+    namespace: str
+    hostname: str
+    name: str
+    addresses: tuple[IPAddress, ...]  # virtual addresses; empty when headless
+    ports: tuple[ServicePort, ...]
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.hostname}"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadPort:
+    """One port on which a workload serves one service."""
+
+    service: str  # Service.key
+    service_port: int
+    target_port: int
+    protocol: Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """`istio.workload.Workload`: one pod (or VM). Names and labels are those of mesh-facts 1.9 and 1.12."""
+
+    uid: str  # `<cluster>//Pod/<namespace>/<name>`
+    name: str
+    namespace: str
+    addresses: tuple[IPAddress, ...]
+    node: str
+    service_account: str
+    trust_domain: str
+    workload_name: str
+    workload_type: str
+    canonical_name: str
+    canonical_revision: str
+    cluster_id: str
+    healthy: bool
+    ports: tuple[WorkloadPort, ...]
+    region: str = ""
+    zone: str = ""
+
+    @property
+    def identity(self) -> str:
+        return f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
