@@ -1,0 +1,51 @@
+# The one front door: what CI runs is what a person runs. `make` alone lists the targets.
+SHELL := /bin/sh
+PY := .venv/bin/python
+PYTEST := $(PY) -m pytest
+
+.PHONY: help setup demo test test-unit test-netns test-bpf lint build clean
+
+help:
+	@echo "make demo        bring up Bookinfo in a mesh on this machine, show what it sees (root)"
+	@echo "make test        lint, then every test (root)"
+	@echo "make test-unit   tests that need no privilege"
+	@echo "make test-netns  tests with real namespaces, rules and processes (root)"
+	@echo "make test-bpf    the BPF tool chain: compile and load (root)"
+	@echo "make lint        ruff, mypy --strict, cython-lint"
+	@echo "make build       compile the extension"
+	@echo "make setup       apt packages, .venv, kernel headers, extension; skips what is done"
+	@echo "make clean       remove what was built (not .venv); make distclean removes .venv too"
+
+setup:
+	@test -x /usr/bin/python3 || { echo "setup: installing python3"; apt-get update -q && apt-get install -q -y --no-install-recommends python3 || { echo "setup: /usr/bin/python3 is missing and could not be installed: run as root on Debian 12 or 13, or install python3" >&2; exit 69; }; }
+	@/usr/bin/python3 tools/setup.py
+
+build: setup
+	@.venv/bin/ninja -C build
+
+demo: setup
+	@$(PY) -m examples.bookinfo.demo
+
+test: lint test-unit test-bpf test-netns
+
+test-unit: setup
+	$(PYTEST) tests/unit
+
+test-bpf: setup
+	$(PYTEST) tests/bpf
+
+test-netns: setup
+	$(PYTEST) tests/netns
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/cython-lint ext
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -print | xargs -r rm -rf
+	rm -f .venv/narrows-setup.json
+
+distclean: clean
+	rm -rf .venv .cache
