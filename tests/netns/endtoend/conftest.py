@@ -1,0 +1,52 @@
+"""One lab for the end-to-end tests of this folder: real programs of other people behind captured pods."""
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.lab import Lab, lab
+
+HERE = Path(__file__).parent
+
+
+def postgres_bin() -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    assert found, "PostgreSQL is not installed: make setup"
+    return found[-1]
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    base = tmp_path_factory.mktemp("servers")
+    base.chmod(0o755)
+    for parent in base.parents:  # the database runs as a user of its own and must reach its data
+        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    data, www = base / "pg", base / "www"
+    www.mkdir()
+    (www / "hello.txt").write_text("hello\n")
+    (www / "large.bin").write_bytes(os.urandom(1 << 16) * 64)
+    user = pwd.getpwnam("postgres")
+    data.mkdir(mode=0o700)
+    shutil.chown(data, user.pw_uid, user.pw_gid)
+    initdb = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--",
+              str(postgres_bin() / "initdb"), "-D", str(data), "-A", "trust", "-U", "postgres", "--no-sync"]
+    subprocess.run(initdb, check=True, capture_output=True, cwd="/", timeout=60)
+    with (data / "pg_hba.conf").open("a") as hba:
+        hba.write("host all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n")
+    text = (HERE / "manifests.yaml").read_text()
+    for name, value in {"PGUID": user.pw_uid, "PGBIN": postgres_bin(), "PGDATA": data, "WWW": www,
+                        "PYTHON": "/usr/bin/python3", "GREETER": HERE / "greeter.py"}.items():
+        text = text.replace(f"@{name}@", str(value))
+    manifests = base / "manifests.yaml"
+    manifests.write_text(text)
+    assert Path(sys.executable).exists()
+    with lab(manifests) as running:
+        yield running

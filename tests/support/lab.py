@@ -1,0 +1,82 @@
+"""Drives `narrows lab` as a user would: the command line in, what it prints out."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+NARROWS = str(Path(sys.executable).with_name("narrows"))
+
+
+class LabError(AssertionError):
+    """A lab command ended otherwise than it should; carries its output."""
+
+
+def narrows(*argv: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([NARROWS, *argv], capture_output=True, text=True, timeout=timeout, check=False,
+                          env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"})
+    if check and done.returncode != 0:
+        raise LabError(f"narrows {' '.join(argv)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+class Lab:
+    """One running lab, by name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def run(self, *argv: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """`narrows lab ARGV... --name NAME`; the name goes right behind the subcommand."""
+        return narrows("lab", argv[0], "--name", self.name, *argv[1:], timeout=timeout, check=check)
+
+    def exec(self, pod: str, *argv: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run("exec", pod, "--", *argv, timeout=timeout, check=check)
+
+    def apply(self, path: Path) -> None:
+        self.run("apply", str(path))
+
+    def status(self) -> list[dict[str, Any]]:
+        found = json.loads(self.run("status", "-o", "json").stdout)
+        pods: list[dict[str, Any]] = found["pods"] if isinstance(found, dict) else found
+        return pods
+
+    def pod(self, prefix: str) -> dict[str, Any]:
+        """The one pod whose name starts with `prefix`."""
+        found = [pod for pod in self.status() if pod["name"].startswith(prefix)]
+        assert len(found) == 1, f"{prefix}: {[pod['name'] for pod in found]}"
+        return found[0]
+
+    def nodes(self) -> list[str]:
+        return sorted({pod["node"] for pod in self.status()})
+
+    def samples(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        """Every sample of every node: name, labels, value."""
+        for node in self.nodes():
+            for family in text_string_to_metric_families(self.run("metrics", node).stdout):
+                for sample in family.samples:
+                    yield sample.name, dict(sample.labels), sample.value
+
+    def total(self, name: str, **labels: str) -> float:
+        """Sum over all nodes of the samples of `name` whose labels agree."""
+        return sum(value for sample, have, value in self.samples()
+                   if sample == name and all(have.get(key) == want for key, want in labels.items()))
+
+
+@contextmanager
+def lab(*paths: Path | str, options: Sequence[str] = (), prefix: str = "t") -> Iterator[Lab]:
+    """A lab of its own, up before the body and down after it, whatever happens in between."""
+    this = Lab(f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:4]}")
+    try:
+        this.run("up", *(str(path) for path in paths), "--detach", *options, timeout=120)
+        yield this
+    finally:
+        this.run("down", timeout=60)

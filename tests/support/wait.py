@@ -1,0 +1,20 @@
+"""Waiting on a condition with a deadline: tests never sleep for a guess."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T], what: str, timeout: float = 10.0, interval: float = 0.02) -> T:
+    """Returns the condition's first truthy value; fails saying what was waited for and what was seen last."""
+    deadline = time.monotonic() + timeout
+    while True:
+        seen = condition()
+        if seen:
+            return seen
+        if time.monotonic() > deadline:
+            raise AssertionError(f"after {timeout} s still not: {what} (last: {seen!r})")
+        time.sleep(interval)
