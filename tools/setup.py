@@ -1,7 +1,7 @@
 """Makes a fresh Debian machine able to build, run and test Narrows; skips every step that is done.
 
-Run by `make` as `/usr/bin/python3 tools/setup.py`; only the standard library is at hand. A step that fails says what to do and
-ends with exit status 69. What was done is remembered in `.venv/narrows-setup.json` as hashes of the step's inputs.
+Run by `make` as `/usr/bin/python3 tools/setup.py`; only the standard library is at hand. A step that fails says what to
+do and ends with exit status 69. What was done is remembered in `.venv/narrows-setup.json` as hashes of its inputs.
 """
 from __future__ import annotations
 
@@ -110,7 +110,8 @@ def build_requirements() -> list[str]:
 
 def venv() -> None:
     """.venv with the dependencies and the project itself, editable: changed Cython is rebuilt on import."""
-    if remembered().get("venv") == inputs() and (VENV / "bin" / "narrows").exists() and (BUILD / "build.ninja").exists():
+    made = (VENV / "bin" / "narrows").exists() and (BUILD / "build.ninja").exists()
+    if made and remembered().get("venv") == inputs():
         return
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     hint = "check that the package index answers (pip config list), then run make again"

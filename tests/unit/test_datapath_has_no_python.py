@@ -1,8 +1,8 @@
 """No function on the path of a byte may call the Python C-API: read from the machine code that was built.
 
-A `cdef` function without `noexcept`, a stray object or a checked division would compile to a call that takes the GIL. Cython
-names every cdef function `__pyx_f_<module path>_<name>`; those whose own name starts with `py_` are doors to Python and exempt,
-as are `door` modules, which only tests load.
+A `cdef` function without `noexcept`, a stray object or a checked division would compile to a call that takes the GIL.
+Cython names every cdef function `__pyx_f_<module path>_<name>`; those whose own name starts with `py_` are doors to
+Python and exempt, as are `door` modules, which only tests load.
 """
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def python_calls(listing: str) -> dict[str, set[str]]:
 
 
 def disassemble(module: Path) -> str:
-    done = subprocess.run(["objdump", "-d", "--no-show-raw-insn", str(module)], check=True, capture_output=True, text=True)
-    return done.stdout
+    command = ["objdump", "-d", "--no-show-raw-insn", str(module)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def test_the_extension_is_built() -> None:
