@@ -1,48 +1,79 @@
-"""What a worker knows: blobs decoded into C structs, looked up without the GIL. Sans-I/O: no descriptor, no clock.
+"""What a worker knows: transactions of blobs applied in one step, looked up without the GIL. Sans-I/O: no descriptor, no clock.
 
-One `Tables` per worker, one thread. A transaction is prepared (may fail; nothing changed) and then applied (cannot fail). Readers
-that keep a pointer over a loop turn (a connection its cluster, a request its route) hold a reference; what was replaced is freed when the last
-one lets go. Sketch to build against: the owner of this room may refine it.
+One `Tables` per worker, one thread.
+
+    tables_prepare(bytes) -> Prepared      decodes everything; fails with a text and without any effect
+    tables_apply(Prepared)                 swaps it in, between two turns of the loop; cannot fail
+    or tables_abandon(Prepared)
+
+One Prepared at a time. After tables_apply every borrowed pointer is stale (see shapes.pxd for what may be held, and how).
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from ext.core.text cimport Span
-from ext.wire.http1 cimport Head
+from ext.route.shapes cimport Address, Cluster, Destination, Pod, Service, ServicePort, Settings, Slot, Workload, WorkloadPort
+from ext.route.slots cimport Names
 
-cdef enum PortProtocol:
-    PROTO_AUTO = 0
-    PROTO_TCP = 1
-    PROTO_HTTP = 2
-    PROTO_HTTP2 = 3     # opaque for now
-    PROTO_GRPC = 4      # opaque for now
-    PROTO_TLS = 5
+cdef enum:
+    ERROR_BYTES = 512
 
-cdef struct Address:
-    uint8_t family      # 4 or 6
-    uint8_t ip[16]      # network order
+cdef struct Operation:
+    uint8_t kind
+    uint8_t op
+    Slot* slot                      # held; NULL for SETTINGS
+    void* content                   # decoded; NULL for a delete
 
-cdef struct Endpoint:
-    Address address
-    uint16_t port
-    uint16_t pad
-    uint32_t weight
-    uint32_t workload           # index, 0 unknown (resolved through the workload table when applied)
-    uint32_t active             # requests and connections now in flight from this worker: least request reads it
-    uint8_t healthy
+cdef struct Prepared:
+    uint64_t id
+    uint32_t n
+    Operation* operations
+    uint8_t has_settings
+    Settings settings
 
-cdef struct Cluster:
-    uint32_t refs
-    uint32_t service            # index
-    Span name
-    uint8_t balancer
-    uint32_t connect_timeout_ms
-    uint32_t n_endpoints
-    Endpoint* endpoints
-    # private state of the balancer follows in the .pyx
+cdef struct Tables:
+    Settings settings               # defaults until a SETTINGS blob comes
+    uint64_t generation             # +1 with every applied transaction
+    uint64_t last                   # id of the last applied transaction
+    uint64_t random_state
+    Names names
 
-cdef struct HeaderEdit          # see tables.pyx
-cdef struct Route
-cdef struct Destination         # one (scope, host:port)
-cdef struct Service
-cdef struct Workload
-cdef struct Pod
-cdef struct Tables
+cdef Tables* tables_new(uint64_t seed) noexcept nogil                 # NULL: out of memory
+cdef void tables_free(Tables* t) noexcept nogil                       # nothing may be held any more
+
+# NULL on failure, with a text in error (ERROR_BYTES, NUL-terminated) that names kind, key and reason. `data` may go after the return.
+cdef Prepared* tables_prepare(Tables* t, const char* data, size_t size, char* error) noexcept nogil
+cdef void tables_apply(Tables* t, Prepared* prepared) noexcept nogil
+cdef void tables_abandon(Tables* t, Prepared* prepared) noexcept nogil
+
+# 64 random bits (xorshift from the seed): for `match` and `balance`.
+cdef uint64_t tables_random(Tables* t) noexcept nogil
+
+# An IPv4 address in network order; 16 bytes, which may be IPv4-mapped.
+cdef void address_from_v4(Address* out, const void* ip) noexcept nogil
+cdef void address_from_v6(Address* out, const void* ip) noexcept nogil
+
+# ---- who is where: NULL is unknown; pointers are borrowed until the next apply -----------------------------------------------
+
+# Virtual address and port of a service; *port is set with the service.
+cdef Service* service_at(Tables* t, const Address* address, uint16_t port, ServicePort** found) noexcept nogil
+# Any service that has that virtual address (the port is not one of its own).
+cdef Service* service_by_address(Tables* t, const Address* address) noexcept nogil
+cdef Workload* workload_by_address(Tables* t, const Address* address) noexcept nogil
+cdef Workload* workload_by_index(Tables* t, uint32_t index) noexcept nogil
+# The first service port that this workload serves on that target port; NULL: it declares none there.
+cdef WorkloadPort* workload_port(const Workload* workload, uint16_t target_port) noexcept nogil
+cdef Pod* pod_by_handle(Tables* t, uint32_t handle) noexcept nogil
+
+# ---- what to do: on demand -----------------------------------------------------------------------------------------------------
+
+# Destination of a pod's scope and a service port, or NULL: send MISS (below). No allocation.
+cdef Destination* destination_find(Tables* t, const Pod* pod, const ServicePort* port) noexcept nogil
+# The slot to wait in: held for the caller (slot_release when it stops waiting), its key is what MISS carries. NULL: out of memory.
+# The commit that answers fills slot.current; look at the slots waited for when `generation` has moved.
+cdef Slot* destination_wait(Tables* t, const Pod* pod, const ServicePort* port) noexcept nogil
+
+cdef void slot_hold(Slot* slot) noexcept nogil
+cdef void slot_release(Tables* t, Slot* slot) noexcept nogil
+cdef void destination_hold(Destination* destination) noexcept nogil
+cdef void destination_release(Tables* t, Destination* destination) noexcept nogil
+cdef void cluster_hold(Cluster* cluster) noexcept nogil
+cdef void cluster_release(Tables* t, Cluster* cluster) noexcept nogil

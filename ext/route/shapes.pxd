@@ -1,0 +1,262 @@
+"""The structs of a worker's knowledge, and the one-line questions to them. No functions of their own: see tables, match, balance.
+
+    Tables --by address--> Place --claims--> Workload (who lives there), Service (whose virtual address it is)
+           --by name-----> Slot  --current-> Destination, Cluster, Workload, Service, Pod: the version in force, or NULL
+           --by number---> Workload, Pod
+
+A Slot and a Place outlive what is in them: a cluster that a route names before it came, or an endpoint whose workload is not known yet, is
+a slot or a place that fills later, in O(1), without touching whoever points there.
+
+Who may keep what. Pointers into the tables are valid until the worker's next `tables_apply`, between two turns of its loop. To
+keep one longer, hold a reference: `slot_hold`, `destination_hold`, `cluster_hold` (a Route or Weighted lives as long as its Destination, an
+Endpoint as long as its Cluster). What was replaced is freed when its last holder lets go.
+"""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from ext.core.text cimport Span
+from ext.core.arena cimport Arena
+from ext.wire.edit cimport HeaderOp
+
+cdef enum PortProtocol:
+    PROTO_AUTO = 0
+    PROTO_TCP = 1
+    PROTO_HTTP = 2
+    PROTO_HTTP2 = 3     # opaque for now
+    PROTO_GRPC = 4      # opaque for now
+    PROTO_TLS = 5       # opaque
+
+cdef enum BalancerKind:
+    BALANCE_ROUND_ROBIN = 1
+    BALANCE_LEAST_REQUEST = 2
+    BALANCE_RANDOM = 3
+
+cdef enum Matcher:
+    MATCH_EXACT = 1
+    MATCH_PREFIX = 2
+    MATCH_SUFFIX = 3
+    MATCH_REGEX = 4             # RE2, the whole value
+    MATCH_PRESENT = 5
+    MATCH_CONTAINS = 6
+    MATCH_PATH_PREFIX = 7       # /a matches /a and /a/b, not /ab
+
+# Settings of the proxy. Units are in the names; defaults and their reasons are in agent/model/settings.py.
+cdef struct Settings:
+    uint8_t access_log
+    uint8_t pad[3]
+    uint32_t detect_dial_ms             # sniffing: after so long without a byte from the client, the server is dialled too
+    uint32_t detect_timeout_ms          # sniffing: after so long it is opaque TCP
+    uint32_t hold_timeout_ms            # a connection waits so long for configuration, then NC
+    uint32_t hold_bytes                 # and at most so many bytes of it
+    uint32_t hold_connections           # and at most so many connections of a worker
+    uint32_t request_head_timeout_ms    # from a request's first byte to the end of its head: 408
+    uint32_t http_idle_timeout_ms       # downstream keep-alive connection without a request
+    uint32_t stream_idle_timeout_ms     # no byte in either direction within a request or response: 408/504
+    uint32_t tcp_idle_timeout_ms        # no byte in either direction
+    uint32_t connect_timeout_ms         # passthrough and direct; a cluster has its own
+    uint32_t head_bytes                 # 431 above
+    uint32_t buffer_bytes               # per direction of a connection
+    uint32_t connections_per_pod        # both directions together; above: not accepted until one ends
+    uint32_t pool_idle_per_endpoint     # idle upstream connections kept per (pod, endpoint)
+    uint32_t pool_idle_timeout_ms
+
+cdef struct Address:                    # 17 bytes; for IPv4 ip[4:] is zero. IPv4-mapped IPv6 is to be given as IPv4
+    uint8_t family                      # 4 or 6
+    uint8_t ip[16]                      # network order
+
+# ---- interned names -------------------------------------------------------------------------------------------------------
+
+cdef struct Slot:                       # one (kind, key); see the head of this file
+    Slot* chain
+    uint32_t hash
+    uint32_t refs                       # holders, the present content counting as one
+    void* current                       # Destination*, Cluster*, Workload*, Service* or Pod* by kind; NULL: not there
+    void* user                          # the worker's own (who waits here); the tables never read it
+    char* key                           # as in the blob's entry; NUL-terminated
+    uint16_t key_len
+    uint8_t kind
+
+cdef struct Scope:                      # `ns=<namespace>` of a pod, interned
+    Scope* chain
+    uint32_t refs
+    uint32_t hash
+    Span name
+
+cdef struct Place
+
+# ---- who is where -----------------------------------------------------------------------------------------------------------
+
+cdef struct Claim:                      # somebody says that an address is theirs; the newest claim is the first
+    Claim* next
+    Claim* prev
+    Place* place
+    void* owner                         # Workload* or Service*
+
+cdef struct Place:                      # one address
+    Place* chain
+    uint32_t hash
+    uint32_t refs                       # claims, and endpoints that point here
+    Address address
+    Claim* workloads
+    Claim* services
+
+cdef struct WorkloadPort:
+    uint16_t service_port
+    uint16_t target_port                # the one that is listened on
+    uint8_t protocol                    # PortProtocol
+    uint32_t service                    # index, 0 unknown
+
+cdef struct Workload:
+    Arena arena
+    Workload* chain                     # by index
+    uint32_t index
+    uint8_t healthy
+    uint32_t n_claims
+    Claim* claims
+    uint32_t n_ports
+    WorkloadPort* ports
+
+cdef struct ServicePort:
+    uint16_t port
+    uint16_t target_port
+    uint8_t protocol
+    uint32_t hash                       # of `hostname:port`
+    Span authority                      # `hostname:port`
+
+cdef struct Service:
+    Arena arena
+    Service* chain                      # by index
+    uint32_t index
+    Span hostname
+    uint32_t n_claims
+    Claim* claims
+    uint32_t n_ports
+    ServicePort* ports
+
+cdef struct Pod:
+    Arena arena
+    Pod* chain                          # by handle
+    uint32_t handle
+    Slot* workload                      # of kind WORKLOAD; ask `pod_workload`
+    Scope* scope
+    uint32_t n_addresses
+    Address* addresses
+
+# ---- what to do with it -----------------------------------------------------------------------------------------------------
+
+cdef struct Load:                       # of one endpoint; survives its cluster's replacement (same address and port)
+    uint32_t refs
+    uint32_t active                     # connections (TCP) and requests (HTTP) in flight from this worker
+
+cdef struct Endpoint:
+    Place* place
+    Load* load
+    uint16_t port
+    uint8_t healthy
+    uint32_t weight                     # >= 1
+
+cdef struct Cluster:
+    Arena arena
+    uint32_t refs
+    uint32_t service                    # index that metrics name, 0 unknown
+    Span name                           # `outbound|9080|v1|reviews.default.svc.cluster.local`
+    Span scope
+    uint8_t balancer                    # BalancerKind
+    uint8_t even                        # all ready endpoints weigh the same
+    uint32_t connect_timeout_ms
+    uint32_t n_endpoints
+    Endpoint* endpoints
+    # the balancer's own (balance.pyx)
+    uint32_t n_ready
+    uint32_t turn
+    uint32_t* ready                     # indexes of healthy endpoints
+    uint64_t* upto                      # running sum of weights, beside `ready`
+    uint32_t* heap                      # positions in `ready`, earliest deadline first
+    uint64_t* deadline                  # beside `ready`
+
+cdef struct Weighted:
+    Slot* slot                          # of kind CLUSTER; ask `weighted_cluster`
+    uint32_t weight
+    uint32_t n_request
+    uint32_t n_response
+    HeaderOp* request
+    HeaderOp* response
+
+cdef struct ValueMatch:
+    uint8_t kind                        # Matcher
+    uint8_t ignore_case
+    uint8_t invert
+    uint8_t missing_is_empty            # an absent header is matched as the empty string
+    Span value                          # lower case if ignore_case
+    void* regex                         # ext/route/re2_shim.h
+
+cdef struct NamedMatch:
+    Span name                           # headers: lower case
+    uint8_t special                     # 0 a header, 1 :method, 2 :authority, 3 :scheme, 4 :path
+    ValueMatch match
+
+cdef struct Route:
+    Span name
+    ValueMatch path
+    uint32_t n_headers
+    uint32_t n_query
+    NamedMatch* headers
+    NamedMatch* query
+    uint32_t timeout_ms                 # 0 none; whole request
+    uint32_t n_clusters
+    Weighted* clusters
+    uint64_t total_weight               # > 0
+    uint32_t n_request
+    uint32_t n_response
+    HeaderOp* request
+    HeaderOp* response
+
+cdef struct VirtualHost:
+    Span name
+    uint32_t n_routes
+    Route* routes
+
+cdef struct Domain:
+    Span text                           # lower case, without the star
+    uint32_t host                       # index of the virtual host
+
+cdef struct Regex:                      # what a destination's end has to free
+    Regex* next
+    void* program
+
+cdef struct Destination:                # one (scope, host:port)
+    Arena arena
+    uint32_t refs
+    uint8_t has_http                    # a route table (perhaps an empty one: NR)
+    uint8_t has_tcp                     # weighted clusters for opaque bytes; neither: the control plane does not know it (NC)
+    uint32_t n_hosts
+    VirtualHost* hosts
+    uint32_t n_exact                    # by length and text
+    uint32_t n_suffix                   # longest first
+    uint32_t n_prefix                   # longest first
+    Domain* exact
+    Domain* suffix
+    Domain* prefix
+    VirtualHost* any                    # domain `*`, or NULL
+    uint32_t n_tcp
+    Weighted* tcp
+    uint64_t total_tcp
+    Regex* regexes
+
+# ---- questions that need no search -------------------------------------------------------------------------------------------
+
+cdef inline uint32_t place_workload(const Place* place) noexcept nogil:
+    return (<Workload*>place.workloads.owner).index if place.workloads != NULL else 0
+
+# Index of the workload behind an endpoint, 0 unknown: the present answer, also when the workload came after the cluster.
+cdef inline uint32_t endpoint_workload(const Endpoint* endpoint) noexcept nogil:
+    return place_workload(endpoint.place)
+
+cdef inline uint32_t pod_workload(const Pod* pod) noexcept nogil:
+    return (<Workload*>pod.workload.current).index if pod.workload.current != NULL else 0
+
+# The cluster in force under that name, or NULL: it has not come (NC).
+cdef inline Cluster* weighted_cluster(const Weighted* weighted) noexcept nogil:
+    return <Cluster*>weighted.slot.current
+
+# In force in that slot, or NULL: not asked for yet (MISS). Neither has_http nor has_tcp: unknown to the control plane (NC).
+cdef inline Destination* slot_destination(const Slot* slot) noexcept nogil:
+    return <Destination*>slot.current
