@@ -30,10 +30,15 @@ class StringMatch:
 
 @dataclass(frozen=True, slots=True)
 class NamedMatch:
-    """A match on one header or query parameter. Pseudo headers: `:method`, `:authority`, `:scheme`."""
+    """A match on one header or query parameter. Pseudo headers: `:method`, `:authority`, `:scheme`.
+
+    What is missing does not match, not even inverted (unless PRESENT is asked for): Envoy's rule. With
+    `missing_is_empty` a missing header is matched as the empty string (HeaderMatcher.treat_missing_header_as_empty).
+    """
 
     name: str
     match: StringMatch
+    missing_is_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from ext.route.shapes cimport Destination, Route, VirtualHost, Weighted
 cdef enum:
     EDITS_MAX = 128         # edits of one direction of a route and a weighted cluster together: refused at prepare above
 
-# The virtual host for an authority (port, if any, not looked at; any case): exact, then the longest `*.suffix`, then the longest `prefix.*`, then
-# `*`; or NULL.
+# The virtual host for an authority (port, if any, not looked at; any case): exact, then the longest `*.suffix`, then
+# the longest `prefix.*`, then `*`; or NULL.
 cdef VirtualHost* host_find(const Destination* destination, Span authority) noexcept nogil
 cdef Route* route_find(const Destination* destination, const Head* head) noexcept nogil
 
@@ -23,7 +23,7 @@ cdef Route* route_find(const Destination* destination, const Head* head) noexcep
 cdef Weighted* route_pick(const Route* route, uint32_t random) noexcept nogil
 cdef Weighted* tcp_pick(const Destination* destination, uint32_t random) noexcept nogil     # NULL: has_tcp is 0
 
-# Edits of request (response) in the order to apply them: the weighted cluster's, then the route's (Envoy's order: the more general
-# level speaks last). `out` has room for EDITS_MAX; returns how many. Spans live as long as the destination.
+# Edits of request (response) in the order to apply them: the weighted cluster's, then the route's (Envoy's order: the
+# more general level speaks last). `out` has room for EDITS_MAX; returns how many. Spans live as long as the destination.
 cdef uint32_t request_edits(const Route* route, const Weighted* weighted, HeaderOp* out) noexcept nogil
 cdef uint32_t response_edits(const Route* route, const Weighted* weighted, HeaderOp* out) noexcept nogil

@@ -4,12 +4,12 @@
            --by name-----> Slot  --current-> Destination, Cluster, Workload, Service, Pod: the version in force, or NULL
            --by number---> Workload, Pod
 
-A Slot and a Place outlive what is in them: a cluster that a route names before it came, or an endpoint whose workload is not known yet, is
-a slot or a place that fills later, in O(1), without touching whoever points there.
+A Slot and a Place outlive what is in them: a cluster that a route names before it came, or an endpoint whose workload
+is not known yet, is a slot or a place that fills later, in O(1), without touching whoever points there.
 
-Who may keep what. Pointers into the tables are valid until the worker's next `tables_apply`, between two turns of its loop. To
-keep one longer, hold a reference: `slot_hold`, `destination_hold`, `cluster_hold` (a Route or Weighted lives as long as its Destination, an
-Endpoint as long as its Cluster). What was replaced is freed when its last holder lets go.
+Who may keep what. Pointers into the tables are valid until the worker's next `tables_apply`, between two turns of its
+loop. To keep one longer, hold a reference: `slot_hold`, `destination_hold`, `cluster_hold` (a Route or Weighted lives
+as long as its Destination, an Endpoint as long as its Cluster). What was replaced is freed when its last holder lets go.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from ext.core.text cimport Span
@@ -62,7 +62,7 @@ cdef struct Address:                    # 17 bytes; for IPv4 ip[4:] is zero. IPv
     uint8_t family                      # 4 or 6
     uint8_t ip[16]                      # network order
 
-# ---- interned names -------------------------------------------------------------------------------------------------------
+# ---- interned names ----------------------------------------------------------------------------------------
 
 cdef struct Slot:                       # one (kind, key); see the head of this file
     Slot* chain
@@ -82,7 +82,7 @@ cdef struct Scope:                      # `ns=<namespace>` of a pod, interned
 
 cdef struct Place
 
-# ---- who is where -----------------------------------------------------------------------------------------------------------
+# ---- who is where ------------------------------------------------------------------------------------------
 
 cdef struct Claim:                      # somebody says that an address is theirs; the newest claim is the first
     Claim* next
@@ -140,7 +140,7 @@ cdef struct Pod:
     uint32_t n_addresses
     Address* addresses
 
-# ---- what to do with it -----------------------------------------------------------------------------------------------------
+# ---- what to do with it ------------------------------------------------------------------------------------
 
 cdef struct Load:                       # of one endpoint; survives its cluster's replacement (same address and port)
     uint32_t refs
@@ -226,7 +226,8 @@ cdef struct Destination:                # one (scope, host:port)
     Arena arena
     uint32_t refs
     uint8_t has_http                    # a route table (perhaps an empty one: NR)
-    uint8_t has_tcp                     # weighted clusters for opaque bytes; neither: the control plane does not know it (NC)
+    uint8_t has_tcp                     # weighted clusters for opaque bytes
+                                        # neither of the two: the control plane does not know it (NC)
     uint32_t n_hosts
     VirtualHost* hosts
     uint32_t n_exact                    # by length and text
@@ -241,7 +242,7 @@ cdef struct Destination:                # one (scope, host:port)
     uint64_t total_tcp
     Regex* regexes
 
-# ---- questions that need no search -------------------------------------------------------------------------------------------
+# ---- questions that need no search -------------------------------------------------------------------------
 
 cdef inline uint32_t place_workload(const Place* place) noexcept nogil:
     return (<Workload*>place.workloads.owner).index if place.workloads != NULL else 0

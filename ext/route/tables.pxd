@@ -10,7 +10,8 @@ One Prepared at a time. After tables_apply every borrowed pointer is stale (see 
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from ext.core.text cimport Span
-from ext.route.shapes cimport Address, Cluster, Destination, Pod, Service, ServicePort, Settings, Slot, Workload, WorkloadPort
+from ext.route.shapes cimport (
+    Address, Cluster, Destination, Pod, Service, ServicePort, Settings, Slot, Workload, WorkloadPort)
 from ext.route.slots cimport Names
 
 cdef enum:
@@ -39,7 +40,8 @@ cdef struct Tables:
 cdef Tables* tables_new(uint64_t seed) noexcept nogil                 # NULL: out of memory
 cdef void tables_free(Tables* t) noexcept nogil                       # nothing may be held any more
 
-# NULL on failure, with a text in error (ERROR_BYTES, NUL-terminated) that names kind, key and reason. `data` may go after the return.
+# NULL on failure, with a text in error (ERROR_BYTES, NUL-terminated) that names kind, key and reason.
+# `data` may go after the return.
 cdef Prepared* tables_prepare(Tables* t, const char* data, size_t size, char* error) noexcept nogil
 cdef void tables_apply(Tables* t, Prepared* prepared) noexcept nogil
 cdef void tables_abandon(Tables* t, Prepared* prepared) noexcept nogil
@@ -51,7 +53,7 @@ cdef uint64_t tables_random(Tables* t) noexcept nogil
 cdef void address_from_v4(Address* out, const void* ip) noexcept nogil
 cdef void address_from_v6(Address* out, const void* ip) noexcept nogil
 
-# ---- who is where: NULL is unknown; pointers are borrowed until the next apply -----------------------------------------------
+# ---- who is where: NULL is unknown; pointers are borrowed until the next apply -----------------------------
 
 # Virtual address and port of a service; *port is set with the service.
 cdef Service* service_at(Tables* t, const Address* address, uint16_t port, ServicePort** found) noexcept nogil
@@ -63,11 +65,12 @@ cdef Workload* workload_by_index(Tables* t, uint32_t index) noexcept nogil
 cdef WorkloadPort* workload_port(const Workload* workload, uint16_t target_port) noexcept nogil
 cdef Pod* pod_by_handle(Tables* t, uint32_t handle) noexcept nogil
 
-# ---- what to do: on demand -----------------------------------------------------------------------------------------------------
+# ---- what to do: on demand ---------------------------------------------------------------------------------
 
 # Destination of a pod's scope and a service port, or NULL: send MISS (below). No allocation.
 cdef Destination* destination_find(Tables* t, const Pod* pod, const ServicePort* port) noexcept nogil
-# The slot to wait in: held for the caller (slot_release when it stops waiting), its key is what MISS carries. NULL: out of memory.
+# The slot to wait in: held for the caller (slot_release when it stops waiting), its key is what MISS carries.
+# NULL: out of memory.
 # The commit that answers fills slot.current; look at the slots waited for when `generation` has moved.
 cdef Slot* destination_wait(Tables* t, const Pod* pod, const ServicePort* port) noexcept nogil
 

@@ -7,8 +7,8 @@ cdef enum HeaderOpKind:
     EDIT_SET = 2        # replaces every field of that name by one
     EDIT_ADD = 3        # appends one field, keeps those there are
 
-# Applied in the order of the array. Names are lower case, checked to be tokens (RFC 9110 5.1) and none of those that frame a
-# message or belong to one hop; values are without CR, LF, NUL and surrounding white space.
+# Applied in the order of the array. Names are lower case, checked to be tokens (RFC 9110 5.1) and none of those that
+# frame a message or belong to one hop; values are without CR, LF, NUL and surrounding white space.
 cdef struct HeaderOp:
     Span name
     Span value

@@ -1,0 +1,50 @@
+"""What holds for every connection on a node, whoever made it: bounds, timeouts, and whether to log."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MINUTE_MS = 60_000
+HOUR_MS = 60 * MINUTE_MS
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySettings:
+    """Settings of the workers. The order of the fields is the order in the blob: append only, never reorder.
+
+    Envoy's defaults are quoted from its v3 API reference, Istio's from its mesh configuration reference.
+    """
+
+    # a node proxy that logs nothing cannot be debugged afterwards; ztunnel logs each connection too
+    access_log: bool = True
+
+    # sniffing: a server-first protocol (MySQL, SMTP) says nothing until it is dialled: dial after a moment of silence
+    detect_dial_ms: int = 50
+    # and stop waiting for a protocol to show itself: Istio's protocolDetectionTimeout as long as it had one (5 s)
+    detect_timeout_ms: int = 5_000
+
+    # a connection waits for configuration that was asked for: bounded in time, bytes of each and their number
+    hold_timeout_ms: int = 5_000
+    hold_bytes: int = 65_536
+    hold_connections: int = 1_024  # per worker
+
+    # slow heads: nginx' client_header_timeout (Envoy has none unless asked)
+    request_head_timeout_ms: int = MINUTE_MS
+    # keep-alive connection of a client without a request: Envoy's common_http_protocol_options.idle_timeout
+    http_idle_timeout_ms: int = HOUR_MS
+    # silence within a request. Envoy has 5 min; Istio switches it off for event streams; bounded like TCP's here
+    stream_idle_timeout_ms: int = HOUR_MS
+    # Envoy's tcp_proxy idle_timeout, Istio's connectionPool.tcp.idleTimeout
+    tcp_idle_timeout_ms: int = HOUR_MS
+    # Istio's connectTimeout, and ztunnel's; a cluster has its own
+    connect_timeout_ms: int = 10_000
+
+    # Envoy's max_request_headers_kb
+    head_bytes: int = 61_440
+    # per direction of a connection: above a cluster's bandwidth-delay product, and it bounds a worker's memory
+    buffer_bytes: int = 65_536
+    # one pod must not use up the worker's descriptors
+    connections_per_pod: int = 16_384
+    # idle upstream connections per source pod and endpoint; above the least recently used are closed
+    pool_idle_per_endpoint: int = 32
+    # shorter than nginx' keepalive_timeout of 75 s, so that the pool closes before most servers do
+    pool_idle_timeout_ms: int = MINUTE_MS
