@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+pytest_plugins = ["tests.support.netns"]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.geteuid() == 0:
