@@ -1,0 +1,49 @@
+"""Bytes on their way. A Buffer has memory only while it holds bytes: idle connections cost none.
+
+    [ gone | start .. end | room .. size ]
+
+Memory comes in two sizes from free lists of the worker. What is above KEEP_FREE goes back to the allocator, so that a rush does not
+stay in memory. The sum is bounded (`limit`): beyond it a take fails, and the caller answers with flag OM or waits.
+"""
+from libc.stdint cimport uint32_t, uint64_t
+
+cdef enum:
+    BUFFER_SMALL = 16384        # most requests and responses: one read
+    BUFFER_LARGE = 65536        # a head of up to 60 KiB, and bulk
+    KEEP_FREE = 256             # per size: 4 MiB and 16 MiB
+
+cdef struct FreeBlock:
+    FreeBlock* next
+
+cdef struct Buffers:
+    FreeBlock* small
+    FreeBlock* large
+    uint32_t n_small
+    uint32_t n_large
+    uint64_t taken              # bytes now in buffers
+    uint64_t limit
+
+cdef struct Buffer:
+    char* data                  # NULL: no memory
+    uint32_t start
+    uint32_t end
+    uint32_t size
+
+cdef inline uint32_t buffer_used(const Buffer* b) noexcept nogil:
+    return b.end - b.start
+
+cdef inline uint32_t buffer_room(const Buffer* b) noexcept nogil:
+    return b.size - b.end
+
+# Memory for at least `size` bytes in all (0: any), keeping what is in it, moved to the front when that makes the room. 0, or -1: no memory.
+cdef int buffer_reserve(Buffers* pool, Buffer* b, uint32_t size) noexcept nogil
+cdef void buffer_compact(Buffer* b) noexcept nogil
+# Gives the memory back, whatever is in it.
+cdef void buffer_drop(Buffers* pool, Buffer* b) noexcept nogil
+cdef void buffers_free(Buffers* pool) noexcept nogil
+
+# n bytes from the front are done with; an empty buffer gives its memory back.
+cdef inline void buffer_consume(Buffers* pool, Buffer* b, uint32_t n) noexcept nogil:
+    b.start += n
+    if b.start == b.end:
+        buffer_drop(pool, b)

@@ -1,0 +1,90 @@
+"""See buffer.pxd."""
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memmove
+
+
+cdef char* take(Buffers* pool, uint32_t size) noexcept nogil:
+    cdef FreeBlock* block
+    if pool.taken + size > pool.limit:
+        return NULL
+    if size == BUFFER_SMALL and pool.small != NULL:
+        block = pool.small
+        pool.small = block.next
+        pool.n_small -= 1
+    elif size == BUFFER_LARGE and pool.large != NULL:
+        block = pool.large
+        pool.large = block.next
+        pool.n_large -= 1
+    else:
+        block = <FreeBlock*>malloc(size)
+        if block == NULL:
+            return NULL
+    pool.taken += size
+    return <char*>block
+
+
+cdef void give(Buffers* pool, char* data, uint32_t size) noexcept nogil:
+    cdef FreeBlock* block = <FreeBlock*>data
+    pool.taken -= size
+    if size == BUFFER_SMALL and pool.n_small < KEEP_FREE:
+        block.next = pool.small
+        pool.small = block
+        pool.n_small += 1
+    elif size == BUFFER_LARGE and pool.n_large < KEEP_FREE:
+        block.next = pool.large
+        pool.large = block
+        pool.n_large += 1
+    else:
+        free(block)
+
+
+cdef void buffer_compact(Buffer* b) noexcept nogil:
+    if b.start == 0:
+        return
+    memmove(b.data, b.data + b.start, b.end - b.start)
+    b.end -= b.start
+    b.start = 0
+
+
+cdef int buffer_reserve(Buffers* pool, Buffer* b, uint32_t size) noexcept nogil:
+    cdef uint32_t want = BUFFER_LARGE if size > BUFFER_SMALL else BUFFER_SMALL
+    cdef char* data
+    if size > BUFFER_LARGE:
+        return -1
+    if b.data != NULL and b.size >= size:
+        buffer_compact(b)
+        return 0
+    data = take(pool, want)
+    if data == NULL:
+        return -1
+    if b.data != NULL:
+        memcpy(data, b.data + b.start, b.end - b.start)
+        give(pool, b.data, b.size)
+        b.end -= b.start
+    else:
+        b.end = 0
+    b.data = data
+    b.start = 0
+    b.size = want
+    return 0
+
+
+cdef void buffer_drop(Buffers* pool, Buffer* b) noexcept nogil:
+    if b.data != NULL:
+        give(pool, b.data, b.size)
+    b.data = NULL
+    b.start = b.end = b.size = 0
+
+
+cdef void buffers_free(Buffers* pool) noexcept nogil:
+    cdef FreeBlock* block
+    while pool.small != NULL:
+        block = pool.small
+        pool.small = block.next
+        free(block)
+    while pool.large != NULL:
+        block = pool.large
+        pool.large = block.next
+        free(block)
+    pool.n_small = pool.n_large = 0
