@@ -1,0 +1,131 @@
+"""`narrows config`: what the agents of this machine have in force."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agent.cli.admin_client import ask, instances
+from agent.cli.main import EX_UNAVAILABLE, CommandError
+from agent.cli.output import OUTPUT, as_json, as_table
+
+Json = dict[str, Any]
+Row = tuple[Any, ...]
+
+
+@click.group()
+def command() -> None:
+    """Show what is in force: services, workloads, routes, clusters, endpoints, listeners."""
+
+
+def _services(dump: Json) -> Iterable[Row]:
+    for one in dump["services"]:
+        ports = ",".join(f"{port}->{target or 'by workload'}/{one['appProtocols'][port]}"
+                         for port, target in one["ports"].items())
+        vips = ",".join(vip.lstrip("/") for vip in one["vips"]) or "headless"
+        yield one["namespace"], one["hostname"], vips, ports, len(one["endpoints"])
+
+
+def _workloads(dump: Json) -> Iterable[Row]:
+    for one in dump["workloads"]:
+        yield (one["namespace"], one["name"], ",".join(one["workloadIps"]), one["node"], one["workloadName"],
+               one["canonicalRevision"], one["status"])
+
+
+def _routes(dump: Json) -> Iterable[Row]:
+    for one in dump["destinations"]:
+        if not one["known"]:
+            yield one["scope"], one["authority"], "-", "-", "-", "unknown to the control plane"
+        for host in one.get("http", ()):
+            for route in host["routes"]:
+                yield one["scope"], one["authority"], "http", route["name"], match_text(route["match"]), \
+                    split_text(route["clusters"])
+        if one.get("tcp"):
+            yield one["scope"], one["authority"], "tcp", "", "", split_text(one["tcp"])
+
+
+def _clusters(dump: Json) -> Iterable[Row]:
+    for one in dump["clusters"]:
+        yield (one["scope"], one["name"], one["balancer"], f"{one['connectTimeoutMs']} ms", len(one["endpoints"]),
+               sum(end["status"] == "Healthy" for end in one["endpoints"]))
+
+
+def _endpoints(dump: Json) -> Iterable[Row]:
+    names = {ip: workload["name"] for workload in dump["workloads"] for ip in workload["workloadIps"]}
+    for one in dump["clusters"]:
+        for end in one["endpoints"]:
+            yield (one["scope"], one["name"], f"{end['address']}:{end['port']}", names.get(end["address"], ""),
+                   end["weight"], end["status"])
+
+
+def _listeners(dump: Json) -> Iterable[Row]:
+    for one in dump["listeners"]:
+        yield one["kind"], one["where"], one["address"], one["state"]
+
+
+def match_text(match: Json) -> str:
+    """One line for a person: `prefix=/ headers: end-user exact=jason`."""
+    def one(part: Json) -> str:
+        flags = "!" if part.get("invert") else ""
+        kind, value = next((k, v) for k, v in part.items() if k not in ("name", "ignoreCase", "invert"))
+        return f"{flags}{kind}={value}" + (" (any case)" if part.get("ignoreCase") else "")
+
+    text = one(match["path"])
+    for what in ("headers", "query"):
+        if what in match:
+            text += f" {what}: " + ", ".join(f"{part['name']} {one(part)}" for part in match[what])
+    return text
+
+
+def split_text(clusters: list[Json]) -> str:
+    """`50% outbound|9080|v1|reviews..., 50% outbound|9080|v3|reviews...`; without shares when there is one."""
+    total = sum(cluster["weight"] for cluster in clusters)
+    if len(clusters) == 1 or not total:
+        return ", ".join(cluster["cluster"] for cluster in clusters)
+    return ", ".join(f"{100 * cluster['weight'] / total:.3g}% {cluster['cluster']}" for cluster in clusters)
+
+
+VIEWS: dict[str, tuple[str, Callable[[Json], Iterable[Row]], tuple[str, ...]]] = {
+    "services": ("services", _services, ("NAMESPACE", "HOST", "ADDRESS", "PORTS", "ENDPOINTS")),
+    "workloads": ("workloads", _workloads,
+                  ("NAMESPACE", "NAME", "ADDRESS", "NODE", "WORKLOAD", "REVISION", "STATUS")),
+    "routes": ("destinations", _routes, ("CLIENTS", "DESTINATION", "KIND", "ROUTE", "MATCH", "TO")),
+    "clusters": ("clusters", _clusters, ("CLIENTS", "CLUSTER", "BALANCER", "CONNECT", "ENDPOINTS", "HEALTHY")),
+    "endpoints": ("clusters", _endpoints, ("CLIENTS", "CLUSTER", "ENDPOINT", "WORKLOAD", "WEIGHT", "STATUS")),
+    "listeners": ("listeners", _listeners, ("KIND", "WHERE", "ADDRESS", "STATE")),
+}
+EMPTY = {
+    "routes": "none yet: routes come when a captured pod first talks to a destination",
+    "clusters": "none yet: clusters come with the routes that name them",
+    "endpoints": "none yet: endpoints come with the routes that name them",
+    "listeners": "none: no pod of this node is captured",
+}
+
+
+def _add(view: str) -> None:
+    section, rows, heads = VIEWS[view]
+
+    @command.command(view, help=f"The {view} that are in force.")
+    @click.option("--name", help="Name of the lab (default: default).")
+    @click.option("--node", help="Only this node.")
+    @click.option("--run-dir", type=click.Path(path_type=Path), help="Run directory of one instance.")
+    @OUTPUT
+    def show(name: str | None, node: str | None, run_dir: Path | None, output: str) -> None:
+        found = instances(name, run_dir)
+        if node is not None:
+            if node not in found:
+                raise CommandError(f"no node {node!r}; there are {', '.join(found)}", EX_UNAVAILABLE)
+            found = {node: found[node]}
+        dumps = {one: ask(path / "admin.sock", "/config_dump") for one, path in found.items()}
+        if output == "json":
+            as_json({one: dump[section] for one, dump in dumps.items()})
+            return
+        # nodes know the same services and workloads: the column is told only where it says something
+        table = [(one, *row) for one, dump in dumps.items() for row in rows(dump)]
+        as_table(("NODE", *heads), table, EMPTY.get(view, "none"))
+
+
+for _view in VIEWS:
+    _add(_view)

@@ -1,0 +1,71 @@
+"""`narrows status`: agents, keepers, workers, pods and the control plane of this machine at a glance."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agent.cli.admin_client import ask, instances
+from agent.cli.main import EX_UNAVAILABLE, CommandError
+from agent.cli.output import OUTPUT, as_json, as_table
+
+Json = dict[str, Any]
+
+
+def node_status(node: str, run_dir: Path) -> Json:
+    """What one instance says of itself; `agent` is `down` with the reason when it does not answer."""
+    status: Json = {"node": node, "runDir": str(run_dir)}
+    try:
+        info = ask(run_dir / "admin.sock", "/server_info")
+        ready = ask(run_dir / "admin.sock", "/ready")
+        pods = ask(run_dir / "admin.sock", "/pods")
+    except CommandError as error:
+        return status | {"agent": "down", "reason": error.format_message()}
+    try:
+        workers = ask(run_dir / "admin.sock", "/workers")
+    except CommandError:
+        workers = []  # the keeper is away; `keeper` below says so
+    return status | {
+        "agent": "ready" if ready["ready"] else "not ready",
+        "missing": ready["missing"],
+        "version": info["version"],
+        "pid": info["pid"],
+        "keeper": info["keeper"],
+        "controlPlane": info["controlPlane"],
+        "workers": workers,
+        "pods": pods,
+    }
+
+
+@click.command()
+@click.option("--name", help="Name of the lab (default: default).")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Run directory of one instance.")
+@OUTPUT
+def command(name: str | None, run_dir: Path | None, output: str) -> int:
+    """Agents, keepers, workers and pods at a glance. Exits with 69 when an agent is down or not ready."""
+    nodes = [node_status(node, path) for node, path in instances(name, run_dir).items()]
+    if output == "json":
+        as_json({"nodes": nodes})
+    else:
+        as_table(("NODE", "AGENT", "KEEPER", "CONTROL PLANE", "WORKERS", "PODS", "CAPTURED"),
+                 (_row(node) for node in nodes), "no node")
+        pods = [(node["node"], pod["namespace"], pod["name"], ",".join(pod["ips"]), "yes" if pod["captured"] else "no",
+                 pod["reason"]) for node in nodes for pod in node.get("pods", ())]
+        click.echo()
+        as_table(("NODE", "NAMESPACE", "POD", "ADDRESS", "CAPTURED", "REASON"), pods, "no pods")
+        for node in nodes:
+            for text in [node["reason"]] if "reason" in node else node.get("missing", ()):
+                click.echo(f"{node['node']}: {text}", err=True)
+    return 0 if all(node["agent"] == "ready" for node in nodes) else EX_UNAVAILABLE
+
+
+def _row(node: Json) -> tuple[Any, ...]:
+    if "pods" not in node:
+        return node["node"], node["agent"], "?", "?", "?", "?", "?"
+    workers = node["workers"]
+    restarts = sum(worker.get("restarts", 0) for worker in workers)
+    alive = sum(worker.get("state") == "ready" for worker in workers)
+    return (node["node"], node["agent"], node["keeper"]["state"], node["controlPlane"]["state"],
+            f"{alive}/{len(workers)}" + (f" ({restarts} restarts)" if restarts else ""),
+            len(node["pods"]), sum(pod["captured"] for pod in node["pods"]))
