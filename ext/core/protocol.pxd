@@ -27,6 +27,21 @@ cdef enum Message:
     MSG_NEED_SOCKETS = 70
     MSG_DRAINED = 71
 
+# Payloads between keeper and worker, as ARCHITECTURE.md names them (`str`, `list` as there, nothing padded):
+#   COMMIT       empty, one memfd. Answer with the request's sequence: APPLIED (u64 transaction id) or FAILED (u64, str text). The first
+#                one is the snapshot; after its APPLIED the worker sends READY (u64 transaction id, sequence 0).
+#   POD_ATTACH   u32 handle, list of u8 Listener: one for each descriptor, in their order. No answer.
+#   POD_DETACH   u32 handle. Listeners are closed, connections live on. No answer.
+#   SOCKETS      u32 handle, u8 family (4 or 6), then as many descriptors as the keeper could make (none: it cannot).
+#   NEED_SOCKETS u32 handle, u8 family, u16 how many
+#   MISS         str key; repeated each second while somebody waits
+#   DRAIN        u32 milliseconds; answer DRAINED (empty) with its sequence, when no connection is left or the time is over.
+# A worker inherits these descriptors (its argv: index, uid, gid; see ext/proxy/worker.pyx).
+cdef enum:
+    FD_CONTROL = 3
+    FD_STATS = 4
+    FD_LOG = 5
+
 cdef enum Listener:
     LISTEN_OUTBOUND = 1   # 15001
     LISTEN_INBOUND = 2    # 15006
@@ -55,3 +70,4 @@ cdef enum Kind:
 
 cdef enum:
     INDEX_UNKNOWN = 0
+    INDEX_PASSTHROUGH = 0xffffffff   # not in the mesh
