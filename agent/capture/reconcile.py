@@ -1,0 +1,203 @@
+"""Brings a pod's namespace to its plan and back: read, diff, apply, verify, each in order and within a deadline.
+
+Rules and routes are made here over netlink (they do nothing until a packet is marked); the tables in a child, so that
+neither libiptc nor a hang in it is in the agent. Work on one namespace is never concurrent with itself.
+"""
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from agent import netlink
+from agent.capture.plan import Plan, chain_prefix
+from agent.capture.rules import CHAIN_PREFIX, Table
+from agent.netlink import NetlinkError
+
+T = TypeVar("T")
+
+CHILDREN = 4  # at a time: each is 50 ms of CPU, and a node that enrols 50 pods has other work too
+DEADLINE = 5.0  # s for one child; it takes 0.05, so this is a machine in trouble
+ANSWER_LIMIT = 1 << 20  # bytes
+MARK_TABLES, REDIRECT_TABLES = ("mangle", "filter"), ("nat",)
+
+_CHILD = str(Path(__file__).with_name("child.py"))
+
+
+class CaptureError(Exception):
+    """Capture of one pod could not be brought to its plan. The text names namespace, object and likely cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was done. `changed` names what was written (empty: everything was in place); `seconds` is the duration."""
+
+    changed: tuple[str, ...]
+    seconds: float
+
+
+class Reconciler:
+    """Capture of the pods of one instance. Safe to call for many pods at once; each call may raise CaptureError."""
+
+    def __init__(self, instance: str, *, children: int = CHILDREN, deadline: float = DEADLINE) -> None:
+        self._prefix = chain_prefix(instance)
+        self._slots = asyncio.Semaphore(children)
+        self._deadline = deadline
+        self._busy: dict[tuple[int, int], tuple[asyncio.Lock, int]] = {}
+
+    async def apply(self, namespace: str, plan: Plan) -> Outcome:
+        """Bring the namespace to the plan and verify it. Twice is a no-op. On an error no connection is redirected."""
+        started = time.monotonic()
+        async with self._namespace(namespace) as fd:
+            changed = await _blocking(lambda: _add_ways(fd, plan))
+            changed += await self._tables(fd, namespace, "apply", plan.tables, undo=REDIRECT_TABLES)
+        return Outcome(tuple(changed), time.monotonic() - started)
+
+    async def verify(self, namespace: str, plan: Plan) -> tuple[str, ...]:
+        """How the namespace differs from the plan; empty when it does not. Changes nothing."""
+        async with self._namespace(namespace) as fd:
+            return tuple(await self._verify(fd, namespace, plan))
+
+    async def release(self, namespace: str) -> Outcome:
+        """Un-enrol, first step: new connections go past us; live ones keep what they need until `remove`."""
+        started = time.monotonic()
+        async with self._namespace(namespace) as fd:
+            changed = await self._tables(fd, namespace, "remove", names=REDIRECT_TABLES)
+        return Outcome(tuple(changed), time.monotonic() - started)
+
+    async def remove(self, namespace: str) -> Outcome:
+        """Remove everything of this instance. Connections it took on end with it: `release` first, then wait."""
+        started = time.monotonic()
+        async with self._namespace(namespace) as fd:
+            changed = await self._tables(fd, namespace, "remove", names=REDIRECT_TABLES + MARK_TABLES)
+            left = await self._chains(fd, namespace, CHAIN_PREFIX)
+            if not any("mangle" in label for label in left):  # another instance's marks would need the same ways
+                changed += await _blocking(lambda: _delete_ways(fd))
+        return Outcome(tuple(changed), time.monotonic() - started)
+
+    async def chains(self, namespace: str) -> dict[str, list[str]]:
+        """Chains of this instance by table, as the kernel has them."""
+        async with self._namespace(namespace) as fd:
+            return await self._chains(fd, namespace, self._prefix)
+
+    async def _verify(self, fd: int, namespace: str, plan: Plan) -> list[str]:
+        missing = await _blocking(lambda: _missing_ways(fd, plan))
+        return missing + await self._tables(fd, namespace, "verify", plan.tables)
+
+    async def _chains(self, fd: int, namespace: str, prefix: str) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = await self._child(fd, namespace, "chains", prefix=prefix)
+        return found
+
+    async def _tables(self, fd: int, namespace: str, action: str, tables: Sequence[Table] = (), *,
+                      names: Sequence[str] = (), undo: Sequence[str] = ()) -> list[str]:
+        done: list[str] = await self._child(fd, namespace, action, prefix=self._prefix, tables=tables, names=names,
+                                            undo=undo)
+        return done
+
+    async def _child(self, fd: int, namespace: str, action: str, *, prefix: str, tables: Sequence[Table] = (),
+                     names: Sequence[str] = (), undo: Sequence[str] = ()) -> Any:
+        order = {"path": _import_path(), "netns": fd, "action": action, "prefix": prefix, "tables": tables,
+                 "names": names, "families": (4, 6), "undo": undo}
+        async with self._slots:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-S", "-E", _CHILD, pass_fds=(fd,), stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=ANSWER_LIMIT)
+            try:
+                async with asyncio.timeout(self._deadline):
+                    answer, noise = await process.communicate(json.dumps(order).encode())
+            except TimeoutError as error:
+                raise CaptureError(f"namespace {namespace}: {action} of the rules took longer than {self._deadline} s; "
+                                   "is the machine overloaded, or the kernel's table lock held?") from error
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+        try:
+            found = json.loads(answer)
+        except ValueError as error:
+            said = noise.decode(errors="replace").strip()[-500:]
+            raise CaptureError(f"namespace {namespace}: the capture child ended with {process.returncode} and no "
+                               f"answer: {said or 'silence'}") from error
+        if "error" in found:
+            raise CaptureError(f"namespace {namespace}: {found['error']}")
+        return found["result"]
+
+    @asynccontextmanager
+    async def _namespace(self, path: str) -> AsyncIterator[int]:
+        """The namespace, opened and ours alone until the end of the block."""
+        try:
+            fd = netlink.open_namespace(path)
+        except NetlinkError as error:
+            raise CaptureError(str(error)) from error
+        try:
+            key = netlink.namespace_id(fd)
+            lock, users = self._busy.get(key, (asyncio.Lock(), 0))
+            self._busy[key] = (lock, users + 1)
+            try:
+                async with lock:
+                    yield fd
+            except NetlinkError as error:
+                raise CaptureError(f"namespace {path}: {error}") from error
+            finally:
+                lock, users = self._busy.pop(key)
+                if users > 1:
+                    self._busy[key] = (lock, users - 1)
+        finally:
+            os.close(fd)
+
+
+async def _blocking(work: Callable[[], T]) -> T:
+    return await asyncio.to_thread(work)
+
+
+def _missing_ways(namespace: int, plan: Plan) -> list[str]:
+    present = [rule for family in {rule.family for rule in plan.rules} for rule in netlink.rules(namespace, family)]
+    routes = netlink.routes(namespace, plan.routes[0].table)
+    return [*(f"IPv{rule.family} rule {rule.priority} (fwmark {hex(rule.mark)}/{hex(rule.mask)}, table {rule.table}) "
+              "is missing" for rule in plan.rules if rule not in present),
+            *(f"route {route.type} {route.destination} dev {route.link} table {route.table} is missing"
+              for route in plan.routes if route not in routes)]
+
+
+def _add_ways(namespace: int, plan: Plan) -> list[str]:
+    missing = _missing_ways(namespace, plan)
+    if missing:
+        for route in plan.routes:
+            netlink.add_route(namespace, route.destination, link=route.link, table=route.table, type=route.type)
+        for rule in plan.rules:
+            netlink.add_rule(namespace, rule)
+    return [text.removesuffix(" is missing") for text in missing]
+
+
+def _delete_ways(namespace: int) -> list[str]:
+    from agent.capture.plan import plan
+    from agent.model.pod import CaptureSettings
+
+    whole = plan(CaptureSettings(), (4, 6), "")
+    routes = netlink.routes(namespace, whole.routes[0].table)
+    gone = []
+    for rule in whole.rules:
+        if rule in netlink.rules(namespace, rule.family):
+            netlink.delete_rule(namespace, rule)
+            gone.append(f"IPv{rule.family} rule {rule.priority}")
+    for route in whole.routes:
+        if route in routes:
+            netlink.delete_route(namespace, route.destination, link=route.link, table=route.table, type=route.type)
+            gone.append(f"route {route.destination} table {route.table}")
+    return gone
+
+
+def _import_path() -> list[str]:
+    """Where the child finds `agent` and `iptc`, found without importing iptc here."""
+    spec = importlib.util.find_spec("iptc")
+    if spec is None or spec.origin is None:
+        raise CaptureError("python-iptables is not installed in this environment: pip install python-iptables")
+    return [str(Path(__file__).parents[2]), str(Path(spec.origin).parents[1])]
