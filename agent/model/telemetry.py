@@ -1,0 +1,93 @@
+"""What the data path counted and logged, as plain values; indexes stand for workloads and services."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+PASSTHROUGH = 0xFFFFFFFF  # service index of traffic to addresses that the mesh does not know
+UNKNOWN = 0
+
+REPORTERS = {1: "source", 2: "destination"}
+PROTOCOLS = {1: "tcp", 2: "http", 3: "grpc"}
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesKey:
+    """Who to whom, and how it ended (ext/core/shm.pxd SeriesKey)."""
+
+    reporter: str  # source | destination
+    protocol: str  # tcp | http | grpc
+    source: int  # workload index
+    destination: int  # workload index
+    service: int  # service index
+    code: int  # HTTP status; 0 for TCP and for a client that left
+    flag: str  # Envoy's response flag, "-" for none
+    grpc_status: int | None
+    mutual_tls: bool
+
+
+@dataclass(slots=True)
+class SeriesValues:
+    """Counts of one series. Bytes are as the client sees them: sent = client to server, received = server to client."""
+
+    opened: int
+    closed: int
+    failed: int
+    sent: int
+    received: int
+    duration_us: int
+    duration: list[int]  # per bucket, not cumulative
+    request_bytes: list[int]
+    response_bytes: list[int]
+
+    def copy(self) -> SeriesValues:
+        return replace(self, duration=[*self.duration], request_bytes=[*self.request_bytes],
+                       response_bytes=[*self.response_bytes])
+
+    def add(self, other: SeriesValues) -> None:
+        self.opened += other.opened
+        self.closed += other.closed
+        self.failed += other.failed
+        self.sent += other.sent
+        self.received += other.received
+        self.duration_us += other.duration_us
+        for mine, theirs in (
+            (self.duration, other.duration),
+            (self.request_bytes, other.request_bytes),
+            (self.response_bytes, other.response_bytes),
+        ):
+            for at, count in enumerate(theirs):
+                mine[at] += count
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRecord:
+    """One finished connection (TCP) or request (HTTP). Addresses are `ip:port`, `[ip]:port`, or "" when there is none."""
+
+    reporter: str
+    protocol: str
+    flag: str
+    version_minor: int
+    start_us: int  # CLOCK_REALTIME
+    duration_us: int
+    upstream_us: int  # until the first byte of the response; 0: none came
+    received: int  # bytes from the downstream
+    sent: int  # bytes to the downstream
+    source: int
+    destination: int
+    service: int
+    code: int
+    details: str
+    downstream_remote: str
+    downstream_local: str
+    upstream_remote: str
+    upstream_local: str
+    method: str = ""
+    path: str = ""
+    authority: str = ""
+    user_agent: str = ""
+    request_id: str = ""
+    forwarded_for: str = ""
+    route: str = ""
+    cluster: str = ""
+    sni: str = ""
+    failure: str = ""

@@ -1,0 +1,115 @@
+"""Access log lines: Istio's JSON and text formats (Istio's default access log format; Envoy's command operators)."""
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import TextIO
+
+from agent.model.telemetry import AccessRecord
+
+Line = Callable[[AccessRecord], str]
+
+
+def start_time(record: AccessRecord) -> str:
+    """`2026-01-31T12:00:00.123Z` (Envoy's %START_TIME%)."""
+    at = datetime.fromtimestamp(record.start_us / 1_000_000, UTC)
+    return at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
+
+
+def protocol(record: AccessRecord) -> str | None:
+    return None if record.protocol == "tcp" else f"HTTP/1.{record.version_minor}"
+
+
+def json_line(record: AccessRecord) -> str:
+    """One JSON object with Istio's keys; what does not apply is null. `reporter` is ours: a node logs both sides."""
+    upstream_ms = record.upstream_us // 1000 if record.upstream_us else None
+    fields = {
+        "start_time": start_time(record),
+        "method": record.method or None,
+        "path": record.path or None,
+        "protocol": protocol(record),
+        "response_code": record.code,
+        "response_flags": record.flag,
+        "response_code_details": record.details or None,
+        "connection_termination_details": None,
+        "upstream_transport_failure_reason": record.failure or None,
+        "bytes_received": record.received,
+        "bytes_sent": record.sent,
+        "duration": record.duration_us // 1000,
+        "upstream_service_time": upstream_ms,
+        "x_forwarded_for": record.forwarded_for or None,
+        "user_agent": record.user_agent or None,
+        "request_id": record.request_id or None,
+        "authority": record.authority or None,
+        "upstream_host": record.upstream_remote or None,
+        "upstream_cluster": record.cluster or None,
+        "upstream_local_address": record.upstream_local or None,
+        "downstream_local_address": record.downstream_local or None,
+        "downstream_remote_address": record.downstream_remote or None,
+        "requested_server_name": record.sni or None,
+        "route_name": record.route or None,
+        "reporter": record.reporter,
+    }
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+
+
+def quoted(text: str) -> str:
+    """A client chose this text: a quote or a line break in it must not forge a field or a line."""
+    return '"' + (text.replace("\\", "\\\\").replace('"', '\\"') or "-") + '"'
+
+
+def text_line(record: AccessRecord) -> str:
+    """Istio's default text format; `-` for what does not apply."""
+    request = f"{record.method or '-'} {record.path or '-'} {protocol(record) or '-'}"
+    upstream_ms = record.upstream_us // 1000 if record.upstream_us else "-"
+    parts = (
+        f"[{start_time(record)}]", quoted(request), record.code, record.flag, record.details or "-", "-",
+        quoted(record.failure), record.received, record.sent, record.duration_us // 1000, upstream_ms,
+        quoted(record.forwarded_for), quoted(record.user_agent), quoted(record.request_id), quoted(record.authority),
+        quoted(record.upstream_remote), record.cluster or "-", record.upstream_local or "-",
+        record.downstream_local or "-", record.downstream_remote or "-", record.sni or "-", record.route or "-",
+    )
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in " ".join(map(str, parts)))
+
+
+FORMATS: dict[str, Line] = {"json": json_line, "text": text_line}
+
+
+class AccessLog:
+    """Appends lines to a file, or to stderr for `-`. `reopen` after a rotation; a failing disk loses lines, not service.
+
+    lost: lines that could not be written since the start.
+    """
+
+    def __init__(self, path: str, form: str) -> None:
+        self._path = path
+        self._line = FORMATS[form]
+        self.lost = 0
+        self._file: TextIO | None = None
+        self.reopen()
+
+    def reopen(self) -> None:
+        self.close()
+        if self._path == "-":
+            self._file = sys.stderr
+            return
+        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._file = os.fdopen(handle, "a", encoding="utf-8", errors="backslashreplace")
+
+    def write(self, records: Iterable[AccessRecord]) -> None:
+        lines = [self._line(record) for record in records]
+        if not lines or self._file is None:
+            return
+        try:
+            self._file.write("\n".join(lines) + "\n")
+            self._file.flush()
+        except OSError:
+            self.lost += len(lines)
+
+    def close(self) -> None:
+        if self._file is not None and self._file is not sys.stderr:
+            self._file.close()
+        self._file = None

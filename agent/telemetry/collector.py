@@ -1,0 +1,132 @@
+"""Prometheus families from what the workers counted in shared memory.
+
+A custom collector of prometheus_client: nothing is counted twice and the data path knows nothing of Prometheus. Series of all
+workers with the same labels are added up, so that a scrape shows one series per pair however the pods are spread.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from agent.model.telemetry import SeriesKey, SeriesValues
+from agent.telemetry import labels
+from agent.telemetry.labels import Names
+
+Series = Iterable[tuple[SeriesKey, SeriesValues]]
+Header = Mapping[str, int]
+
+# Gauges and counters of a worker's statistics header -> help. The rest of the header is not for operators.
+WORKER_GAUGES = {
+    "downstream_open": "Connections of clients that are open",
+    "upstream_open": "Connections to servers that are open",
+    "upstream_idle": "Pooled connections to servers without a request",
+    "held": "Connections that wait for configuration",
+    "buffered_bytes": "Bytes in buffers",
+    "sockets_ready": "Sockets prefetched from the keeper",
+}
+WORKER_COUNTERS = {
+    "accepted": "Connections accepted",
+    "overflow_series": "Updates that went to the overflow series because the table was full",
+    "dropped_records": "Access log records dropped because the ring was full",
+    "misses": "Destinations asked for because they were not known yet",
+    "parse_errors": "Messages refused as malformed",
+    "accept_errors": "Accepts that failed (descriptors or memory)",
+    "loop_turns": "Turns of the event loop",
+}
+
+
+def cumulative(counts: Sequence[int], bounds: Sequence[float]) -> list[tuple[str, float]]:
+    """Per-bucket counts -> Prometheus buckets; the last count is that above the last bound."""
+    total = 0
+    out: list[tuple[str, float]] = []
+    for bound, count in zip((*map(_text, bounds), "+Inf"), counts, strict=True):
+        total += count
+        out.append((bound, total))
+    return out
+
+
+def _text(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) else str(bound)
+
+
+class DataPathCollector(Collector):
+    """`series` and `headers` read shared memory at scrape time; `names` tells who stands behind an index.
+
+    `duration_bounds_ms` and `size_bounds` are the upper bounds of all buckets but the last.
+    """
+
+    def __init__(
+        self,
+        series: Callable[[], Series],
+        headers: Callable[[], Mapping[int, Header]],
+        names: Names,
+        duration_bounds_ms: Sequence[float],
+        size_bounds: Sequence[float],
+    ) -> None:
+        self._series = series
+        self._headers = headers
+        self._names = names
+        self._durations = duration_bounds_ms
+        self._sizes = size_bounds
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: families depend on what was counted, and a registry would otherwise collect at registration."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        merged: dict[tuple[str, ...], tuple[SeriesKey, SeriesValues]] = {}
+        for key, counts in self._series():
+            at = labels.values(key, self._names)
+            if at in merged:
+                merged[at][1].add(counts)
+            else:
+                merged[at] = (key, counts.copy())
+        yield from self._http([(at, counts) for at, (key, counts) in merged.items() if key.protocol != "tcp"])
+        yield from self._tcp([(at, counts) for at, (key, counts) in merged.items() if key.protocol == "tcp"])
+        yield from self._workers()
+
+    def _http(self, rows: list[tuple[tuple[str, ...], SeriesValues]]) -> Iterable[Metric]:
+        requests = CounterMetricFamily("istio_requests", "Requests that ended", labels=labels.HTTP)
+        duration = HistogramMetricFamily("istio_request_duration_milliseconds", "From the request's first byte to the "
+                                         "response's last", labels=labels.HTTP)
+        request = HistogramMetricFamily("istio_request_bytes", "Bytes of requests, heads included", labels=labels.HTTP)
+        response = HistogramMetricFamily("istio_response_bytes", "Bytes of responses, heads included", labels=labels.HTTP)
+        for at, counts in rows:
+            requests.add_metric(at, counts.closed)
+            duration.add_metric(at, cumulative(counts.duration, self._durations), counts.duration_us / 1000)
+            request.add_metric(at, cumulative(counts.request_bytes, self._sizes), counts.sent)
+            response.add_metric(at, cumulative(counts.response_bytes, self._sizes), counts.received)
+        return (requests, duration, request, response)
+
+    def _tcp(self, rows: list[tuple[tuple[str, ...], SeriesValues]]) -> Iterable[Metric]:
+        # Istio names both from the server's side, for either reporter: `sent` are the response's bytes.
+        sent = CounterMetricFamily("istio_tcp_sent_bytes", "Bytes from server to client", labels=labels.TCP)
+        received = CounterMetricFamily("istio_tcp_received_bytes", "Bytes from client to server", labels=labels.TCP)
+        opened = CounterMetricFamily("istio_tcp_connections_opened", "Connections opened", labels=labels.TCP)
+        closed = CounterMetricFamily("istio_tcp_connections_closed", "Connections closed", labels=labels.TCP)
+        failed = CounterMetricFamily("istio_tcp_connections_failed", "Connections that reached no server",
+                                     labels=labels.TCP)
+        for at, counts in rows:
+            sent.add_metric(at, counts.received)
+            received.add_metric(at, counts.sent)
+            opened.add_metric(at, counts.opened)
+            closed.add_metric(at, counts.closed)
+            if counts.failed:
+                failed.add_metric(at, counts.failed)
+        return (sent, received, opened, closed, failed)
+
+    def _workers(self) -> Iterable[Metric]:
+        headers = self._headers()
+        families: list[Any] = []
+        for name, text in WORKER_GAUGES.items():
+            gauge = GaugeMetricFamily(f"narrows_worker_{name}", text, labels=("worker",))
+            families.append((gauge, name))
+        for name, text in WORKER_COUNTERS.items():
+            families.append((CounterMetricFamily(f"narrows_worker_{name}", text, labels=("worker",)), name))
+        for family, name in families:
+            for index, header in sorted(headers.items()):
+                family.add_metric((str(index),), header[name])
+        return [family for family, _ in families]

@@ -1,0 +1,55 @@
+"""Access log lines as Istio writes them, and what a hostile client cannot do to them."""
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from agent.model.telemetry import AccessRecord
+from agent.telemetry.accesslog import AccessLog, json_line, text_line
+
+RECORD = AccessRecord(
+    reporter="source", protocol="http", flag="-", version_minor=1, start_us=1_767_225_600_123_000, duration_us=4_200,
+    upstream_us=3_900, received=0, sent=178, source=1, destination=2, service=3, code=200, details="via_upstream",
+    downstream_remote="10.244.1.5:40000", downstream_local="10.96.0.10:9080", upstream_remote="10.244.2.7:9080",
+    upstream_local="10.244.1.5:40001", method="GET", path="/reviews/0", authority="reviews:9080", user_agent="curl/7.88",
+    request_id="b7e1", route="default", cluster="outbound|9080||reviews.default.svc.cluster.local")
+
+
+def test_the_text_line_is_istios() -> None:
+    assert text_line(RECORD) == (
+        '[2026-01-01T00:00:00.123Z] "GET /reviews/0 HTTP/1.1" 200 - via_upstream - "-" 0 178 4 3 "-" "curl/7.88" "b7e1" '
+        '"reviews:9080" "10.244.2.7:9080" outbound|9080||reviews.default.svc.cluster.local 10.244.1.5:40001 '
+        "10.96.0.10:9080 10.244.1.5:40000 - default")
+
+
+def test_the_json_line_has_istios_keys() -> None:
+    line = json.loads(json_line(RECORD))
+    assert len(line) == 25  # Istio's 24 and our reporter
+    assert line["response_code"] == 200
+    assert line["upstream_service_time"] == 3
+    assert line["requested_server_name"] is None
+
+
+def test_a_quote_or_line_break_in_a_request_forges_nothing() -> None:
+    hostile = replace(RECORD, user_agent='x" 200 -\n[2026-01-01T00:00:00.000Z] "GET /admin')
+    assert "\n" not in text_line(hostile)
+    assert '\\" 200 -\\x0a[' in text_line(hostile)
+    assert json.loads(json_line(hostile))["user_agent"] == hostile.user_agent
+
+
+def test_a_tcp_connection_has_no_request() -> None:
+    line = text_line(replace(RECORD, protocol="tcp", method="", path="", code=0, details=""))
+    assert '"- - -" 0 - - -' in line
+
+
+def test_reopen_follows_a_rotation(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    log = AccessLog(str(path), "json")
+    log.write([RECORD])
+    path.rename(tmp_path / "access.log.1")
+    log.reopen()
+    log.write([RECORD, RECORD])
+    log.close()
+    assert len(path.read_text().splitlines()) == 2
+    assert len((tmp_path / "access.log.1").read_text().splitlines()) == 1
