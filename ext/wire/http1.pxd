@@ -1,18 +1,24 @@
 """HTTP/1.1 messages as bytes in, facts out (RFC 9112). Sans-I/O: no descriptor, no clock, no allocation.
 
-Sketch to build against; the owner of this room may refine names, never the rules: strict (bare LF, obs-fold, space before
-colon, NUL and control bytes, `Transfer-Encoding` with `Content-Length`, differing lengths, unknown codings are refused), and
-whatever is forwarded reads the same to any other parser.
+    parse_request, parse_response   bytes -> Head             whole head at hand, or "more"
+    body_start, body_feed           Head, bytes -> how far    the body's framing, followed while the bytes pass untouched
+
+Strict: what two parsers could read differently is refused, so that whatever is forwarded reads the same to any other. Refused are
+bare LF, folded lines, space before the colon, control bytes, Transfer-Encoding beside Content-Length, more than one of either,
+lists of lengths, any coding but `chunked`, Transfer-Encoding in HTTP/1.0, no or several Hosts, bytes above 0x7e or a fragment in
+the target, chunk extensions, trailers that frame or route. One empty line before a request is skipped (RFC 9112 2.2).
 """
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ext.core.text cimport Span
 
 cdef enum:
     HEAD_MAX_BYTES = 61440        # 60 KiB, Envoy's max_request_headers_kb
     HEAD_MAX_HEADERS = 100        # Envoy's max_headers_count
-    CHUNK_LINE_MAX = 256          # RFC 9112 7.1.1 asks for a bound on extensions; ours are refused anyway
+    HEAD_MAX_OPTIONS = 32         # names in Connection: each is looked for in every field
+    CHUNK_SIZE_DIGITS = 16        # hex digits of a chunk size, leading zeros counted
+    TRAILER_MAX_BYTES = 8192      # of all trailers together
 
-cdef enum HeaderId:               # headers that the proxy acts upon; 0 for all others
+cdef enum HeaderId:               # fields that the proxy acts upon; 0 for all others
     H_OTHER = 0
     H_HOST
     H_CONNECTION
@@ -30,6 +36,7 @@ cdef enum HeaderId:               # headers that the proxy acts upon; 0 for all 
     H_X_FORWARDED_PROTO
     H_CONTENT_TYPE
     H_GRPC_STATUS
+    H_COUNT
 
 cdef enum Method:
     M_OTHER = 0
@@ -55,47 +62,85 @@ cdef struct Header:
     Span value          # without surrounding white space
     Span line           # whole field line with CRLF: to forward untouched
     uint8_t id          # HeaderId
-    uint8_t hop         # 1: hop-by-hop (named by Connection, or known to be): not forwarded
+    uint8_t hop         # 1: of this hop alone (named by Connection, or known to be), or framing: not forwarded as it is
 
-cdef struct Head:       # spans point into the caller's buffer
+# Spans point into the caller's buffer, except path and query of an absolute-form without a path (static memory).
+cdef struct Head:
     Header headers[100]
     uint32_t n_headers
-    uint32_t size               # bytes of the head, final CRLF CRLF included
+    uint32_t size               # bytes of the head, final CRLF CRLF and a skipped empty line included
     Span method
     Span target                 # request-target as received
-    Span path                   # without query; of absolute-form only the path
-    Span query                  # without '?'
-    Span authority              # Host's value, or that of absolute-form (which wins, RFC 9112 3.2.2)
+    Span path                   # without query; of absolute-form only the path; "*" for OPTIONS *; empty for CONNECT
+    Span query                  # without '?'; has_query tells `/a?` from `/a`
+    Span authority              # Host's value, or that of absolute-form (which wins, RFC 9112 3.2.2), or CONNECT's target
     Span reason
+    Span content_type           # value, n 0 if absent
+    uint16_t first[17]          # by HeaderId: 1 + index of the first field of that kind, 0: none
     uint16_t status
     uint8_t method_id
-    uint8_t version_minor       # HTTP/1.x; others are refused
+    uint8_t version_minor       # 0 or 1; others are refused
     uint8_t framing
     uint8_t keep_alive          # what the message says of its connection
-    uint8_t expect_continue
-    uint8_t upgrade             # Upgrade with Connection: upgrade
+    uint8_t expect_continue     # Expect: 100-continue, HTTP/1.1
+    uint8_t upgrade             # Upgrade with Connection: upgrade, HTTP/1.1. Never for `h2c`: that offer is dropped
+    uint8_t has_query
+    uint8_t has_length          # Content-Length was there (also where framing says no body: HEAD, 304)
+    uint8_t chunked             # likewise Transfer-Encoding: chunked
+    uint8_t te_trailers         # TE names `trailers`
     uint64_t content_length
 
 cdef enum:
     PARSE_MORE = 0
 
-# Both return bytes of the head (> 0), PARSE_MORE, or minus the status to answer with: -400, -408 never, -414 (request line
-# alone over the bound), -431, -501 (unknown transfer coding), -505. For responses every error is negative (-502).
-# `scanned` carries the search position between calls on a growing buffer, so that the work stays linear; start with 0.
+# Both return the size of the head (> 0), PARSE_MORE, or minus the status to answer with: 400, 414 (the request line alone is over
+# HEAD_MAX_BYTES), 431, 501 (unknown transfer coding), 505; for responses it is always -502. `scanned` carries the search position
+# between calls on a growing buffer, so that the work stays linear; start with 0. A smaller bound on the head is the caller's:
+# PARSE_MORE with that many bytes at hand is 431. A prefix of a message gives PARSE_MORE or the error that the whole would give.
 cdef int parse_request(const char* data, size_t size, size_t* scanned, Head* head) noexcept nogil
+# `request_method` is the Method the response answers. 1xx other than 101 has F_NONE: the final response is still to come.
 cdef int parse_response(const char* data, size_t size, size_t* scanned, uint8_t request_method, Head* head) noexcept nogil
+
+cdef inline Header* head_find(Head* head, uint8_t header_id) noexcept nogil:    # the first of that kind, or NULL
+    return &head.headers[head.first[header_id] - 1] if head.first[header_id] != 0 else NULL
+
+cdef inline Span head_value(const Head* head, uint8_t header_id) noexcept nogil:    # its value; n 0 if absent
+    cdef Span none
+    none.p = NULL
+    none.n = 0
+    return head.headers[head.first[header_id] - 1].value if head.first[header_id] != 0 else none
+
+cdef enum BodyState:
+    B_DATA = 0          # F_LENGTH, F_UNTIL_CLOSE, F_TUNNEL; payload of a chunk
+    B_SIZE              # hex digits
+    B_SIZE_LF
+    B_DATA_CR
+    B_DATA_LF
+    B_LINE              # start of a trailer line, or of the last empty one
+    B_NAME
+    B_VALUE
+    B_VALUE_LF
+    B_END_LF
+    B_DONE
+    B_BAD
 
 cdef struct Body:               # follows a body's framing in the bytes as they are relayed untouched
     uint8_t framing
-    uint8_t state
-    uint8_t n_line
-    uint8_t pad
+    uint8_t state               # BodyState
+    uint8_t digits              # of the present chunk size
+    uint8_t last                # the chunk of size 0 was seen
     uint32_t trailer_bytes
+    uint32_t name_hash          # of the present trailer's name
     uint64_t left               # of the length or of the present chunk
     uint64_t payload            # payload bytes seen
 
 cdef void body_start(Body* body, const Head* head) noexcept nogil
 
-# Takes bytes that belong to this message: returns how many (<= size), or -1 for a framing error. *done is set to 1 once the
-# message is complete; bytes beyond the returned count belong to the next message.
+# Takes bytes that belong to this message: returns how many (<= size), or -1 for a framing error (and from then on). *done is set
+# to 1 once the message is complete; bytes beyond the returned count belong to the next message. Call it once with size 0
+# after body_start: a message without a body is done at once. F_UNTIL_CLOSE and F_TUNNEL are never done.
 cdef int64_t body_feed(Body* body, const char* data, size_t size, uint8_t* done) noexcept nogil
+
+# The sender closed: 1 if that is a proper end of this body, 0 if it is cut short.
+cdef inline int body_closed(const Body* body) noexcept nogil:
+    return body.state == B_DONE or (body.state == B_DATA and (body.framing == F_UNTIL_CLOSE or body.framing == F_TUNNEL))
