@@ -1,4 +1,4 @@
-"""Blobs and transactions as bytes: the encoder of what the workers decode (twin: ext/route/decode.pyx).
+"""Blobs and transactions as bytes: the encoder of what the workers decode (twins: ext/route/decode.pyx, routes.pyx).
 
 All integers little-endian. `str` is u32 length + bytes, `list` is u32 count + items, `addr` is u8 family (4 or 6)
 + 4 or 16 bytes.
@@ -155,7 +155,7 @@ def decode_transaction(data: bytes | memoryview) -> tuple[int, tuple[Entry, ...]
     if magic != MAGIC:
         raise BlobError(f"not a transaction: magic {magic:#010x} instead of {MAGIC:#010x}")
     if (version, flags) != (VERSION, 0):
-        raise BlobError(f"transaction of version {version}, flags {flags:#x}: version {VERSION} without flags is known here")
+        raise BlobError(f"transaction of version {version}, flags {flags:#x}: expected {VERSION} and none")
     if crc32(view[HEADER.size :]) != crc:
         raise BlobError(f"transaction {txn_id}: checksum of the body differs: it was cut or changed on its way")
     entries = tuple(_iterate(view, count))

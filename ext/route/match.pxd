@@ -11,9 +11,6 @@ from ext.wire.edit cimport HeaderOp
 from ext.wire.http1 cimport Head
 from ext.route.shapes cimport Destination, Route, VirtualHost, Weighted
 
-cdef enum:
-    EDITS_MAX = 128         # edits of one direction of a route and a weighted cluster together: refused at prepare above
-
 # The virtual host for an authority (port, if any, not looked at; any case): exact, then the longest `*.suffix`, then
 # the longest `prefix.*`, then `*`; or NULL.
 cdef VirtualHost* host_find(const Destination* destination, Span authority) noexcept nogil

@@ -12,9 +12,14 @@ loop. To keep one longer, hold a reference: `slot_hold`, `destination_hold`, `cl
 as long as its Destination, an Endpoint as long as its Cluster). What was replaced is freed when its last holder lets go.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memchr
 from ext.core.text cimport Span
 from ext.core.arena cimport Arena
+from ext.core.hash cimport Node
 from ext.wire.edit cimport HeaderOp
+
+cdef enum:
+    EDITS_MAX = 128         # header edits of one direction, of a route and a weighted cluster together; more are refused
 
 cdef enum PortProtocol:
     PROTO_AUTO = 0
@@ -65,19 +70,17 @@ cdef struct Address:                    # 17 bytes; for IPv4 ip[4:] is zero. IPv
 # ---- interned names ----------------------------------------------------------------------------------------
 
 cdef struct Slot:                       # one (kind, key); see the head of this file
-    Slot* chain
-    uint32_t hash
+    Node node                           # by key
     uint32_t refs                       # holders, the present content counting as one
     void* current                       # Destination*, Cluster*, Workload*, Service* or Pod* by kind; NULL: not there
     void* user                          # the worker's own (who waits here); the tables never read it
     char* key                           # as in the blob's entry; NUL-terminated
-    uint16_t key_len
+    uint32_t key_len
     uint8_t kind
 
 cdef struct Scope:                      # `ns=<namespace>` of a pod, interned
-    Scope* chain
+    Node node
     uint32_t refs
-    uint32_t hash
     Span name
 
 cdef struct Place
@@ -91,8 +94,7 @@ cdef struct Claim:                      # somebody says that an address is their
     void* owner                         # Workload* or Service*
 
 cdef struct Place:                      # one address
-    Place* chain
-    uint32_t hash
+    Node node
     uint32_t refs                       # claims, and endpoints that point here
     Address address
     Claim* workloads
@@ -105,8 +107,8 @@ cdef struct WorkloadPort:
     uint32_t service                    # index, 0 unknown
 
 cdef struct Workload:
+    Node node                           # by index
     Arena arena
-    Workload* chain                     # by index
     uint32_t index
     uint8_t healthy
     uint32_t n_claims
@@ -122,8 +124,8 @@ cdef struct ServicePort:
     Span authority                      # `hostname:port`
 
 cdef struct Service:
+    Node node                           # by index
     Arena arena
-    Service* chain                      # by index
     uint32_t index
     Span hostname
     uint32_t n_claims
@@ -132,8 +134,8 @@ cdef struct Service:
     ServicePort* ports
 
 cdef struct Pod:
+    Node node                           # by handle
     Arena arena
-    Pod* chain                          # by handle
     uint32_t handle
     Slot* workload                      # of kind WORKLOAD; ask `pod_workload`
     Scope* scope
@@ -167,9 +169,10 @@ cdef struct Cluster:
     # the balancer's own (balance.pyx)
     uint32_t n_ready
     uint32_t turn
-    uint32_t* ready                     # indexes of healthy endpoints
+    uint32_t* ready                     # indexes of healthy endpoints, ascending
+    uint64_t ready_weight
     uint64_t* upto                      # running sum of weights, beside `ready`
-    uint32_t* heap                      # positions in `ready`, earliest deadline first
+    uint32_t* heap                      # positions in `ready`, earliest deadline first; only if uneven and in turn
     uint64_t* deadline                  # beside `ready`
 
 cdef struct Weighted:
@@ -188,9 +191,16 @@ cdef struct ValueMatch:
     Span value                          # lower case if ignore_case
     void* regex                         # ext/route/re2_shim.h
 
+cdef enum Special:
+    SPECIAL_NONE = 0            # a header like any other
+    SPECIAL_METHOD = 1
+    SPECIAL_AUTHORITY = 2       # also for `host`
+    SPECIAL_SCHEME = 3
+    SPECIAL_PATH = 4            # with its query
+
 cdef struct NamedMatch:
     Span name                           # headers: lower case
-    uint8_t special                     # 0 a header, 1 :method, 2 :authority, 3 :scheme, 4 :path
+    uint8_t special                     # Special
     ValueMatch match
 
 cdef struct Route:
@@ -225,9 +235,9 @@ cdef struct Regex:                      # what a destination's end has to free
 cdef struct Destination:                # one (scope, host:port)
     Arena arena
     uint32_t refs
+    # neither of the two: the control plane does not know it (NC)
     uint8_t has_http                    # a route table (perhaps an empty one: NR)
     uint8_t has_tcp                     # weighted clusters for opaque bytes
-                                        # neither of the two: the control plane does not know it (NC)
     uint32_t n_hosts
     VirtualHost* hosts
     uint32_t n_exact                    # by length and text
@@ -241,6 +251,17 @@ cdef struct Destination:                # one (scope, host:port)
     Weighted* tcp
     uint64_t total_tcp
     Regex* regexes
+
+# ---- small things both sides of the room need
+
+# `host:80` and `[::1]:80` without the port; a bare IPv6 address (two colons, no brackets) is left alone.
+cdef inline Span host_without_port(Span host) noexcept nogil:
+    cdef uint32_t i = host.n
+    while i > 0 and c'0' <= host.p[i - 1] <= c'9':
+        i -= 1
+    if i > 0 and host.p[i - 1] == c':' and (i == 1 or host.p[i - 2] == c']' or memchr(host.p, c':', i - 1) == NULL):
+        host.n = i - 1
+    return host
 
 # ---- questions that need no search -------------------------------------------------------------------------
 

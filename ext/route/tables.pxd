@@ -18,9 +18,7 @@ cdef enum:
     ERROR_BYTES = 512
 
 cdef struct Operation:
-    uint8_t kind
-    uint8_t op
-    Slot* slot                      # held; NULL for SETTINGS
+    Slot* slot                      # held
     void* content                   # decoded; NULL for a delete
 
 cdef struct Prepared:
@@ -62,6 +60,7 @@ cdef Service* service_by_address(Tables* t, const Address* address) noexcept nog
 cdef Workload* workload_by_address(Tables* t, const Address* address) noexcept nogil
 cdef Workload* workload_by_index(Tables* t, uint32_t index) noexcept nogil
 # The first service port that this workload serves on that target port; NULL: it declares none there.
+cdef Service* service_by_index(Tables* t, uint32_t index) noexcept nogil
 cdef WorkloadPort* workload_port(const Workload* workload, uint16_t target_port) noexcept nogil
 cdef Pod* pod_by_handle(Tables* t, uint32_t handle) noexcept nogil
 
@@ -73,6 +72,9 @@ cdef Destination* destination_find(Tables* t, const Pod* pod, const ServicePort*
 # NULL: out of memory.
 # The commit that answers fills slot.current; look at the slots waited for when `generation` has moved.
 cdef Slot* destination_wait(Tables* t, const Pod* pod, const ServicePort* port) noexcept nogil
+
+# Any slot by kind and key, or NULL: for the door, and for what is not on the path of a request.
+cdef Slot* slot_by_key(Tables* t, uint8_t kind, Span key) noexcept nogil
 
 cdef void slot_hold(Slot* slot) noexcept nogil
 cdef void slot_release(Tables* t, Slot* slot) noexcept nogil

@@ -1,0 +1,435 @@
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memchr, memcpy, memset
+from ext.core.arena cimport Arena, arena_copy, arena_free, arena_take, block_give, block_take
+from ext.core.blob cimport (
+    cursor_init, cursor_left, take_bytes, take_count, take_str, take_u8, take_u16, take_u32)
+from ext.core.hash cimport hash_pair, hash_u32
+from ext.core.protocol cimport KIND_CLUSTER, KIND_DESTINATION, KIND_POD, KIND_SERVICE, KIND_WORKLOAD
+from ext.wire.http1 cimport HEAD_MAX_BYTES
+from ext.route.balance cimport balance_build
+from ext.route.reader cimport REASON_BYTES, Reader, cut, no_memory, refuse, refuse_number, take
+from ext.route.routes cimport destination_free, read_destination
+from ext.route.shapes cimport (
+    BALANCE_RANDOM, BALANCE_ROUND_ROBIN, PROTO_TLS, Address, Claim, Cluster, Destination, Endpoint, Load, Pod, Service,
+    ServicePort, Workload, WorkloadPort)
+from ext.route.slots cimport place_drop, place_intern, scope_drop, scope_intern, slot_drop, slot_intern, split_key, text_hash
+
+cdef enum:
+    LEAST_ADDRESS = 5       # bytes; what a count is held against before anything is allocated
+
+
+# ---- settings ----------------------------------------------------------------------------------------------
+
+cdef enum:
+    SETTINGS_COUNT = 16
+    DAY_MS = 86_400_000
+    MEBIBYTE = 1_048_576
+
+cdef struct Range:
+    const char* name
+    uint32_t least
+    uint32_t most
+    uint32_t start              # default: that of agent/model/settings.py, which says why; a test compares
+
+
+cdef Range range_of(uint32_t i) noexcept nogil:
+    # in the order of the blob
+    cdef Range[SETTINGS_COUNT] ranges = [
+        Range(b"access_log", 0, 1, 1),
+        Range(b"detect_dial_ms", 1, 60_000, 50),
+        Range(b"detect_timeout_ms", 1, 60_000, 5_000),
+        Range(b"hold_timeout_ms", 1, 60_000, 5_000),
+        Range(b"hold_bytes", 1_024, MEBIBYTE, 65_536),
+        Range(b"hold_connections", 1, MEBIBYTE, 1_024),
+        Range(b"request_head_timeout_ms", 1, DAY_MS, 60_000),
+        Range(b"http_idle_timeout_ms", 1, DAY_MS, 3_600_000),
+        Range(b"stream_idle_timeout_ms", 1, DAY_MS, 3_600_000),
+        Range(b"tcp_idle_timeout_ms", 1, DAY_MS, 3_600_000),
+        Range(b"connect_timeout_ms", 1, DAY_MS, 10_000),
+        Range(b"head_bytes", 1_024, HEAD_MAX_BYTES, HEAD_MAX_BYTES),
+        Range(b"buffer_bytes", 4_096, 16 * MEBIBYTE, 65_536),
+        Range(b"connections_per_pod", 1, MEBIBYTE, 16_384),
+        Range(b"pool_idle_per_endpoint", 0, 65_536, 32),
+        Range(b"pool_idle_timeout_ms", 1, DAY_MS, 60_000),
+    ]
+    return ranges[i]
+
+
+cdef void settings_set(Settings* s, uint32_t i, uint32_t value) noexcept nogil:
+    if i == 0:
+        s.access_log = <uint8_t>value
+    else:
+        # the rest are u32, declared in the order of the blob
+        (&s.detect_dial_ms)[i - 1] = value
+
+
+cdef void settings_default(Settings* settings) noexcept nogil:
+    cdef uint32_t i
+    for i in range(SETTINGS_COUNT):
+        settings_set(settings, i, range_of(i).start)
+
+
+cdef int settings_decode(Span payload, Settings* settings, char* reason) noexcept nogil:
+    cdef Reader r
+    cdef Range allowed
+    cdef uint32_t i, n, value
+    r.reason = reason
+    reason[0] = 0
+    settings_default(settings)
+    cursor_init(&r.c, payload.p, payload.n)
+    n = take_count(&r.c, 4)
+    for i in range(n):
+        value = take_u32(&r.c)
+        if i >= SETTINGS_COUNT:
+            continue                # of a newer agent
+        allowed = range_of(i)
+        if value < allowed.least or value > allowed.most:
+            snprintf(reason, REASON_BYTES, b"%s %u: expected %u to %u", allowed.name, value, allowed.least, allowed.most)
+            return -1
+        settings_set(settings, i, value)
+    if r.c.bad or cursor_left(&r.c) != 0:
+        return cut(&r)
+    return 0
+
+
+# ---- who is where ------------------------------------------------------------------------------------------
+
+
+cdef int read_address(Reader* r, Address* out) noexcept nogil:
+    cdef const char* bytes
+    out.family = take_u8(&r.c)
+    if out.family == 4 or out.family == 6:
+        bytes = take_bytes(&r.c, 4 if out.family == 4 else 16)
+        if bytes == NULL:
+            return cut(r)
+        memcpy(out.ip, bytes, 4 if out.family == 4 else 16)
+        return 0
+    if r.c.bad:
+        return cut(r)
+    return refuse_number(r, b"address family", out.family)
+
+
+cdef int read_protocol(Reader* r, uint8_t* out) noexcept nogil:
+    out[0] = take_u8(&r.c)
+    return refuse_number(r, b"protocol of a port", out[0]) if out[0] > PROTO_TLS else 0
+
+
+cdef int read_claims(Reader* r, void* owner, uint32_t* n, Claim** out) noexcept nogil:
+    cdef uint32_t i, count = take_count(&r.c, LEAST_ADDRESS)
+    cdef Claim* claims = <Claim*>take(r, count, sizeof(Claim))
+    cdef Address address
+    if claims == NULL:
+        return -1
+    out[0] = claims
+    n[0] = count
+    for i in range(count):
+        memset(&address, 0, sizeof(Address))
+        if read_address(r, &address) < 0:
+            return -1
+        claims[i].owner = owner
+        claims[i].place = place_intern(r.names, &address)
+        if claims[i].place == NULL:
+            return no_memory(r)
+    return 0
+
+
+cdef int read_workload(Reader* r, Workload* w) noexcept nogil:
+    cdef uint32_t i
+    w.index = take_u32(&r.c)
+    w.node.hash = hash_u32(w.index)
+    w.healthy = take_u8(&r.c)
+    if read_claims(r, w, &w.n_claims, &w.claims) < 0:
+        return -1
+    w.n_ports = take_count(&r.c, 9)
+    w.ports = <WorkloadPort*>take(r, w.n_ports, sizeof(WorkloadPort))
+    if w.ports == NULL:
+        return -1
+    for i in range(w.n_ports):
+        w.ports[i].service = take_u32(&r.c)
+        w.ports[i].service_port = take_u16(&r.c)
+        w.ports[i].target_port = take_u16(&r.c)
+        if read_protocol(r, &w.ports[i].protocol) < 0:
+            return -1
+    if w.index == 0 and not r.c.bad:
+        return refuse(r, b"index 0 means unknown and cannot be a workload's")
+    return 0
+
+
+cdef int read_service(Reader* r, Service* s) noexcept nogil:
+    cdef uint32_t i
+    cdef Span name
+    cdef char* text
+    cdef int size
+    s.index = take_u32(&r.c)
+    s.node.hash = hash_u32(s.index)
+    name = take_str(&r.c)
+    if r.c.bad:
+        return cut(r)
+    if s.index == 0:
+        return refuse(r, b"index 0 means unknown and cannot be a service's")
+    if name.n == 0 or name.n > 255:
+        return refuse_number(r, b"length of the hostname", name.n)
+    s.hostname.p = arena_copy(r.arena, name.p, name.n)
+    s.hostname.n = name.n
+    if s.hostname.p == NULL:
+        return no_memory(r)
+    if read_claims(r, s, &s.n_claims, &s.claims) < 0:
+        return -1
+    s.n_ports = take_count(&r.c, 5)
+    s.ports = <ServicePort*>take(r, s.n_ports, sizeof(ServicePort))
+    if s.ports == NULL:
+        return -1
+    for i in range(s.n_ports):
+        s.ports[i].port = take_u16(&r.c)
+        s.ports[i].target_port = take_u16(&r.c)
+        if read_protocol(r, &s.ports[i].protocol) < 0:
+            return -1
+        text = <char*>arena_take(r.arena, name.n + 7)       # `:65535` and NUL
+        if text == NULL:
+            return no_memory(r)
+        size = snprintf(text, name.n + 7, b"%.*s:%u", <int>name.n, name.p, <unsigned int>s.ports[i].port)
+        s.ports[i].authority.p = text
+        s.ports[i].authority.n = <uint32_t>size
+        s.ports[i].hash = text_hash(s.ports[i].authority)
+    return 0
+
+
+cdef int read_pod(Reader* r, Pod* p) noexcept nogil:
+    cdef uint32_t i
+    cdef Span uid, scope
+    p.handle = take_u32(&r.c)
+    p.node.hash = hash_u32(p.handle)
+    uid = take_str(&r.c)
+    scope = take_str(&r.c)
+    if r.c.bad:
+        return cut(r)
+    if uid.n == 0 or uid.n > 0xffff or scope.n == 0 or scope.n > 0xffff or memchr(scope.p, c'|', scope.n) != NULL:
+        return refuse(r, b"workload uid and scope must be given, and a scope has no `|`")
+    p.workload = slot_intern(r.names, KIND_WORKLOAD, uid)
+    p.scope = scope_intern(r.names, scope)
+    if p.workload == NULL or p.scope == NULL:
+        return no_memory(r)
+    p.n_addresses = take_count(&r.c, LEAST_ADDRESS)
+    p.addresses = <Address*>take(r, p.n_addresses, sizeof(Address))
+    if p.addresses == NULL:
+        return -1
+    for i in range(p.n_addresses):
+        if read_address(r, &p.addresses[i]) < 0:
+            return -1
+    return 0
+
+
+# ---- clusters ----------------------------------------------------------------------------------------------
+
+
+cdef int share_loads(Reader* r, Cluster* fresh, const Cluster* old) noexcept nogil:
+    # An endpoint that was there before keeps its count of what is in flight. A scratch table of the old ones, so that
+    # a cluster of n costs n.
+    cdef uint64_t size = 1
+    cdef uint32_t i, at
+    cdef uint32_t* table
+    cdef Endpoint* e
+    cdef const Endpoint* o
+    while size < 2 * <uint64_t>old.n_endpoints:
+        size *= 2
+    table = <uint32_t*>block_take(size * sizeof(uint32_t))
+    if table == NULL:
+        return no_memory(r)
+    for i in range(old.n_endpoints):
+        o = &old.endpoints[i]
+        at = hash_pair(o.place.node.hash, o.port) & <uint32_t>(size - 1)
+        while table[at] != 0:
+            at = (at + 1) & <uint32_t>(size - 1)
+        table[at] = i + 1
+    for i in range(fresh.n_endpoints):
+        e = &fresh.endpoints[i]
+        at = hash_pair(e.place.node.hash, e.port) & <uint32_t>(size - 1)
+        while table[at] != 0:
+            o = &old.endpoints[table[at] - 1]
+            if o.place == e.place and o.port == e.port:
+                e.load = o.load
+                e.load.refs += 1
+                break
+            at = (at + 1) & <uint32_t>(size - 1)
+    block_give(table)
+    return 0
+
+
+cdef int read_cluster(Reader* r, Cluster* c, const Cluster* old) noexcept nogil:
+    cdef uint32_t i, n
+    cdef uint64_t total = 0
+    cdef Address address
+    cdef Endpoint* e
+    c.balancer = take_u8(&r.c)
+    c.connect_timeout_ms = take_u32(&r.c)
+    c.service = take_u32(&r.c)
+    n = take_count(&r.c, LEAST_ADDRESS + 7)
+    if r.c.bad:
+        return cut(r)
+    if c.balancer < BALANCE_ROUND_ROBIN or c.balancer > BALANCE_RANDOM:
+        return refuse_number(r, b"balancer", c.balancer)
+    if c.connect_timeout_ms == 0:
+        return refuse(r, b"connect timeout 0: every wait has an end")
+    c.endpoints = <Endpoint*>take(r, n, sizeof(Endpoint))
+    if c.endpoints == NULL:
+        return -1
+    c.n_endpoints = n
+    for i in range(c.n_endpoints):
+        e = &c.endpoints[i]
+        memset(&address, 0, sizeof(Address))
+        if read_address(r, &address) < 0:
+            return -1
+        e.port = take_u16(&r.c)
+        e.weight = take_u32(&r.c)
+        e.healthy = take_u8(&r.c)
+        if r.c.bad:
+            return cut(r)
+        if e.port == 0 or e.weight == 0 or e.healthy > 1:
+            return refuse_number(r, b"port 0, weight 0 or health other than 0 and 1 of endpoint", i)
+        total += e.weight
+        e.place = place_intern(r.names, &address)
+        if e.place == NULL:
+            return no_memory(r)
+    if total >> 32 != 0:
+        return refuse_number(r, b"weights of the endpoints add up to more than 32 bits", total)
+    if old != NULL and old.n_endpoints > 0 and share_loads(r, c, old) < 0:
+        return -1
+    for i in range(c.n_endpoints):
+        e = &c.endpoints[i]
+        if e.load == NULL:
+            e.load = <Load*>block_take(sizeof(Load))
+            if e.load == NULL:
+                return no_memory(r)
+            e.load.refs = 1
+    if balance_build(c) < 0:
+        return no_memory(r)
+    return 0
+
+
+# ---- contents ----------------------------------------------------------------------------------------------
+
+
+cdef size_t content_size(uint8_t kind) noexcept nogil:
+    if kind == KIND_WORKLOAD:
+        return sizeof(Workload)
+    if kind == KIND_SERVICE:
+        return sizeof(Service)
+    if kind == KIND_DESTINATION:
+        return sizeof(Destination)
+    if kind == KIND_CLUSTER:
+        return sizeof(Cluster)
+    return sizeof(Pod)
+
+
+cdef Arena* content_arena(uint8_t kind, void* content) noexcept nogil:
+    if kind == KIND_WORKLOAD:
+        return &(<Workload*>content).arena
+    if kind == KIND_SERVICE:
+        return &(<Service*>content).arena
+    if kind == KIND_DESTINATION:
+        return &(<Destination*>content).arena
+    if kind == KIND_CLUSTER:
+        return &(<Cluster*>content).arena
+    return &(<Pod*>content).arena
+
+
+cdef void* content_decode(Names* names, const Slot* slot, Span payload, char* reason) noexcept nogil:
+    cdef Reader r
+    cdef Arena arena
+    cdef Span key
+    cdef void* content
+    cdef int64_t bar
+    cdef int done
+    reason[0] = 0
+    memset(&arena, 0, sizeof(Arena))
+    r.names = names
+    r.reason = reason
+    r.destination = NULL
+    key.p = slot.key
+    key.n = slot.key_len
+    r.scope = key
+    cursor_init(&r.c, payload.p, payload.n)
+    if slot.kind == KIND_DESTINATION or slot.kind == KIND_CLUSTER:
+        bar = split_key(key)
+        if bar <= 0 or bar + 1 >= key.n:
+            refuse(&r, b"key is not `scope|name`")
+            return NULL
+        r.scope.n = <uint32_t>bar
+    content = arena_take(&arena, content_size(slot.kind))
+    if content == NULL:
+        no_memory(&r)
+        return NULL
+    # the arena moves into what it holds: from here on it is taken from there
+    r.arena = content_arena(slot.kind, content)
+    r.arena[0] = arena
+    if slot.kind == KIND_WORKLOAD:
+        done = read_workload(&r, <Workload*>content)
+    elif slot.kind == KIND_SERVICE:
+        done = read_service(&r, <Service*>content)
+    elif slot.kind == KIND_POD:
+        done = read_pod(&r, <Pod*>content)
+    elif slot.kind == KIND_DESTINATION:
+        r.destination = <Destination*>content
+        r.destination.refs = 1
+        done = read_destination(&r, r.destination)
+    else:
+        (<Cluster*>content).refs = 1
+        (<Cluster*>content).scope = r.scope
+        (<Cluster*>content).name.p = arena_copy(r.arena, slot.key + r.scope.n + 1, key.n - r.scope.n - 1)
+        (<Cluster*>content).name.n = key.n - r.scope.n - 1
+        done = no_memory(&r) if (<Cluster*>content).name.p == NULL else 0
+        if done == 0:
+            done = read_cluster(&r, <Cluster*>content, <const Cluster*>slot.current)
+    if done == 0 and r.c.bad:
+        done = cut(&r)
+    if done == 0 and cursor_left(&r.c) != 0:
+        done = refuse_number(&r, b"bytes too many at the end of the payload", cursor_left(&r.c))
+    if done == 0:
+        return content
+    content_drop(names, slot.kind, content)
+    return NULL
+
+
+cdef void claims_drop(Names* names, uint32_t n, Claim* claims) noexcept nogil:
+    cdef uint32_t i
+    for i in range(n):
+        if claims[i].place != NULL:
+            place_drop(names, claims[i].place)
+
+
+cdef void cluster_free(Names* names, Cluster* c) noexcept nogil:
+    cdef uint32_t i
+    cdef Load* load
+    for i in range(c.n_endpoints):
+        if c.endpoints[i].place != NULL:
+            place_drop(names, c.endpoints[i].place)
+        load = c.endpoints[i].load
+        if load != NULL:
+            load.refs -= 1
+            if load.refs == 0:
+                block_give(load)
+    arena_free(&c.arena)
+
+
+cdef void content_drop(Names* names, uint8_t kind, void* content) noexcept nogil:
+    if kind == KIND_DESTINATION:
+        (<Destination*>content).refs -= 1
+        if (<Destination*>content).refs == 0:
+            destination_free(names, <Destination*>content)
+    elif kind == KIND_CLUSTER:
+        (<Cluster*>content).refs -= 1
+        if (<Cluster*>content).refs == 0:
+            cluster_free(names, <Cluster*>content)
+    elif kind == KIND_WORKLOAD:
+        claims_drop(names, (<Workload*>content).n_claims, (<Workload*>content).claims)
+        arena_free(&(<Workload*>content).arena)
+    elif kind == KIND_SERVICE:
+        claims_drop(names, (<Service*>content).n_claims, (<Service*>content).claims)
+        arena_free(&(<Service*>content).arena)
+    else:
+        if (<Pod*>content).workload != NULL:
+            slot_drop(names, (<Pod*>content).workload)
+        if (<Pod*>content).scope != NULL:
+            scope_drop(names, (<Pod*>content).scope)
+        arena_free(&(<Pod*>content).arena)

@@ -1,0 +1,383 @@
+"""Python's door to the tables, for tests and for asking what a worker would answer; workers never load it.
+
+`Tables` holds one set of tables. Everything that is lent out is copied into Python values, except a `Held` cluster, which keeps
+a reference as a connection would.
+"""
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from ext.core.arena cimport block_give, block_take, blocks_fail_at, blocks_live
+from ext.core.text cimport Span
+from ext.wire.edit cimport EDIT_REMOVE, HeaderOp
+from ext.wire.http1 cimport Head
+from ext.route cimport balance, match, shapes, tables
+
+import ipaddress
+
+OPS = {1: "remove", 2: "set", 3: "add"}
+MISS = "miss"           # nobody asked the control plane yet
+UNKNOWN = "unknown"     # the control plane does not know it: NC
+
+
+class Refused(ValueError):
+    """A transaction that was not applied; the text names kind, key and reason."""
+
+
+def live_blocks() -> int:
+    """Blocks of memory (and compiled expressions) that this process holds for tables."""
+    return blocks_live()
+
+
+def fail_block(n: int) -> None:
+    """The n-th block from now cannot be had, once; 0 ends that."""
+    blocks_fail_at(n)
+
+
+cdef Span span(bytes text):
+    cdef Span out
+    out.p = PyBytes_AS_STRING(text)
+    out.n = <uint32_t>PyBytes_GET_SIZE(text)
+    return out
+
+
+cdef str text_of(Span text):
+    return text.p[:text.n].decode("utf-8", "replace")
+
+
+cdef shapes.Address address_of(object ip):
+    cdef shapes.Address out
+    cdef bytes packed = ipaddress.ip_address(ip).packed
+    if len(packed) == 4:
+        tables.address_from_v4(&out, PyBytes_AS_STRING(packed))
+    else:
+        tables.address_from_v6(&out, PyBytes_AS_STRING(packed))
+    return out
+
+
+cdef str ip_of(const shapes.Address* address):
+    return str(ipaddress.ip_address(<bytes>(<const char*>address.ip)[:4 if address.family == 4 else 16]))
+
+
+cdef list edits_of(HeaderOp* ops, uint32_t n):
+    out = []
+    for i in range(n):
+        name = text_of(ops[i].name)
+        out.append((OPS[ops[i].op], name) if ops[i].op == EDIT_REMOVE else (OPS[ops[i].op], name, text_of(ops[i].value)))
+    return out
+
+
+cdef class Request:
+    """A request head as the parser would give it: `headers` are pairs, `target` may have a query."""
+    cdef Head* head
+    cdef list keep
+
+    def __cinit__(self, target="/", authority="", method="GET", headers=()):
+        cdef uint32_t i = 0
+        cdef bytes raw
+        self.head = <Head*>block_take(sizeof(Head))
+        if self.head == NULL or len(headers) > 100:
+            raise MemoryError
+        raw = target.encode()
+        self.keep = [raw]
+        self.head.target = span(raw)
+        cdef Py_ssize_t mark = raw.find(b"?")
+        self.head.path = self.head.target
+        if mark >= 0:
+            self.head.path.n = <uint32_t>mark
+            self.head.query.p = self.head.target.p + mark + 1
+            self.head.query.n = <uint32_t>(len(raw) - mark - 1)
+        self.head.authority = span(self.own(authority))
+        self.head.method = span(self.own(method))
+        for name, value in headers:
+            self.head.headers[i].name = span(self.own(name))
+            self.head.headers[i].value = span(self.own(value))
+            i += 1
+        self.head.n_headers = i
+
+    cdef bytes own(self, text):
+        raw = text.encode()
+        self.keep.append(raw)
+        return raw
+
+    def __dealloc__(self):
+        block_give(self.head)
+
+
+cdef class Held:
+    """A reference to the version of a cluster that was in force when it was taken."""
+    cdef Tables owner
+    cdef shapes.Cluster* cluster
+
+    @property
+    def endpoints(self):
+        return [Tables.endpoint(&self.cluster.endpoints[i]) for i in range(self.cluster.n_endpoints)]
+
+    @property
+    def active(self):
+        return [self.cluster.endpoints[i].load.active for i in range(self.cluster.n_endpoints)]
+
+    def begin(self, int i):
+        if not 0 <= i < <int>self.cluster.n_endpoints:
+            raise IndexError(i)
+        balance.endpoint_begin(&self.cluster.endpoints[i])
+
+    def end(self, int i):
+        if not 0 <= i < <int>self.cluster.n_endpoints:
+            raise IndexError(i)
+        balance.endpoint_end(&self.cluster.endpoints[i])
+
+    def release(self):
+        if self.cluster != NULL:
+            tables.cluster_release(self.owner.t, self.cluster)
+            self.cluster = NULL
+
+    def __dealloc__(self):
+        if self.cluster != NULL:
+            tables.cluster_release(self.owner.t, self.cluster)
+
+
+cdef class Waiting:
+    """A slot that somebody waits in."""
+    cdef Tables owner
+    cdef shapes.Slot* slot
+
+    @property
+    def key(self):
+        return self.slot.key[:self.slot.key_len].decode()
+
+    @property
+    def state(self):
+        return Tables.state(shapes.slot_destination(self.slot))
+
+    def release(self):
+        if self.slot != NULL:
+            tables.slot_release(self.owner.t, self.slot)
+            self.slot = NULL
+
+    def __dealloc__(self):
+        if self.slot != NULL:
+            tables.slot_release(self.owner.t, self.slot)
+
+
+cdef class Tables:
+    cdef tables.Tables* t
+    cdef tables.Prepared* prepared
+
+    def __cinit__(self, uint64_t seed=1):
+        self.t = tables.tables_new(seed)
+        if self.t == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.prepared != NULL:
+            tables.tables_abandon(self.t, self.prepared)
+        if self.t != NULL:
+            tables.tables_free(self.t)
+
+    def prepare(self, bytes data not None):
+        """First half of `load`: raises Refused, and nothing has changed."""
+        cdef char[512] error
+        if self.prepared != NULL:
+            raise RuntimeError("another transaction is prepared")
+        self.prepared = tables.tables_prepare(self.t, PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data), error)
+        if self.prepared == NULL:
+            raise Refused((<bytes>error).decode("utf-8", "replace"))
+
+    def apply(self):
+        """Second half; returns the transaction's id."""
+        if self.prepared == NULL:
+            raise RuntimeError("nothing is prepared")
+        tables.tables_apply(self.t, self.prepared)
+        self.prepared = NULL
+        return self.t.last
+
+    def abandon(self):
+        if self.prepared != NULL:
+            tables.tables_abandon(self.t, self.prepared)
+            self.prepared = NULL
+
+    def load(self, data):
+        self.prepare(data)
+        return self.apply()
+
+    @property
+    def generation(self):
+        return self.t.generation
+
+    @property
+    def settings(self):
+        return dict(self.t.settings, pad=None)
+
+    @property
+    def counts(self):
+        n = &self.t.names
+        return {"slots": n.slots.count, "places": n.places.count, "scopes": n.scopes.count,
+                "workloads": n.workloads.count, "services": n.services.count, "pods": n.pods.count}
+
+    def random(self):
+        return tables.tables_random(self.t)
+
+    # ---- who is where
+
+    def service_at(self, ip, uint16_t port):
+        """(index, authority, protocol) or None."""
+        cdef shapes.ServicePort* found = NULL
+        cdef shapes.Address address = address_of(ip)
+        cdef shapes.Service* service = tables.service_at(self.t, &address, port, &found)
+        if service == NULL:
+            return None
+        return service.index, text_of(found.authority), found.protocol
+
+    def service_by_address(self, ip):
+        cdef shapes.Address address = address_of(ip)
+        cdef shapes.Service* service = tables.service_by_address(self.t, &address)
+        return service.index if service != NULL else 0
+
+    def service_by_index(self, uint32_t index):
+        cdef shapes.Service* service = tables.service_by_index(self.t, index)
+        if service == NULL:
+            return None
+        ports = [(service.ports[i].port, service.ports[i].target_port, service.ports[i].protocol)
+                 for i in range(service.n_ports)]
+        addresses = [ip_of(&service.claims[i].place.address) for i in range(service.n_claims)]
+        return text_of(service.hostname), addresses, ports
+
+    def workload_by_address(self, ip):
+        cdef shapes.Address address = address_of(ip)
+        cdef shapes.Workload* workload = tables.workload_by_address(self.t, &address)
+        return workload.index if workload != NULL else 0
+
+    def workload_by_index(self, uint32_t index):
+        cdef shapes.Workload* workload = tables.workload_by_index(self.t, index)
+        if workload == NULL:
+            return None
+        ports = [(workload.ports[i].service, workload.ports[i].service_port, workload.ports[i].target_port,
+                  workload.ports[i].protocol) for i in range(workload.n_ports)]
+        addresses = [ip_of(&workload.claims[i].place.address) for i in range(workload.n_claims)]
+        return bool(workload.healthy), addresses, ports
+
+    def workload_port(self, uint32_t index, uint16_t target_port):
+        cdef shapes.Workload* workload = tables.workload_by_index(self.t, index)
+        cdef shapes.WorkloadPort* port
+        if workload == NULL:
+            return None
+        port = tables.workload_port(workload, target_port)
+        return (port.service, port.service_port, port.protocol) if port != NULL else None
+
+    def pod(self, uint32_t handle):
+        """(workload index, scope, addresses) or None."""
+        cdef shapes.Pod* pod = tables.pod_by_handle(self.t, handle)
+        if pod == NULL:
+            return None
+        addresses = [ip_of(&pod.addresses[i]) for i in range(pod.n_addresses)]
+        return shapes.pod_workload(pod), text_of(pod.scope.name), addresses
+
+    # ---- what to do
+
+    cdef shapes.Destination* destination_from(self, uint32_t handle, ip, uint16_t port) except? NULL:
+        cdef shapes.ServicePort* found = NULL
+        cdef shapes.Address address = address_of(ip)
+        cdef shapes.Pod* pod = tables.pod_by_handle(self.t, handle)
+        if pod == NULL or tables.service_at(self.t, &address, port, &found) == NULL:
+            raise LookupError(f"no pod {handle} or no service at {ip}:{port}")
+        return tables.destination_find(self.t, pod, found)
+
+    @staticmethod
+    cdef state(shapes.Destination* d):
+        if d == NULL:
+            return MISS
+        kinds = (["http"] if d.has_http else []) + (["tcp"] if d.has_tcp else [])
+        return "+".join(kinds) or UNKNOWN
+
+    def destination(self, uint32_t handle, ip, uint16_t port):
+        """`miss`, `unknown`, `http`, `tcp` or `http+tcp`."""
+        return Tables.state(self.destination_from(handle, ip, port))
+
+    def wait(self, uint32_t handle, ip, uint16_t port):
+        cdef shapes.ServicePort* found = NULL
+        cdef shapes.Address address = address_of(ip)
+        cdef shapes.Pod* pod = tables.pod_by_handle(self.t, handle)
+        cdef Waiting waiting = Waiting()
+        if pod == NULL or tables.service_at(self.t, &address, port, &found) == NULL:
+            raise LookupError(f"no pod {handle} or no service at {ip}:{port}")
+        waiting.owner = self
+        waiting.slot = tables.destination_wait(self.t, pod, found)
+        if waiting.slot == NULL:
+            raise MemoryError
+        return waiting
+
+    def route(self, uint32_t handle, ip, uint16_t port, Request request not None, uint32_t random=0):
+        """What a request gets: dict of route, cluster, weight, timeout and edits; `NR` or `NC` where it ends before that."""
+        cdef HeaderOp[128] ops
+        cdef shapes.Destination* d = self.destination_from(handle, ip, port)
+        cdef shapes.Route* route
+        cdef shapes.Weighted* weighted
+        if d == NULL or not d.has_http:
+            return "NC"
+        route = match.route_find(d, request.head)
+        if route == NULL:
+            return "NR"
+        weighted = match.route_pick(route, random)
+        n = match.request_edits(route, weighted, ops)
+        requests = edits_of(ops, n)
+        n = match.response_edits(route, weighted, ops)
+        cluster = shapes.weighted_cluster(weighted)
+        return {"route": text_of(route.name), "cluster": weighted.slot.key[:weighted.slot.key_len].decode(),
+                "there": cluster != NULL, "timeout_ms": route.timeout_ms, "request": requests, "response": edits_of(ops, n)}
+
+    def virtual_host(self, uint32_t handle, ip, uint16_t port, authority):
+        cdef bytes raw = authority.encode()
+        cdef shapes.Destination* d = self.destination_from(handle, ip, port)
+        cdef shapes.VirtualHost* host
+        if d == NULL:
+            raise LookupError(f"no destination for {ip}:{port}")
+        host = match.host_find(d, span(raw))
+        return text_of(host.name) if host != NULL else None
+
+    def tcp(self, uint32_t handle, ip, uint16_t port, uint32_t random=0):
+        cdef shapes.Destination* d = self.destination_from(handle, ip, port)
+        cdef shapes.Weighted* weighted = match.tcp_pick(d, random) if d != NULL else NULL
+        return weighted.slot.key[:weighted.slot.key_len].decode() if weighted != NULL else None
+
+    # ---- balancing
+
+    cdef shapes.Cluster* cluster_from(self, str key) except NULL:
+        cdef bytes raw = key.encode()
+        cdef shapes.Slot* slot = tables.slot_by_key(self.t, 5, span(raw))
+        if slot == NULL or slot.current == NULL:
+            raise LookupError(key)
+        return <shapes.Cluster*>slot.current
+
+    @staticmethod
+    cdef endpoint(shapes.Endpoint* e):
+        return ip_of(&e.place.address), e.port
+
+    def cluster(self, str key):
+        """(service index, connect timeout ms, balancer, [(ip, port, weight, healthy, workload index)])."""
+        cdef shapes.Cluster* c = self.cluster_from(key)
+        endpoints = [(*Tables.endpoint(&c.endpoints[i]), c.endpoints[i].weight, bool(c.endpoints[i].healthy),
+                      shapes.endpoint_workload(&c.endpoints[i])) for i in range(c.n_endpoints)]
+        return c.service, c.connect_timeout_ms, c.balancer, endpoints
+
+    def hold(self, str key):
+        cdef Held held = Held()
+        held.cluster = self.cluster_from(key)
+        held.owner = self
+        tables.cluster_hold(held.cluster)
+        return held
+
+    def picks(self, str key, int n, exclude=None, Held version=None):
+        """n endpoints, one after the other, with this table's randomness; nothing is begun. `exclude` indexes the version's
+        (else the present cluster's) endpoints."""
+        cdef shapes.Cluster* c = self.cluster_from(key)
+        cdef shapes.Cluster* of = version.cluster if version is not None else c
+        cdef shapes.Endpoint* e
+        cdef shapes.Endpoint* out = NULL
+        if exclude is not None:
+            if not 0 <= exclude < of.n_endpoints:
+                raise IndexError(exclude)
+            out = &of.endpoints[<uint32_t>exclude]
+        found = []
+        for _ in range(n):
+            e = balance.balance_pick(c, tables.tables_random(self.t), out)
+            found.append(Tables.endpoint(e) if e != NULL else None)
+        return found
