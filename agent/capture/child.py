@@ -34,8 +34,8 @@ def main() -> int:
 def run(order: dict[str, Any]) -> Any:
     """Enter the namespace and do what is ordered.
 
-    `apply` verifies what it wrote and is all or nothing: when a table fails, the redirects of both families go, for a pod
-    with one family captured would be half captured.
+    `apply` verifies what it wrote and is all or nothing: when a table fails, the redirects of both families go,
+    for a pod with one family captured would be half captured.
     """
     enter(order["netns"])
     from agent.capture import tables

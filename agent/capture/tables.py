@@ -326,8 +326,8 @@ def iptc() -> Any:
     try:
         import iptc as library
     except Exception as error:
-        raise TableError(f"python-iptables does not load: {error}; install the iptables package (libxtables12, libip4tc2, "
-                         "libip6tc2 and the extensions in xtables/)") from error
+        raise TableError(f"python-iptables does not load: {error}; install the iptables package (libxtables12, "
+                         "libip4tc2, libip6tc2 and the extensions in xtables/)") from error
     finally:
         vars(ctypes)["util"] = known
         for name, module in saved.items():

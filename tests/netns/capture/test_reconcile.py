@@ -1,0 +1,166 @@
+"""Plan to kernel and back, read with iptables-save and ip."""
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from ipaddress import ip_network
+
+import pytest
+
+from agent import netlink
+from agent.capture.plan import chain_prefix, plan
+from agent.capture.reconcile import CaptureError, Reconciler
+from agent.capture.rules import Table
+from agent.model.pod import CaptureSettings, Network
+from tests.netns.capture.conftest import INSTANCE, planned, state, tables
+from tests.support.netns import Namespaces, Netns
+
+pytestmark = pytest.mark.netns
+P = chain_prefix(INSTANCE)
+
+
+@pytest.fixture
+def pod(namespaces: Namespaces) -> Netns:
+    return namespaces.make("pod")
+
+
+async def test_what_iptables_prints_is_what_was_planned(pod: Netns, reconciler: Reconciler) -> None:
+    wanted = planned(CaptureSettings((22, 3306), (9090,), networks("10.0.0.0/8", "fd00::/8"), networks("10.96.0.0/12")))
+    await reconciler.apply(pod.path, wanted)
+    for family in (4, 6):
+        printed = pod.iptables_save(family).splitlines()
+        for table in (table for table in wanted.tables if table.family == family):
+            assert rules_of(table) == [line for chain in table.chains for line in printed
+                                       if line.startswith(f"-A {chain.name} ") and line in section(printed, table.name)]
+            for chain in table.chains:
+                assert f"-A {chain.hook} -j {chain.name}" in section(printed, table.name)
+
+
+async def test_twice_is_a_no_op(pod: Netns, reconciler: Reconciler) -> None:
+    first = await reconciler.apply(pod.path, planned())
+    then = state(pod)
+    assert len(first.changed) == 10  # six tables, two rules, two routes
+    again = await reconciler.apply(pod.path, planned())
+    assert again.changed == () and state(pod) == then and await reconciler.verify(pod.path, planned()) == ()
+
+
+@pytest.mark.parametrize("edit", [
+    f"iptables-legacy -t nat -F {P}OUTPUT",
+    f"iptables-legacy -t nat -D {P}PREROUTING 2",
+    f"iptables-legacy -t nat -I {P}OUTPUT -j RETURN",
+    f"iptables-legacy -t nat -A {P}OUTPUT -p tcp -j RETURN",
+    f"ip6tables-legacy -t nat -R {P}OUTPUT 4 -p tcp -j REDIRECT --to-ports 1",
+    f"iptables-legacy -t nat -D OUTPUT -j {P}OUTPUT",
+    f"iptables-legacy -t nat -D OUTPUT -j {P}OUTPUT && iptables-legacy -t nat -A OUTPUT -p udp -j {P}OUTPUT",
+    f"iptables-legacy -t nat -A OUTPUT -j {P}OUTPUT",
+    f"iptables-legacy -t nat -N OTHER && iptables-legacy -t nat -A OTHER -j {P}OUTPUT",
+    f"iptables-legacy -t nat -N {P}STRAY",
+    f"iptables-legacy -t mangle -D {P}OUTPUT 1",
+    f"ip6tables-legacy -t mangle -F PREROUTING && ip6tables-legacy -t mangle -F {P}PREROUTING && "
+    f"ip6tables-legacy -t mangle -X {P}PREROUTING",
+    "iptables-legacy -F INPUT",
+    "ip rule del priority 32764", "ip -6 rule del priority 32764",
+    "ip route flush table 100", "ip -6 route flush table 100",
+])
+async def test_a_foreign_edit_is_seen_and_repaired(pod: Netns, reconciler: Reconciler, edit: str) -> None:
+    await reconciler.apply(pod.path, planned())
+    then = state(pod)
+    pod.run("sh", "-ec", edit)
+    assert state(pod) != then
+    wrong = await reconciler.verify(pod.path, planned())
+    assert len(wrong) in (1, 2), wrong
+    assert (await reconciler.apply(pod.path, planned())).changed
+    assert [text.replace(":OTHER -\n", "") for text in state(pod)] == then
+    assert await reconciler.verify(pod.path, planned()) == ()
+
+
+async def test_removal_leaves_other_peoples_rules_as_they_were(pod: Netns, reconciler: Reconciler) -> None:
+    for command in ("iptables-legacy", "ip6tables-legacy"):
+        for rule in ("-t nat -A OUTPUT -p udp -j ACCEPT", "-t nat -N OTHER", "-t nat -A OTHER -p tcp -j RETURN",
+                     "-t mangle -A PREROUTING -p udp -j MARK --set-mark 7", "-A INPUT -p tcp --dport 99 -j DROP"):
+            pod.run(command, *rule.split())
+    pod.run("ip", "rule", "add", "fwmark", "7", "priority", "100", "lookup", "7")
+    before = state(pod)
+    await reconciler.apply(pod.path, planned())
+    assert state(pod) != before
+    await reconciler.remove(pod.path)
+    assert state(pod) == before
+    assert (await reconciler.remove(pod.path)).changed == ()
+
+
+async def test_removal_where_capture_never_was_touches_nothing(pod: Netns, reconciler: Reconciler) -> None:
+    assert (await reconciler.remove(pod.path)).changed == ()
+    assert await reconciler.chains(pod.path) == {}
+    assert len(await reconciler.verify(pod.path, planned())) == 10
+    assert pod.run("cat", "/proc/net/ip_tables_names", "/proc/net/ip6_tables_names").stdout == ""
+
+
+async def test_release_removes_the_redirects_alone(pod: Netns, reconciler: Reconciler) -> None:
+    await reconciler.apply(pod.path, planned())
+    await reconciler.release(pod.path)
+    for family in (4, 6):
+        printed = pod.iptables_save(family).splitlines()
+        assert not [line for line in section(printed, "nat") if "NARROWS" in line]
+        assert [line for line in section(printed, "mangle") if "NARROWS" in line]
+    assert len(pod.ip_json("rule")) == 4
+    assert (await reconciler.apply(pod.path, planned())).changed == ("IPv4 nat", "IPv6 nat")
+
+
+async def test_two_instances_do_not_touch_each_other(pod: Netns, reconciler: Reconciler) -> None:
+    other = Reconciler("other")
+    await reconciler.apply(pod.path, planned())
+    alone = state(pod)
+    await other.apply(pod.path, plan(CaptureSettings(exclude_outbound_ports=(1,)), (4, 6), "other"))
+    assert await reconciler.verify(pod.path, planned()) == ()
+    await other.remove(pod.path)
+    assert state(pod) == alone
+
+
+async def test_a_namespace_without_ipv6_gets_ipv4_alone(pod: Netns, reconciler: Reconciler) -> None:
+    pod.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/lo/disable_ipv6")
+    families = netlink.families(pod.path)
+    assert families == (4,)
+    await reconciler.apply(pod.path, plan(CaptureSettings(), families, INSTANCE))
+    assert "REDIRECT" in pod.iptables_save(4) and pod.iptables_save(6) == ""
+    await reconciler.remove(pod.path)
+    assert tables(state(pod))[0] == ""
+
+
+async def test_many_pods_at_once_and_one_pod_many_times(namespaces: Namespaces, reconciler: Reconciler) -> None:
+    pods = [namespaces.make(f"pod{number}") for number in range(8)]
+    outcomes = await asyncio.gather(*(reconciler.apply(pod.path, planned()) for pod in pods for _ in range(2)))
+    assert sorted(len(outcome.changed) for outcome in outcomes) == [0] * 8 + [10] * 8
+    assert len({pod.iptables_save(4) for pod in pods}) == 1
+
+
+async def test_a_pod_that_is_gone_or_not_a_namespace_is_named(reconciler: Reconciler) -> None:
+    with pytest.raises(CaptureError, match=r"cannot open namespace /run/netns/gone: .*; its pod is probably gone"):
+        await reconciler.apply("/run/netns/gone", planned())
+    with pytest.raises(CaptureError, match="/etc/hostname is not a network namespace"):
+        await reconciler.remove("/etc/hostname")
+
+
+async def test_a_child_that_takes_too_long_is_ended_and_reported(pod: Netns) -> None:
+    with pytest.raises(CaptureError, match=f"namespace {pod.path}: apply of the rules took longer than 0.001 s"):
+        await Reconciler(INSTANCE, deadline=0.001).apply(pod.path, planned())
+
+
+async def test_when_one_family_fails_the_other_is_not_captured(pod: Netns, reconciler: Reconciler) -> None:
+    good = planned()
+    broken = good.redirects[1]._replace(name="nosuch")
+    with pytest.raises(CaptureError, match=r"IPv6 nosuch table: .*; the pod is not captured"):
+        await reconciler.apply(pod.path, dataclasses.replace(good, redirects=(good.redirects[0], broken)))
+    assert "REDIRECT" not in pod.iptables_save(4)
+
+
+def networks(*texts: str) -> tuple[Network, ...]:
+    return tuple(ip_network(text) for text in texts)
+
+
+def rules_of(table: Table) -> list[str]:
+    return [rule.text(chain.name) for chain in table.chains for rule in chain.rules]
+
+
+def section(printed: list[str], table: str) -> list[str]:
+    start = printed.index(f"*{table}")
+    return printed[start:printed.index("COMMIT", start)]

@@ -1,0 +1,174 @@
+"""Where connections of captured pods go, in both families."""
+from __future__ import annotations
+
+import errno
+import socket
+from ipaddress import ip_network
+
+import pytest
+
+from agent import netlink
+from agent.capture.plan import PROBE_SOURCES
+from agent.capture.reconcile import Reconciler
+from agent.model.pod import CaptureSettings
+from tests.netns.capture.conftest import VIRTUAL, World, dial, echo, planned, reported, talk
+
+pytestmark = pytest.mark.netns
+FAMILIES = pytest.mark.parametrize("family", [4, 6])
+
+
+@FAMILIES
+async def test_an_outbound_connection_meets_the_proxy_and_its_destination_sees_the_pod(
+        world: World, reconciler: Reconciler, family: int) -> None:
+    await reconciler.apply(world.a.netns.path, planned())
+    source, destination = world.a.address(family), world.b.address(family)
+    with world.a.dial(destination, 8080) as connection:
+        assert talk(connection) == source
+        assert connection.getpeername()[:2] == (destination, 8080)
+    reported(world.a, "outbound", source, f"{destination} 8080")
+    assert world.b.seen == []
+
+
+@FAMILIES
+async def test_an_inbound_connection_meets_the_proxy_and_the_application_sees_the_client(
+        world: World, reconciler: Reconciler, family: int) -> None:
+    await reconciler.apply(world.b.netns.path, planned())
+    source, destination = world.a.address(family), world.b.address(family)
+    with world.a.dial(destination, 8080) as connection:
+        assert talk(connection) == source
+    reported(world.b, "inbound", source, f"{destination} 8080")
+    assert world.a.seen == []
+
+
+@FAMILIES
+async def test_two_captured_pods_meet_through_both_proxies_once_each(
+        world: World, reconciler: Reconciler, family: int) -> None:
+    for pod in (world.a, world.b):
+        await reconciler.apply(pod.netns.path, planned())
+    source, destination = world.a.address(family), world.b.address(family)
+    connections = [world.a.dial(destination, 8080) for _ in range(5)]
+    assert [talk(connection) for connection in connections] == [source] * 5
+    for connection in connections:
+        connection.close()
+    assert world.a.seen == [{"side": "outbound", "peer": source, "to": f"{destination} 8080"}] * 5
+    assert world.b.seen == [{"side": "inbound", "peer": source, "to": f"{destination} 8080"}] * 5
+
+
+@FAMILIES
+async def test_a_pod_that_calls_itself_through_its_service_reaches_itself_once(
+        world: World, reconciler: Reconciler, family: int) -> None:
+    await reconciler.apply(world.a.netns.path, planned())
+    with world.a.dial(VIRTUAL[family], 80) as connection:
+        assert talk(connection) == world.a.address(family)
+    assert world.a.seen == [{"side": "outbound", "peer": world.a.address(family), "to": f"{VIRTUAL[family]} 80"}]
+
+
+@FAMILIES
+async def test_a_pod_that_calls_its_own_address_or_localhost_is_left_alone(
+        world: World, reconciler: Reconciler, family: int) -> None:
+    await reconciler.apply(world.a.netns.path, planned())
+    for address in (world.a.address(family), "::1" if family == 6 else "127.0.0.1"):
+        with world.a.dial(address, 8080) as connection:
+            assert talk(connection) == address
+    assert world.a.seen == []
+
+
+@FAMILIES
+async def test_probes_pass(world: World, reconciler: Reconciler, family: int) -> None:
+    probe = PROBE_SOURCES[family].partition("/")[0]
+    netlink.add_address(world.node.path, "br0", PROBE_SOURCES[family])
+    try:
+        await reconciler.apply(world.b.netns.path, planned())
+        with dial(world.node, world.b.address(family), 8080, source=probe) as connection:
+            assert talk(connection) == probe
+        assert world.b.seen == []
+    finally:
+        netlink.delete_address(world.node.path, "br0", PROBE_SOURCES[family])
+
+
+@FAMILIES
+@pytest.mark.parametrize("port", [15001, 15006])
+async def test_the_proxys_ports_are_refused_from_outside_and_from_inside(
+        world: World, reconciler: Reconciler, family: int, port: int) -> None:
+    for pod in (world.a, world.b):
+        await reconciler.apply(pod.netns.path, planned(CaptureSettings(exclude_inbound_ports=(port,))))
+    local = "::1" if family == 6 else "127.0.0.1"
+    for source, address in ((world.node, world.b.address(family)), (world.a.netns, world.b.address(family)),
+                            (world.b.netns, world.b.address(family)), (world.b.netns, local)):
+        with pytest.raises(OSError) as refused:
+            dial(source, address, port).close()
+        assert refused.value.errno == errno.ECONNREFUSED, f"{source.name} to {address}: {refused.value}"
+    assert world.a.seen == world.b.seen == []
+
+
+@FAMILIES
+async def test_a_port_of_a_later_feature_is_a_port_like_any_other(
+        world: World, reconciler: Reconciler, family: int) -> None:
+    """Nothing listens on 15008 until mutual TLS is there: the connection is captured, and ends when nobody answers."""
+    await reconciler.apply(world.b.netns.path, planned())
+    with world.a.dial(world.b.address(family), 15008) as connection:
+        assert connection.recv(1) == b""
+    reported(world.b, "inbound", world.a.address(family), f"{world.b.address(family)} 15008")
+
+
+@FAMILIES
+@pytest.mark.parametrize(("settings", "captured", "passed"), [
+    (CaptureSettings(exclude_outbound_ports=(9090, 9091)), [8080], [9090]),
+    (CaptureSettings(exclude_outbound_ranges=(ip_network("10.244.1.0/24"), ip_network("fd00:244:1::/64"))), [], [8080]),
+    (CaptureSettings(exclude_outbound_ranges=(ip_network("10.9.0.0/16"),)), [8080], []),
+    (CaptureSettings(include_outbound_ranges=()), [], [8080]),
+    (CaptureSettings(include_outbound_ranges=(ip_network("10.244.0.0/16"), ip_network("fd00:244::/32"))), [8080], []),
+    (CaptureSettings(include_outbound_ranges=(ip_network("0.0.0.0/0"), ip_network("::/0"))), [8080], []),
+    (CaptureSettings(include_outbound_ranges=(ip_network("10.9.0.0/16"), ip_network("fd09::/16"))), [], [8080]),
+], ids=["port", "range", "other range", "include nothing", "include range", "include all", "include other range"])
+async def test_outbound_exclusions_and_inclusions_hold(world: World, reconciler: Reconciler, settings: CaptureSettings,
+                                                       captured: list[int], passed: list[int], family: int) -> None:
+    await reconciler.apply(world.a.netns.path, planned(settings))
+    for port in captured + passed:
+        with world.a.dial(world.b.address(family), port) as connection:
+            assert talk(connection) == world.a.address(family)
+    assert [seen["to"] for seen in world.a.seen] == [f"{world.b.address(family)} {port}" for port in captured]
+    with world.a.dial("::1" if family == 6 else "127.0.0.1", 8080) as connection:
+        talk(connection)
+    assert len(world.a.seen) == len(captured)
+
+
+@FAMILIES
+async def test_inbound_exclusions_hold(world: World, reconciler: Reconciler, family: int) -> None:
+    await reconciler.apply(world.b.netns.path, planned(CaptureSettings(exclude_inbound_ports=(9090,))))
+    for port in (8080, 9090):
+        with world.a.dial(world.b.address(family), port) as connection:
+            assert talk(connection) == world.a.address(family)
+    assert [seen["to"] for seen in world.b.seen] == [f"{world.b.address(family)} 8080"]
+
+
+@FAMILIES
+async def test_live_connections_outlive_release_and_new_ones_go_past(
+        world: World, reconciler: Reconciler, family: int) -> None:
+    for pod in (world.a, world.b):
+        await reconciler.apply(pod.netns.path, planned())
+    live = world.a.dial(world.b.address(family), 8080)
+    with live:
+        talk(live)
+        for pod in (world.a, world.b):
+            await reconciler.release(pod.netns.path)
+        echo(live)
+        with world.a.dial(world.b.address(family), 8080) as fresh:
+            assert talk(fresh) == world.a.address(family)
+        echo(live)
+        live.shutdown(socket.SHUT_WR)
+        assert live.recv(1) == b""
+    assert len(world.a.seen) == len(world.b.seen) == 1
+
+
+async def test_a_changed_setting_acts_on_new_connections_and_live_ones_finish(
+        world: World, reconciler: Reconciler) -> None:
+    await reconciler.apply(world.a.netns.path, planned())
+    with world.a.dial(world.b.netns.ip, 8080) as live:
+        talk(live)
+        outcome = await reconciler.apply(world.a.netns.path, planned(CaptureSettings(exclude_outbound_ports=(8080,))))
+        assert outcome.changed == ("IPv4 nat", "IPv6 nat")
+        with world.a.dial(world.b.netns.ip, 8080) as fresh:
+            talk(fresh)
+        echo(live)
+    assert len(world.a.seen) == 1
