@@ -45,16 +45,21 @@ class Outcome:
 
 
 class Reconciler:
-    """Capture of the pods of one instance. Safe to call for many pods at once; each call may raise CaptureError."""
+    """Capture of the pods of one instance. Safe to call for many pods at once; each call may raise CaptureError.
 
-    def __init__(self, instance: str, *, children: int = CHILDREN, deadline: float = DEADLINE) -> None:
-        self._prefix = chain_prefix(instance)
+    Without an instance it means the chains of all of them: for looking and removing, not for `apply`.
+    """
+
+    def __init__(self, instance: str | None, *, children: int = CHILDREN, deadline: float = DEADLINE) -> None:
+        self._prefix = CHAIN_PREFIX if instance is None else chain_prefix(instance)
         self._slots = asyncio.Semaphore(children)
         self._deadline = deadline
         self._busy: dict[tuple[int, int], tuple[asyncio.Lock, int]] = {}
 
     async def apply(self, namespace: str, plan: Plan) -> Outcome:
         """Bring the namespace to the plan and verify it. Twice is a no-op. On an error no connection is redirected."""
+        if plan.prefix != self._prefix:
+            raise ValueError(f"the plan is of instance {plan.instance!r}, not of this one")
         started = time.monotonic()
         async with self._namespace(namespace) as fd:
             changed = await _blocking(lambda: _add_ways(fd, plan))

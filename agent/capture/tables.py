@@ -239,6 +239,8 @@ def _encode(handle: Any, family: int, rule: Rule) -> Any:
         entry.dst = rule.destination
     if rule.out_interface:
         entry.out_interface = rule.out_interface
+        # iptc 1.2 gives IPv6 a mask of 0x01 bytes, which compares one bit of each character
+        entry.get_ip().outiface_mask = b"\xff" * (len(rule.out_interface) + 1)
     for match in rule.matches:
         made_match = entry.create_match(match.name)
         for option, value in match.options:

@@ -172,3 +172,18 @@ async def test_a_changed_setting_acts_on_new_connections_and_live_ones_finish(
             talk(fresh)
         echo(live)
     assert len(world.a.seen) == 1
+
+
+@FAMILIES
+async def test_datagrams_are_not_captured(world: World, reconciler: Reconciler, family: int) -> None:
+    for pod in (world.a, world.b):
+        await reconciler.apply(pod.netns.path, planned())
+    kind = socket.AF_INET6 if family == 6 else socket.AF_INET
+    server = netlink.in_netns(world.b.netns.path, lambda: socket.socket(kind, socket.SOCK_DGRAM))
+    client = netlink.in_netns(world.a.netns.path, lambda: socket.socket(kind, socket.SOCK_DGRAM))
+    with server, client:
+        server.bind((world.b.address(family), 5353))
+        server.settimeout(3)
+        client.sendto(b"question", (world.b.address(family), 5353))
+        said, peer = server.recvfrom(100)
+        assert (said, peer[0]) == (b"question", world.a.address(family))

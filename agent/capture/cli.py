@@ -1,0 +1,136 @@
+"""`narrows capture plan|verify|clean`: look at capture and take it away by hand, without an agent."""
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from agent import netlink
+from agent.capture.plan import Plan, plan
+from agent.capture.reconcile import CaptureError, Reconciler
+from agent.model.pod import CaptureSettings, Network
+
+F = TypeVar("F", bound=Callable[..., Any])
+PORT = click.IntRange(1, 65535)
+
+
+class NetworkType(click.ParamType[Any]):
+    """A CIDR; `*` is every address."""
+
+    name = "cidr"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "*" or not isinstance(value, str):
+            return value
+        try:
+            return ip_network(value)
+        except ValueError as error:
+            self.fail(f"{error}; expected a network like 10.0.0.0/8 or fd00::/8", param, ctx)
+
+
+def settings_options(command: F) -> F:
+    """What a pod's annotations would say, as options."""
+    for option in reversed((
+        click.option("--instance", default="default", show_default=True, help="Instance whose chains are meant."),
+        click.option("--exclude-outbound-port", "outbound_ports", type=PORT, multiple=True, metavar="PORT"),
+        click.option("--exclude-inbound-port", "inbound_ports", type=PORT, multiple=True, metavar="PORT"),
+        click.option("--exclude-outbound-range", "excluded", type=NetworkType(), multiple=True, metavar="CIDR"),
+        click.option("--include-outbound-range", "included", type=NetworkType(), multiple=True, metavar="CIDR",
+                     help="Capture these destinations alone; `*` (the default) is all."),
+    )):
+        command = option(command)
+    return command
+
+
+@click.group("capture")
+def command() -> None:
+    """Rules that turn a pod's connections to the proxy."""
+
+
+@command.command("plan")
+@click.option("--pod-ip", "addresses", multiple=True, metavar="IP", help="The pod's addresses give the families.")
+@settings_options
+def plan_command(*, addresses: tuple[str, ...], instance: str, **asked: Any) -> None:
+    """Print the rules of a pod, as input for iptables-restore --noflush. Changes nothing."""
+    try:
+        families = {ip_address(text).version for text in addresses} or {4, 6}
+    except ValueError as error:
+        raise click.BadParameter(f"{error}; expected the pod's address", param_hint="--pod-ip") from error
+    made = plan(_settings(**asked), families, instance)
+    click.echo("\n".join(f"# IPv{family}\n{made.text(family)}" for family in sorted(families)), nl=False)
+
+
+@command.command("verify")
+@click.option("--netns", required=True, metavar="PATH", help="The pod's network namespace.")
+@settings_options
+def verify_command(*, netns: str, instance: str, **asked: Any) -> None:
+    """Compare a namespace with the plan. Ends with 1 and a line per difference when they differ."""
+    settings = _settings(**asked)
+
+    async def run() -> tuple[str, ...]:
+        made: Plan = plan(settings, await asyncio.to_thread(netlink.families, netns), instance)
+        return await Reconciler(instance).verify(netns, made)
+
+    try:
+        differences = asyncio.run(run())
+    except (CaptureError, netlink.NetlinkError) as error:
+        raise click.ClickException(str(error)) from error
+    for text in differences:
+        click.echo(text)
+    if differences:
+        sys.exit(1)
+    click.echo(f"{netns}: as planned")
+
+
+@command.command("clean")
+@click.option("--netns", "paths", multiple=True, metavar="PATH", help="A pod's network namespace; may be repeated.")
+@click.option("--run-dir", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Every pod of an instance: its run directory, with pods/*.json.")
+@click.option("--instance", help="Only the chains of this instance; without it those of every instance.")
+def clean_command(paths: tuple[str, ...], run_dir: Path | None, instance: str | None) -> None:
+    """Remove every chain, rule and route of ours. Ends with 1 when a namespace could not be cleaned."""
+    wanted = list(dict.fromkeys([*paths, *(_namespaces(run_dir) if run_dir is not None else [])]))
+    if not wanted and run_dir is None:
+        raise click.UsageError("name a namespace with --netns, or an instance's directory with --run-dir")
+    failed = asyncio.run(_clean(wanted, instance))
+    if failed:
+        sys.exit(1)
+
+
+async def _clean(paths: Iterable[str], instance: str | None) -> bool:
+    reconciler, failed = Reconciler(instance), False
+    for path in paths:
+        try:
+            outcome = await reconciler.remove(path)
+        except CaptureError as error:
+            click.echo(f"{path}: {error}", err=True)
+            failed = True
+            continue
+        click.echo(f"{path}: " + (f"removed {', '.join(outcome.changed)}" if outcome.changed else "nothing of ours"))
+    return failed
+
+
+def _settings(outbound_ports: Iterable[int], inbound_ports: Iterable[int], excluded: Iterable[Network | str],
+              included: Iterable[Network | str]) -> CaptureSettings:
+    ranges = [network for network in excluded if not isinstance(network, str)]
+    chosen = list(included)
+    return CaptureSettings(
+        tuple(sorted(set(outbound_ports))), tuple(sorted(set(inbound_ports))), tuple(ranges),
+        None if not chosen or "*" in chosen else tuple(network for network in chosen if not isinstance(network, str)))
+
+
+def _namespaces(run_dir: Path) -> list[str]:
+    """Namespaces that the pod files of an instance name; a file that cannot be read is reported and passed over."""
+    found = []
+    for path in sorted((run_dir / "pods").glob("*.json")):
+        try:
+            found.append(str(json.loads(path.read_text())["narrows"]["netns"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            click.echo(f"{path}: not a pod file ({type(error).__name__}: {error}); passed over", err=True)
+    return found
