@@ -1,0 +1,424 @@
+"""The owner of a lab: what is wanted, what runs, and the loop that brings the second to the first.
+
+Level-triggered: every change sets one flag, and each round looks at everything. A round makes and ends pods, then tells
+DNS, the nodes' rules and the control plane's folder what changed.
+"""
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent import netlink
+from agent.lab import dns, network, schedule, services, system
+from agent.lab.objects import Found, plain
+from agent.lab.place import MAX_NODES, NodeAddresses, Place
+from agent.lab.pods import Host, LabPod, replace_file
+from agent.lab.spec import (
+    Deployment,
+    Key,
+    MeshObject,
+    Namespace,
+    Object,
+    Pod,
+    PodTemplate,
+    Service,
+    dump,
+    key_of,
+    same_workload,
+)
+
+EVENTS = 500  # kept; older ones are dropped
+SETTLE = 0.02  # seconds in which changes are gathered into one round
+HASH_LABEL = "pod-template-hash"
+
+
+class Refused(ValueError):
+    """Something cannot be done as asked; nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`nodes`: how many at least; `workers` per node; without `mesh` the same network and no processes of the mesh."""
+
+    nodes: int | None = None
+    workers: int | None = None
+    mesh: bool = True
+
+
+class Supervisor:
+    """One lab between `start` and `stop`. Cleaning up afterwards is cleanup.py's."""
+
+    def __init__(self, place: Place, options: Options) -> None:
+        self.place, self.options = place, options
+        self.families = netlink.families(None)
+        self.admins = system.Admins(place)
+        self.nodes: dict[str, int] = {}
+        self.wanted: dict[Key, Object] = {}
+        self.pods: dict[tuple[str, str], LabPod] = {}
+        self.processes: list[system.Process] = []
+        self.events: collections.deque[dict[str, Any]] = collections.deque(maxlen=EVENTS)
+        self.began = time.time()
+        self._host = Host(place, self.families, self.admins if options.mesh else None, self._changed, self.event)
+        self._ips = services.ClusterIPs()
+        self._zone = dns.Zone()
+        self._servers: list[dns.Server] = []
+        self._ending: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._last_number: dict[str, int] = {}
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+        self._written: dict[str, str] = {}
+        self._rules = ""
+        self._trouble = ""
+        self._apply_lock = asyncio.Lock()
+
+    # -- begin and end ----------------------------------------------------------------------------------------------
+
+    async def start(self, found: Iterable[Found]) -> None:
+        """Make the fabric, the nodes and the mesh, then bring up what is wanted. Refused or OSError when that fails."""
+        wanted = list(found)
+        for directory in (self.place.config, self.place.logs, self.place.directory / "nodes", self.place.directory / "pods"):
+            directory.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(network.make_fabric, self.place)
+        named = [name for item in wanted if (name := _node_name(item.thing))]
+        if self.options.mesh:
+            self._process(system.control_plane(self.place, self.event))
+        await self._add_nodes(schedule.default_nodes(named, self.options.nodes))
+        await self.apply(wanted)
+        self._loop = asyncio.create_task(self._rounds(), name="rounds")
+
+    async def stop(self) -> None:
+        """End our own tasks; processes and namespaces are left to cleanup.py, which ends them all at once."""
+        if self._loop is not None:
+            self._loop.cancel()
+        for pod in self.pods.values():
+            if pod._task is not None:
+                pod._task.cancel()
+        for process in self.processes:
+            if process._task is not None:
+                process._task.cancel()
+        for server in self._servers:
+            server.close()
+        await self.admins.close()
+
+    async def _add_nodes(self, names: Iterable[str]) -> None:
+        fresh = [name for name in names if name not in self.nodes]
+        if len(self.nodes) + len(fresh) > MAX_NODES:
+            raise Refused(f"a lab has at most {MAX_NODES} nodes")
+        for name in fresh:
+            self.nodes[name] = len(self.nodes) + 1
+            await asyncio.to_thread(network.make_node, self.place, name, self.nodes[name], self.families)
+        await asyncio.to_thread(network.join_nodes, self.place, self.nodes, self.families, fresh)
+        for name in fresh:
+            server, own = dns.Server(self._zone), NodeAddresses(self.nodes[name])
+            addresses = [own.gateway_4] + ([own.gateway_6] if 6 in self.families else [])
+            await server.start(f"/run/netns/{self.place.node_netns(name)}", addresses)
+            self._servers.append(server)
+            directory = self.place.node(name)
+            (directory / "pods").mkdir(parents=True, exist_ok=True)
+            directory.chmod(0o700)
+            if self.options.mesh:
+                self._process(system.keeper(self.place, name, self.options.workers, self.event))
+                self._process(system.agent(self.place, name, self.event))
+            self._rules = ""  # the new node has none yet
+
+    def _process(self, process: system.Process) -> None:
+        self.processes.append(process)
+        process.begin()
+
+    # -- what is wanted ---------------------------------------------------------------------------------------------
+
+    async def apply(self, found: Iterable[Found]) -> list[str]:
+        """Take objects, new or changed. Returns a line per object; Refused before anything changed."""
+        async with self._apply_lock:
+            things = [item.thing for item in found]
+            self._check(things)
+            await self._add_nodes(sorted({name for thing in things if (name := _node_name(thing))}))
+            lines = []
+            for thing in things:
+                key = key_of(thing)
+                before = self.wanted.get(key)
+                self.wanted[key] = thing
+                lines.append(f"{key[0].lower()}/{key[2]} {'created' if before is None else 'unchanged' if before == thing else 'configured'}")
+            self._changed()
+            return lines
+
+    def _check(self, things: list[Object]) -> None:
+        """Refuse what does not fit together, before anything changes."""
+        known = {"default"} | {key[2] for key in self.wanted if key[0] == "Namespace"}
+        known |= {thing.name for thing in things if isinstance(thing, Namespace)}
+        trial = services.ClusterIPs()
+        trial._of = dict(self._ips._of)
+        for thing in things:
+            if not isinstance(thing, Namespace | MeshObject) and thing.namespace not in known:
+                raise Refused(f"{type(thing).__name__} {thing.namespace}/{thing.name}: namespace {thing.namespace} is not "
+                              "defined; add a Namespace object")
+            if isinstance(thing, Service):
+                try:
+                    trial.assign(thing)
+                except services.ServiceError as error:
+                    raise Refused(f"Service {thing.namespace}/{thing.name}: {error}") from error
+
+    def delete(self, kind: str, namespace: str, name: str) -> str:
+        """Stop wanting an object. Refused if there is none."""
+        for key in self.wanted:
+            if key[0].lower() == kind.lower() and key[2] == name and key[1] in ("", namespace):
+                del self.wanted[key]
+                if key[0] == "Namespace":
+                    for other in [other for other in self.wanted if other[1] == name]:
+                        del self.wanted[other]
+                self._changed()
+                return f"{key[0].lower()}/{name} deleted"
+        owned = self.pods.get((namespace, name))
+        if kind.lower() == "pod" and owned is not None and not owned.terminating:
+            self._end(owned)  # its Deployment makes another one, as in a cluster
+            return f"pod/{name} deleted"
+        raise Refused(f"there is no {kind} {name}" + (f" in namespace {namespace}" if namespace else ""))
+
+    # -- rounds -----------------------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        self._settled.clear()
+        self._wake.set()
+
+    def event(self, subject: str, text: str) -> None:
+        self.events.append({"time": time.time(), "subject": subject, "text": text})
+
+    async def _rounds(self) -> None:
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(SETTLE)
+            self._wake.clear()
+            try:
+                self._reconcile_pods()
+                await self._publish()
+                self._trouble = ""
+            except Exception as error:  # one bad round must not end the lab; the next change tries again
+                if str(error) != self._trouble:
+                    self.event("lab", f"{type(error).__name__}: {error}")
+                self._trouble = str(error)
+                await asyncio.sleep(1)
+                self._wake.set()
+            if not self._wake.is_set():
+                self._settled.set()
+
+    def _reconcile_pods(self) -> None:
+        for pod in list(self.pods.values()):
+            namespace = self._namespace(pod.namespace.name)
+            if namespace != pod.namespace:
+                pod.describe(namespace, pod.template)
+            if pod.owner:
+                if ("Deployment", namespace.name, pod.owner) not in self.wanted:
+                    self._end(pod)
+                continue
+            asked = self.wanted.get(("Pod", namespace.name, pod.name))
+            if not isinstance(asked, Pod) or not same_workload(asked.template, pod.template):
+                self._end(pod)
+            elif asked.template != pod.template:
+                pod.describe(namespace, asked.template)
+        for thing in list(self.wanted.values()):
+            if isinstance(thing, Pod) and (thing.namespace, thing.name) not in self.pods:
+                self._begin(thing.namespace, thing.name, thing.template)
+            elif isinstance(thing, Deployment):
+                self._reconcile_deployment(thing)
+
+    def _reconcile_deployment(self, deployment: Deployment) -> None:
+        digest = deployment.template.hash()
+        living = [pod for pod in self.pods.values()
+                  if pod.owner == deployment.name and pod.namespace.name == deployment.namespace and not pod.terminating]
+        fresh = [pod for pod in living if pod.template.labels.get(HASH_LABEL) == digest]
+        old = [pod for pod in living if pod.template.labels.get(HASH_LABEL) != digest]
+        labels = deployment.template.labels | {HASH_LABEL: digest}
+        for _ in range(deployment.replicas - len(fresh)):
+            names = {name for namespace, name in self.pods if namespace == deployment.namespace}
+            self._begin(deployment.namespace, schedule.pod_name(deployment.name, digest, names),
+                        dataclasses.replace(deployment.template, labels=labels), deployment.name)
+        fresh.sort(key=lambda pod: (not pod.ready, pod.created))  # the unready and the newest go first
+        for pod in fresh[deployment.replicas:]:
+            self._end(pod)
+        # an old pod goes for each new one that is ready, so that a change of the template interrupts nobody
+        keep = max(0, deployment.replicas - sum(pod.ready for pod in fresh))
+        old.sort(key=lambda pod: (not pod.ready, pod.created))
+        for pod in old[keep:]:
+            self._end(pod)
+
+    def _begin(self, namespace: str, name: str, template: PodTemplate, owner: str = "") -> None:
+        counts = dict.fromkeys(self.nodes, 0)
+        for pod in self.pods.values():
+            counts[pod.node] += 1
+        node = template.node_name or schedule.choose(counts)
+        used = {pod.number for pod in self.pods.values() if pod.node == node}
+        number = self._last_number[node] = schedule.free_number(used, self._last_number.get(node, 1))
+        pod = LabPod(self._host, self._namespace(namespace), name, node, self.nodes[node], number, template, owner)
+        self.pods[namespace, name] = pod
+        pod.begin()
+
+    def _end(self, pod: LabPod) -> None:
+        key = (pod.namespace.name, pod.name)
+        if key in self._ending:
+            return
+        pod.terminating = True
+
+        async def end() -> None:
+            try:
+                await pod.end()
+            except Exception as error:
+                self.event(f"pod {pod.ref}", f"could not be removed: {error}")
+            finally:
+                del self._ending[key]
+                self.pods.pop(key, None)
+                self._changed()
+
+        self._ending[key] = asyncio.create_task(end(), name=f"end {pod.ref}")
+
+    def _namespace(self, name: str) -> Namespace:
+        found = self.wanted.get(("Namespace", "", name))
+        return found if isinstance(found, Namespace) else Namespace(name)
+
+    # -- what others are told ---------------------------------------------------------------------------------------
+
+    def exposed(self) -> list[services.Exposed]:
+        backends = [pod.backend() for pod in self.pods.values()]
+        found = []
+        for thing in self.wanted.values():
+            if isinstance(thing, Service):
+                families = tuple(family for family in thing.families if family in self.families) or (4,)
+                service = dataclasses.replace(thing, families=families)
+                found.append(services.Exposed(service, self._ips.assign(service), tuple(services.members(service, backends))))
+        return found
+
+    async def _publish(self) -> None:
+        for key in [key for key in self._ips._of if key not in self.wanted]:
+            self._ips.release(key)
+        exposed = self.exposed()
+        self._zone.replace(services.names(exposed))
+        rules = services.ruleset(exposed)
+        if rules != self._rules:
+            await asyncio.gather(*(asyncio.to_thread(services.load, f"/run/netns/{self.place.node_netns(node)}", rules)
+                                   for node in self.nodes))
+            self._rules = rules
+        if self.options.mesh:
+            self._write_config(exposed)
+
+    def _write_config(self, exposed: list[services.Exposed]) -> None:
+        files: dict[str, str] = {}
+        for pod in self.pods.values():
+            files[f"pod.{pod.namespace.name}.{pod.name}.yaml"] = dump(pod.manifest())
+        for item in exposed:
+            files[f"service.{item.service.namespace}.{item.service.name}.yaml"] = dump(service_manifest(item))
+        for key, thing in self.wanted.items():
+            if isinstance(thing, MeshObject):
+                files[f"{key[0].lower()}.{key[1]}.{key[2]}.yaml"] = dump(plain(thing.body))
+            elif isinstance(thing, Namespace):
+                files[f"namespace.{thing.name}.yaml"] = dump({
+                    "apiVersion": "v1", "kind": "Namespace",
+                    "metadata": {"name": thing.name, "labels": thing.labels, "annotations": thing.annotations}})
+        for name, text in files.items():
+            if self._written.get(name) != text:
+                replace_file(self.place.config / name, text)
+        for name in self._written.keys() - files.keys():
+            (self.place.config / name).unlink(missing_ok=True)
+        self._written = files
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    async def missing(self) -> list[str]:
+        """What is not as wanted yet, in words; empty when everything runs and is ready."""
+        texts = [f"pod {pod.ref} on {pod.node}: {pod.state()}" for pod in self.pods.values() if not pod.ready]
+        if not self._settled.is_set():
+            texts.append(self._trouble or "changes are being made")
+        if self.options.mesh:
+            for node in self.nodes:
+                if text := await self.admins.missing(node):
+                    texts.append(f"agent {node}: {text}")
+        return texts
+
+    async def wait(self, seconds: float) -> list[str]:
+        """Wait until nothing is missing, at most `seconds`; returns what still is."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._settled.wait(), max(0.05, deadline - time.monotonic()))
+            missing = await self.missing()
+            if not missing or time.monotonic() > deadline:
+                return missing
+            await asyncio.sleep(0.05)
+
+    async def status(self) -> dict[str, Any]:
+        """Everything that `narrows lab status` shows."""
+        said: dict[tuple[str, str], dict[str, Any]] = {}
+        if self.options.mesh:
+            for answer in await asyncio.gather(*(self.admins.pods(node) for node in self.nodes)):
+                said |= answer
+        pods = []
+        for key, pod in sorted(self.pods.items()):
+            told = said.get(key, {})
+            why = "the lab runs without a mesh" if not self.options.mesh else "its agent does not know it (yet)"
+            pods.append({
+                "namespace": key[0], "name": key[1], "node": pod.node, "ip": str(pod.addresses[0]),
+                "ips": [str(address) for address in pod.addresses], "ready": pod.ready, "state": pod.state(),
+                "restarts": sum(container.restarts for container in pod.containers), "workload": pod.owner or pod.name,
+                "captured": bool(told.get("captured", False)), "reason": told.get("reason", why),
+                "method": told.get("method", "")})
+        nodes = [{"name": name, "address": str(NodeAddresses(number).fabric_4), "netns": self.place.node_netns(name),
+                  "runDir": str(self.place.node(name))} for name, number in self.nodes.items()]
+        return {
+            "name": self.place.name, "mesh": self.options.mesh, "began": self.began, "nodes": nodes, "pods": pods,
+            "services": [{"namespace": item.service.namespace, "name": item.service.name,
+                          "clusterIPs": [str(address) for address in item.addresses], "headless": item.service.headless,
+                          "ready": len(item.serving), "pods": len(item.members)} for item in self.exposed()],
+            "processes": [{"name": process.name, "pid": process.pid, "restarts": process.restarts, "log": str(process.log)}
+                          for process in self.processes]}
+
+    def find(self, ref: str) -> LabPod:
+        """The pod that `[NAMESPACE/]NAME` means: its name, its Deployment's, or the beginning of one name. Refused otherwise."""
+        namespace, _, name = ref.rpartition("/")
+        living = [pod for pod in self.pods.values() if not pod.terminating]
+        if namespace:
+            inside = [pod for pod in living if pod.namespace.name == namespace]
+        else:
+            inside = [pod for pod in living if pod.namespace.name == "default"] or living
+            if not any(pod.name.startswith(name) for pod in inside):
+                inside = living
+        for match in ([pod for pod in inside if pod.name == name], [pod for pod in inside if pod.owner == name],
+                      [pod for pod in inside if pod.name.startswith(name)]):
+            if match:
+                if len(match) > 1 and len({pod.owner or pod.name for pod in match}) > 1:
+                    raise Refused(f"{ref} may be {', '.join(sorted(pod.ref for pod in match))}; give more of the name")
+                return sorted(match, key=lambda pod: (not pod.ready, pod.name))[0]
+        raise Refused(f"there is no pod {ref}; there are {', '.join(sorted(pod.ref for pod in living)) or 'none'}")
+
+
+def service_manifest(item: services.Exposed) -> dict[str, Any]:
+    """A service as a cluster's API would show it, with its addresses."""
+    service = item.service
+    addresses = [str(address) for address in item.addresses] or ["None"]
+    ports = []
+    for port in service.ports:
+        shape: dict[str, Any] = {"port": port.port, "targetPort": port.target, "protocol": port.protocol}
+        if port.name:
+            shape["name"] = port.name
+        if port.app_protocol:
+            shape["appProtocol"] = port.app_protocol
+        ports.append(shape)
+    return {"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": service.name, "namespace": service.namespace, "labels": service.labels,
+                         "annotations": service.annotations},
+            "spec": {"selector": service.selector, "ports": ports, "clusterIP": addresses[0], "clusterIPs": addresses,
+                     "ipFamilies": [f"IPv{family}" for family in service.families],
+                     "publishNotReadyAddresses": service.publish_not_ready}}
+
+
+def _node_name(thing: Object) -> str:
+    return thing.template.node_name if isinstance(thing, Pod | Deployment) else ""
+
+
+def config_path(place: Place, thing: MeshObject) -> Path:
+    return place.config / f"{thing.kind.lower()}.{thing.namespace}.{thing.name}.yaml"
