@@ -43,6 +43,10 @@ cdef str text_of(Span text):
     return text.p[:text.n].decode("utf-8", "replace")
 
 
+cdef str key_of(const shapes.Slot* slot):
+    return slot.key[:slot.key_len].decode("utf-8", "replace")
+
+
 cdef shapes.Address address_of(object ip):
     cdef shapes.Address out
     cdef bytes packed = ipaddress.ip_address(ip).packed
@@ -85,6 +89,7 @@ cdef class Request:
             self.head.path.n = <uint32_t>mark
             self.head.query.p = self.head.target.p + mark + 1
             self.head.query.n = <uint32_t>(len(raw) - mark - 1)
+            self.head.has_query = 1
         self.head.authority = span(self.own(authority))
         self.head.method = span(self.own(method))
         for name, value in headers:
@@ -142,7 +147,7 @@ cdef class Waiting:
 
     @property
     def key(self):
-        return self.slot.key[:self.slot.key_len].decode()
+        return key_of(self.slot)
 
     @property
     def state(self):
@@ -321,7 +326,7 @@ cdef class Tables:
         requests = edits_of(ops, n)
         n = match.response_edits(route, weighted, ops)
         cluster = shapes.weighted_cluster(weighted)
-        return {"route": text_of(route.name), "cluster": weighted.slot.key[:weighted.slot.key_len].decode(),
+        return {"route": text_of(route.name), "cluster": key_of(weighted.slot),
                 "there": cluster != NULL, "timeout_ms": route.timeout_ms, "request": requests, "response": edits_of(ops, n)}
 
     def virtual_host(self, uint32_t handle, ip, uint16_t port, authority):
@@ -336,7 +341,7 @@ cdef class Tables:
     def tcp(self, uint32_t handle, ip, uint16_t port, uint32_t random=0):
         cdef shapes.Destination* d = self.destination_from(handle, ip, port)
         cdef shapes.Weighted* weighted = match.tcp_pick(d, random) if d != NULL else NULL
-        return weighted.slot.key[:weighted.slot.key_len].decode() if weighted != NULL else None
+        return key_of(weighted.slot) if weighted != NULL else None
 
     # ---- balancing
 

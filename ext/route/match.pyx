@@ -126,7 +126,7 @@ cdef bint header_matches(const NamedMatch* m, const Head* head) noexcept nogil:
         value.n = 4
     else:
         value = head.path
-        if head.query.n > 0 and head.query.p == head.path.p + head.path.n + 1:
+        if head.has_query and head.query.p == head.path.p + head.path.n + 1:
             value.n += 1 + head.query.n
     return found_matches(&m.match, found, value)
 

@@ -38,15 +38,16 @@ cdef enum:
 
 
 cdef bint frames_message(Span name) noexcept nogil:
-    # lower case; a route must not change what delimits a message or speaks to one hop only, nor who is addressed
-    return (text_is(name, b"host", 4) or text_is(name, b"connection", 10) or text_is(name, b"content-length", 14)
+    # lower case; a route must not change what delimits a message or speaks to one hop only
+    return (text_is(name, b"connection", 10) or text_is(name, b"content-length", 14)
             or text_is(name, b"transfer-encoding", 17) or text_is(name, b"upgrade", 7) or text_is(name, b"te", 2)
             or text_is(name, b"trailer", 7) or text_is(name, b"keep-alive", 10)
             or text_is(name, b"proxy-connection", 16))
 
 
-cdef int read_edit(Reader* r, HeaderOp* out, uint8_t op) noexcept nogil:
+cdef int read_edit(Reader* r, HeaderOp* out, uint8_t op, bint request) noexcept nogil:
     cdef uint32_t i
+    cdef bint host
     out.op = op
     if read_text(r, &out.name, True) < 0:
         return -1
@@ -54,6 +55,9 @@ cdef int read_edit(Reader* r, HeaderOp* out, uint8_t op) noexcept nogil:
         return refuse_text(r, b"not a header name", out.name)
     if frames_message(out.name):
         return refuse_text(r, b"a route may not change header", out.name)
+    host = text_is(out.name, b"host", 4)
+    if host and (op != EDIT_SET or not request):
+        return refuse_text(r, b"only a request's host can be changed, and only be set", out.name)
     if op == EDIT_REMOVE:
         return 0
     if read_text(r, &out.value, False) < 0:
@@ -66,10 +70,12 @@ cdef int read_edit(Reader* r, HeaderOp* out, uint8_t op) noexcept nogil:
         out.value.n -= 1
     while out.value.n > 0 and (out.value.p[out.value.n - 1] == c' ' or out.value.p[out.value.n - 1] == c'\t'):
         out.value.n -= 1
+    if host and (out.value.n == 0 or memchr(out.value.p, c' ', out.value.n) != NULL):
+        return refuse_text(r, b"not a host", out.value)
     return 0
 
 
-cdef int read_edits(Reader* r, uint32_t* n, HeaderOp** out) noexcept nogil:
+cdef int read_edits(Reader* r, uint32_t* n, HeaderOp** out, bint request) noexcept nogil:
     # three lists: removes, sets, adds; read twice, since the array wants the sum first
     cdef Cursor start = r.c
     cdef uint32_t[3] counts
@@ -98,7 +104,7 @@ cdef int read_edits(Reader* r, uint32_t* n, HeaderOp** out) noexcept nogil:
     for k in range(3):
         take_count(&r.c, 4)
         for _ in range(counts[k]):
-            if read_edit(r, &ops[total], EDIT_REMOVE if k == 0 else EDIT_SET if k == 1 else EDIT_ADD) < 0:
+            if read_edit(r, &ops[total], EDIT_REMOVE if k == 0 else EDIT_SET if k == 1 else EDIT_ADD, request) < 0:
                 return -1
             total += 1
     return 0
@@ -183,8 +189,8 @@ cdef int read_weighted(Reader* r, uint32_t* n, Weighted** out, uint64_t* total) 
         clusters[i].slot = slot_intern_pair(r.names, KIND_CLUSTER, r.scope, name)
         if clusters[i].slot == NULL:
             return no_memory(r)
-        if (read_edits(r, &clusters[i].n_request, &clusters[i].request) < 0
-                or read_edits(r, &clusters[i].n_response, &clusters[i].response) < 0):
+        if (read_edits(r, &clusters[i].n_request, &clusters[i].request, True) < 0
+                or read_edits(r, &clusters[i].n_response, &clusters[i].response, False) < 0):
             return -1
     if total[0] == 0 or total[0] >> 32 != 0:
         return refuse_number(r, b"weights of the clusters add up to", total[0])
@@ -212,7 +218,7 @@ cdef int read_route(Reader* r, Route* out) noexcept nogil:
         if read_named(r, &out.query[i], False) < 0:
             return -1
     out.timeout_ms = take_u32(&r.c)
-    if read_edits(r, &out.n_request, &out.request) < 0 or read_edits(r, &out.n_response, &out.response) < 0:
+    if read_edits(r, &out.n_request, &out.request, True) < 0 or read_edits(r, &out.n_response, &out.response, False) < 0:
         return -1
     if read_weighted(r, &out.n_clusters, &out.clusters, &out.total_weight) < 0:
         return -1

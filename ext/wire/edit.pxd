@@ -8,7 +8,8 @@ cdef enum HeaderOpKind:
     EDIT_ADD = 3        # appends one field, keeps those there are
 
 # Applied in the order of the array. Names are lower case, checked to be tokens (RFC 9110 5.1) and none of those that
-# frame a message or belong to one hop; values are without CR, LF, NUL and surrounding white space.
+# frame a message or belong to one hop; `host` comes only as EDIT_SET of a request (it replaces the authority). Values are
+# without control characters and surrounding white space.
 cdef struct HeaderOp:
     Span name
     Span value
