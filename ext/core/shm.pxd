@@ -2,17 +2,55 @@
 
 One writer, no lock. Counters: relaxed store by the worker, relaxed load by the reader. The two segments belong to a
 worker index and outlive the worker, so counters never go back.
+
+A slot's life, in the two low bits of `Series.used`; the bits above count its lives, so that a reader who finds the same number
+before and after reading has read one life:
+
+    free (0) --stats_series--> valid (1) --forgotten, nobody holds it--> gone (2) --stats_series--> valid
+                                                                          \--end of its probe run--> free
+
+The agent maps the statistics read-only; in the log ring it writes `tail` alone. What a worker wrote is not trusted: the door bounds it.
 """
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from ext.core.text cimport Span
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    static const uint64_t DURATION_BOUNDS_US[19] __attribute__((unused)) = {500, 1000, 5000, 10000, 25000, 50000, 100000, 250000,
+        500000, 1000000, 2500000, 5000000, 10000000, 30000000, 60000000, 300000000, 600000000, 1800000000, 3600000000ull};
+    static const uint64_t SIZE_BOUNDS[19] __attribute__((unused)) = {0, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000,
+        30000, 60000, 300000, 600000, 1800000, 3600000};
+    #define nrw_load(at) __atomic_load_n((at), __ATOMIC_RELAXED)
+    #define nrw_load_acquire(at) __atomic_load_n((at), __ATOMIC_ACQUIRE)
+    #define nrw_store(at, value) __atomic_store_n((at), (value), __ATOMIC_RELAXED)
+    #define nrw_store_release(at, value) __atomic_store_n((at), (value), __ATOMIC_RELEASE)
+    #define nrw_fence_acquire() __atomic_thread_fence(__ATOMIC_ACQUIRE)
+    #define nrw_fence_release() __atomic_thread_fence(__ATOMIC_RELEASE)
+    """
+    const uint64_t DURATION_BOUNDS_US[19]
+    const uint64_t SIZE_BOUNDS[19]
+    uint64_t nrw_load(const uint64_t* at) noexcept nogil
+    uint64_t nrw_load_acquire(const uint64_t* at) noexcept nogil
+    void nrw_store(uint64_t* at, uint64_t value) noexcept nogil
+    void nrw_store_release(uint64_t* at, uint64_t value) noexcept nogil
+    void nrw_fence_acquire() noexcept nogil
+    void nrw_fence_release() noexcept nogil
 
 cdef enum:
     STATS_MAGIC = 0x5354524e      # 'NRTS'
     STATS_VERSION = 1
     STATS_SLOTS = 4096            # series per worker; 4096 * 640 B = 2.5 MiB of address space, touched as used
+    STATS_OVERFLOW = 6            # series behind them for what found no slot: reporter x protocol
+    STATS_FULL = 3584             # slots not free, 7/8: above, probe runs get long and new keys go to overflow
+    HEADER_BYTES = 4096           # of either segment
+    BOUNDS = 19
     BUCKETS = 20                  # 19 bounds and +Inf
     LOG_MAGIC = 0x474c524e        # 'NRLG'
     LOG_VERSION = 1
     LOG_BYTES = 1048576           # ring capacity, power of two
+    LOG_TEXT_MAX = 1024           # a string is cut there
+    LOG_SKIP = 0xffffffffu
 
 cdef enum Reporter:
     REPORTER_SOURCE = 1
@@ -54,19 +92,28 @@ cdef packed struct SeriesKey:      # 24 bytes, compared as three u64
     uint8_t security               # 0 none/unknown, 1 mutual_tls
     uint8_t pad[5]
 
+cdef enum SlotState:
+    SLOT_FREE = 0
+    SLOT_VALID = 1
+    SLOT_GONE = 2                  # probing goes on behind it
+    SLOT_STATE = 3                 # mask
+    SLOT_LIFE = 4                  # one life more
+
 cdef struct Series:                # 640 bytes; all zero: the slot is free
-    uint64_t used                  # 1: key valid (release), written last
+    uint64_t used                  # SlotState and life; written last (release)
     SeriesKey key
-    uint64_t opened                # TCP connections; for HTTP requests
-    uint64_t closed
-    uint64_t failed
+    uint64_t opened                # TCP connections; HTTP: requests begun
+    uint64_t closed                # HTTP: requests ended, istio_requests_total
+    uint64_t failed                # TCP: connections that reached no server (also counted as closed if opened)
     uint64_t sent                  # TCP: bytes client -> server; HTTP: sum of request bytes (head and body)
     uint64_t received              # TCP: bytes server -> client; HTTP: sum of response bytes
     uint64_t duration_us           # HTTP: sum
     uint64_t duration[20]          # HTTP request duration; not cumulative; bounds in DURATION_BOUNDS_US
     uint64_t request_bytes[20]     # bounds in SIZE_BOUNDS
     uint64_t response_bytes[20]
-    uint64_t reserved[7]
+    uint32_t holders               # the worker's: connections that keep the pointer (series_hold)
+    uint32_t forgotten             # the worker's: free it once nobody holds it
+    uint64_t reserved[9]
 
 cdef struct StatsHeader:           # 4096 bytes reserved at the start of the segment
     uint32_t magic
@@ -118,7 +165,7 @@ cdef packed struct LogRecord:
     uint32_t destination
     uint32_t service
     uint16_t code
-    uint16_t details               # index into ext.core.shm.DETAILS (response_code_details)
+    uint16_t details               # Detail
     uint8_t addresses[95]          # five LogAddress, order below
 
 cdef packed struct LogAddress:     # 19 bytes
@@ -140,3 +187,95 @@ cdef enum LogText:
     TEXT_SNI = 8
     TEXT_FAILURE = 9               # upstream transport failure reason
     TEXT_COUNT = 10
+
+# Envoy's response_code_details (documentation of its HTTP connection manager) where it has one, for TCP records too; the texts are
+# in DETAILS. Beside each the response flag it goes with.
+cdef enum Detail:
+    DETAIL_NONE = 0
+    DETAIL_VIA_UPSTREAM             # the server answered
+    DETAIL_ROUTE_NOT_FOUND          # NR
+    DETAIL_NO_CLUSTER               # NC: a route names a cluster that has not come
+    DETAIL_NO_CONFIG                # NC: nothing came for the destination in time, or the control plane does not know it
+    DETAIL_NO_HEALTHY_UPSTREAM      # UH
+    DETAIL_CONNECT_FAILURE          # UF
+    DETAIL_CONNECT_TIMEOUT          # UF
+    DETAIL_UPSTREAM_CLOSED          # UC, before the response
+    DETAIL_UPSTREAM_RESET           # UC, likewise by RST
+    DETAIL_UPSTREAM_PROTOCOL        # UPE, before the response
+    DETAIL_UPSTREAM_LATE            # UC, after the response had started
+    DETAIL_UPSTREAM_PROTOCOL_LATE   # UPE, likewise
+    DETAIL_OVERFLOW                 # UO
+    DETAIL_HELD_OVERFLOW            # UO: too many wait for configuration
+    DETAIL_RESPONSE_TIMEOUT         # UT
+    DETAIL_IDLE                     # DT: TCP without a byte
+    DETAIL_DURATION                 # DT
+    DETAIL_STREAM_IDLE              # SI
+    DETAIL_REQUEST_HEAD_TIMEOUT     # SI, 408
+    DETAIL_DOWNSTREAM_CLOSED        # DC
+    DETAIL_DOWNSTREAM_RESET         # DC
+    DETAIL_DRAIN                    # DT: closed by us
+    DETAIL_MALFORMED                # DPE, 400
+    DETAIL_HEAD_TOO_LARGE           # DPE, 414 and 431
+    DETAIL_BAD_CODING               # DPE, 501
+    DETAIL_BAD_VERSION              # DPE, 505
+    DETAIL_MISSING_HOST             # DPE, 400
+    DETAIL_OVERLOAD                 # OM
+    DETAIL_NO_SOCKET                # OM: the keeper sent none in time
+    DETAIL_UPGRADE_FAILED           # UPE
+    DETAIL_LOOP                     # NR: a connection that would come back to its own listener
+    DETAIL_CANNOT_SAY               # UPE: a chunked response to a client of HTTP/1.0
+    DETAIL_COUNT
+
+# ---- the worker's side -------------------------------------------------------------------------------------------
+
+cdef struct Stats:                  # private to the worker
+    StatsHeader* header
+    Series* series                  # STATS_SLOTS, then the overflow ones
+    uint32_t taken                  # slots that are not free
+
+cdef struct LogRing:                # private to the worker
+    LogHeader* header
+    char* ring
+    uint64_t head                   # as in the header: a reader that scribbles there does not move the writer
+
+# DURATION_BOUNDS_US, SIZE_BOUNDS (above): upper bounds of the first 19 buckets, inclusive. Both are Envoy's default histogram buckets
+# (.5 1 5 ... 3600000), which Istio uses for milliseconds and for bytes alike; half a byte is written as 0.
+
+# For the keeper: a fresh zeroed segment of stats_segment() or log_segment() bytes. 0, or -1: too small.
+cdef size_t stats_segment() noexcept nogil
+cdef size_t log_segment() noexcept nogil
+cdef int stats_format(void* memory, size_t size) noexcept nogil
+cdef int log_format(void* memory, size_t size) noexcept nogil
+
+# For a worker that starts: 0, or -1 for a segment of another format. Counters go on; gauges and holds of the one before are reset.
+cdef int stats_attach(Stats* stats, void* memory, size_t size, uint32_t pid, uint64_t now_ns) noexcept nogil
+cdef int log_attach(LogRing* log, void* memory, size_t size) noexcept nogil
+
+# The series of that key, made if need be; never NULL: when the table is full one of the overflow series, and that is counted.
+# `key.pad` must be zero (start from memset, or series_key). Valid until the next stats_forget_*; to keep it longer: hold it.
+cdef Series* stats_series(Stats* stats, const SeriesKey* key) noexcept nogil
+cdef void series_hold(Series* series) noexcept nogil
+cdef void series_drop(Stats* stats, Series* series) noexcept nogil
+
+# The workload (service) of that index is gone for good: its series are freed, those that are held when they are let go.
+# One pass over the table: some ten microseconds.
+cdef void stats_forget_workload(Stats* stats, uint32_t index) noexcept nogil
+cdef void stats_forget_service(Stats* stats, uint32_t index) noexcept nogil
+
+# One record; `record.length` is set here, `texts` has TEXT_COUNT spans (n 0: none). 1; 0: dropped and counted, the ring is full.
+cdef int log_append(LogRing* log, Stats* stats, LogRecord* record, const Span* texts) noexcept nogil
+
+cdef inline void bump(uint64_t* counter, uint64_t by) noexcept nogil:       # only by the one writer
+    nrw_store(counter, nrw_load(counter) + by)
+
+cdef inline void gauge(uint64_t* at, uint64_t value) noexcept nogil:
+    nrw_store(at, value)
+
+cdef inline uint32_t bucket(const uint64_t* bounds, uint64_t value) noexcept nogil:
+    cdef uint32_t i = 0
+    while i < BOUNDS and value > bounds[i]:
+        i += 1
+    return i
+
+# A request ended: everything its families need, from the same facts.
+cdef void series_request(Series* series, uint64_t duration_us, uint64_t request_bytes, uint64_t response_bytes) noexcept nogil
