@@ -1,12 +1,9 @@
-"""Sockets made inside another network namespace by a privileged process (the keeper). setns affects the calling thread only."""
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+"""Network namespaces (setns(2), ioctl_ns(2)). setns moves the calling thread alone."""
+from libc.stdint cimport uint64_t
 
-# How many sockets could be made (<= n), descriptors in out; or -errno when the namespace could not be entered, or left again
-# (in that case the process must end: it is in somebody else's network).
-cdef enum:
-    LOST_NAMESPACE = -100000
-
-cdef int sockets_in(int netns, int home, uint8_t family, uint32_t mark, int n, int* out) noexcept nogil
-
-# A listening socket on [::]:port (both families), or 0.0.0.0:port where the namespace has no IPv6; descriptor or -errno.
-cdef int listener_in(int netns, int home, uint16_t port, uint32_t mark, int backlog) noexcept nogil
+# 0, or -errno: -EINVAL when the descriptor is no network namespace, -EPERM without CAP_SYS_ADMIN.
+cdef int namespace_enter(int fd) noexcept nogil
+# Whether the descriptor is a network namespace.
+cdef bint namespace_is(int fd) noexcept nogil
+# Its inode, the name under which the kernel shows it (`net:[N]`); 0 if the descriptor cannot be read.
+cdef uint64_t namespace_inode(int fd) noexcept nogil
