@@ -146,17 +146,17 @@ class Session:
             raise SessionError(f"{type_url}: versions are restored before the first stream, not after")
         self._types[type_url].held.update(versions)
 
-    def want(self, type_url: str, names: Iterable[str]) -> list[Request]:
-        """From now on exactly `names` of `type_url` are wanted. Returns what to send now (nothing without stream).
+    def want(self, type_url: str, more: Iterable[str], less: Iterable[str] = ()) -> list[Request]:
+        """From now on `more` of `type_url` are wanted and `less` are not. Returns what to send now, if anything.
 
         What is not wanted any more is forgotten at once; a response that still carries it is ignored.
         """
         kind = self._types[type_url]
         if kind.wildcard:
             raise SessionError(f"{type_url}: subscribed by wildcard, not by name")
-        names = set(names)
-        added, dropped = names - kind.wanted, kind.wanted - names
-        kind.wanted = names
+        added, dropped = set(more) - kind.wanted, set(less) & kind.wanted
+        kind.wanted |= added
+        kind.wanted -= dropped
         for name in dropped:
             kind.held.pop(name, None)
         if not self.connected or not (added or dropped):

@@ -49,7 +49,7 @@ class EndpointsPart:
 
 Part = ListenerPart | RoutePart | ClusterPart | EndpointsPart
 
-_PartName = tuple[TypeUrl, str]  # type and full resource name
+PartName = tuple[TypeUrl, str]  # type and full resource name
 
 NAMED = (TypeUrl.LISTENER, TypeUrl.ROUTE, TypeUrl.CLUSTER, TypeUrl.ENDPOINTS)
 
@@ -59,7 +59,7 @@ class _Demand:
     scope: str
     authority: str
     published: Destination | None = None
-    needs: set[_PartName] = field(default_factory=set)  # parts of the published version
+    needs: set[PartName] = field(default_factory=set)  # parts of the published version
     clusters: set[str] = field(default_factory=set)  # names of clusters that exist, of the published version
     missing: list[str] = field(default_factory=list)  # parts that the next version waits for
 
@@ -72,8 +72,11 @@ class Published:
     clusters: tuple[Cluster, ...] = ()
     dropped_destinations: tuple[str, ...] = ()  # keys
     dropped_clusters: tuple[str, ...] = ()  # keys
+    subscribe: frozenset[PartName] = frozenset()  # names wanted since the last call
+    unsubscribe: frozenset[PartName] = frozenset()  # names wanted no more
 
     def __bool__(self) -> bool:
+        """Whether something is to be put in force."""
         return bool(self.destinations or self.clusters or self.dropped_destinations or self.dropped_clusters)
 
 
@@ -85,13 +88,15 @@ class Tree:
 
     def __init__(self) -> None:
         self._demands: dict[str, _Demand] = {}
-        self._parts: dict[_PartName, Part | None] = {}  # None: it does not exist
-        self._users: dict[_PartName, set[str]] = {}  # part -> keys of the destinations that want it
+        self._parts: dict[PartName, Part | None] = {}  # None: it does not exist
+        self._users: dict[PartName, set[str]] = {}  # part -> keys of the destinations that want it
         self._cluster_users: dict[str, set[str]] = {}  # cluster key -> keys of the destinations published with it
         self._clusters: dict[str, Cluster] = {}  # as published
-        self._demand_parts: dict[str, set[_PartName]] = {}  # the reverse of _users
+        self._demand_parts: dict[str, set[PartName]] = {}  # the reverse of _users
         self._demand_clusters: dict[str, set[str]] = {}  # the reverse of _cluster_users
         self._stale: set[str] = set()
+        self._wanted_more: set[PartName] = set()  # since the last publish
+        self._wanted_less: set[PartName] = set()
 
     def __contains__(self, key: str) -> bool:
         return key in self._demands
@@ -141,7 +146,7 @@ class Tree:
             names[type_url].add(name)
         return names
 
-    def unused(self) -> list[_PartName]:
+    def unused(self) -> list[PartName]:
         """Parts that were put and that nothing wants, as of the last `publish`; they are forgotten by this call."""
         found = [part for part in self._parts if part not in self._users]
         for part in found:
@@ -177,15 +182,17 @@ class Tree:
             elif (cluster := self._cluster(*name.split("|", 1))) and cluster != self._clusters.get(name):
                 self._clusters[name] = cluster
                 clusters.append(cluster)
-        return Published(tuple(destinations), tuple(clusters), tuple(dropped), tuple(lost))
+        more, less = frozenset(self._wanted_more - self._wanted_less), frozenset(self._wanted_less - self._wanted_more)
+        self._wanted_more, self._wanted_less = set(), set()
+        return Published(tuple(destinations), tuple(clusters), tuple(dropped), tuple(lost), more, less)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _set(self, part: _PartName, value: Part | None) -> None:
+    def _set(self, part: PartName, value: Part | None) -> None:
         self._parts[part] = value
         self._stale.update(self._users.get(part, ()))
 
-    def _use(self, key: str, parts: set[_PartName]) -> None:
+    def _use(self, key: str, parts: set[PartName]) -> None:
         """Destination `key` wants exactly `parts` from now on."""
         before = self._demand_parts.pop(key, set())
         if parts:
@@ -196,7 +203,10 @@ class Tree:
             if not users:
                 del self._users[part]
                 self._parts.pop(part, None)
+                self._wanted_less.add(part)
         for part in parts - before:
+            if part not in self._users:
+                self._wanted_more.add(part)
             self._users.setdefault(part, set()).add(key)
 
     def _recluster(self, key: str, names: set[str]) -> set[str]:
@@ -212,10 +222,10 @@ class Tree:
             self._cluster_users.setdefault(name, set()).add(key)
         return before | names
 
-    def _assemble(self, demand: _Demand) -> tuple[set[_PartName], set[str], list[str], Destination | None]:
+    def _assemble(self, demand: _Demand) -> tuple[set[PartName], set[str], list[str], Destination | None]:
         """Parts needed, names of existing clusters, parts missing, and the destination when nothing is missing."""
         listener_name = (TypeUrl.LISTENER, xdstp(TypeUrl.LISTENER, demand.scope, demand.authority))
-        needs: set[_PartName] = {listener_name}
+        needs: set[PartName] = {listener_name}
         missing: list[str] = []
         clusters: set[str] = set()
         if listener_name not in self._parts:

@@ -51,9 +51,9 @@ def test_a_type_without_names_is_not_asked_for_because_no_names_would_mean_every
 def test_on_a_live_stream_only_differences_of_names_are_sent() -> None:
     one = session("a", "b")
     one.opened()
-    assert one.want(ROUTE, ["b", "c"]) == [Request(ROUTE, subscribe=("c",), unsubscribe=("a",))]
-    assert one.want(ROUTE, ["c", "b"]) == []
-    assert one.want(ROUTE, []) == [Request(ROUTE, unsubscribe=("b", "c"))]
+    assert one.want(ROUTE, ["b", "c"], ["a"]) == [Request(ROUTE, subscribe=("c",), unsubscribe=("a",))]
+    assert one.want(ROUTE, ["c", "b"], ["a", "x"]) == []
+    assert one.want(ROUTE, [], ["c", "b"]) == [Request(ROUTE, unsubscribe=("b", "c"))]
     assert one.want(ROUTE, ["b"]) == [Request(ROUTE, subscribe=("b",))]
 
 
@@ -195,7 +195,7 @@ def test_a_name_that_is_not_wanted_any_more_is_forgotten_even_when_it_is_on_its_
     one = session("a")
     one.opened()
     update = one.received(response("n1", resource("a", "1")))
-    one.want(ROUTE, [])
+    one.want(ROUTE, [], ["a"])
     assert update is not None
     one.settled(update, {})
     assert one.held(ROUTE) == {}

@@ -1,6 +1,7 @@
 """The parts of on-demand destinations: when they are complete, what is wanted, what goes."""
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -17,7 +18,7 @@ from agent.model.routing import (
     VirtualHost,
     WeightedCluster,
 )
-from agent.xds.tree import ClusterPart, EndpointsPart, ListenerPart, Published, RoutePart, Tree
+from agent.xds.tree import NAMED, ClusterPart, EndpointsPart, ListenerPart, PartName, Published, RoutePart, Tree
 from agent.xds.types import TypeUrl, xdstp
 
 SCOPE, AUTHORITY = "ns=default", "reviews.default:9080"
@@ -75,6 +76,11 @@ def complete(tree: Tree) -> Published:
     return tree.publish()
 
 
+def publish(tree: Tree) -> Published:
+    """What came into force, without the subscriptions (those have tests of their own)."""
+    return replace(tree.publish(), subscribe=frozenset(), unsubscribe=frozenset())
+
+
 def test_each_part_that_comes_asks_for_the_next_and_only_the_last_publishes() -> None:
     tree = Tree()
     tree.demand(KEY)
@@ -88,7 +94,7 @@ def test_each_part_that_comes_asks_for_the_next_and_only_the_last_publishes() ->
     assert tree.missing(KEY) == (eds("v1"),)
     put_endpoints(tree, "v1", "10.0.0.1")
     destination = Destination(SCOPE, AUTHORITY, hosts("v1"), None)
-    assert tree.publish() == Published((destination,), (cluster("v1", "10.0.0.1"),))
+    assert publish(tree) == Published((destination,), (cluster("v1", "10.0.0.1"),))
     assert tree.missing(KEY) == () and not tree.publish()
 
 
@@ -107,7 +113,7 @@ def test_an_unknown_destination_is_published_without_routes() -> None:
     tree.demand(KEY)
     tree.publish()
     tree.remove(TypeUrl.LISTENER, LISTENER)
-    assert tree.publish() == Published((Destination(SCOPE, AUTHORITY, None, None),))
+    assert publish(tree) == Published((Destination(SCOPE, AUTHORITY, None, None),))
     assert tree.wanted()[TypeUrl.LISTENER] == {LISTENER}  # it may come to exist
     put_listener(tree)
     put_routes(tree, "v1")
@@ -118,7 +124,7 @@ def test_one_endpoint_change_publishes_one_cluster_and_nothing_else() -> None:
     tree = Tree()
     complete(tree)
     put_endpoints(tree, "v1", "10.0.0.1", "10.0.0.2")
-    assert tree.publish() == Published((), (cluster("v1", "10.0.0.1", "10.0.0.2"),))
+    assert publish(tree) == Published((), (cluster("v1", "10.0.0.1", "10.0.0.2"),))
 
 
 def test_new_routes_wait_for_their_clusters_while_the_old_ones_stay_wanted() -> None:
@@ -163,11 +169,11 @@ def test_what_only_the_dropped_destination_used_goes_with_it_and_what_is_shared_
     put_endpoints(tree, "v2", "10.0.0.2")
     tree.publish()
     tree.drop(other)
-    assert tree.publish() == Published((), (), (other,), (f"{SCOPE}|v2",))
+    assert publish(tree) == Published((), (), (other,), (f"{SCOPE}|v2",))
     assert tree.wanted() == {TypeUrl.LISTENER: {LISTENER}, TypeUrl.ROUTE: {RDS}, TypeUrl.CLUSTER: {cds("v1")},
                              TypeUrl.ENDPOINTS: {eds("v1")}}
     tree.drop(KEY)
-    assert tree.publish() == Published((), (), (KEY,), (f"{SCOPE}|v1",))
+    assert publish(tree) == Published((), (), (KEY,), (f"{SCOPE}|v1",))
     assert not any(tree.wanted().values()) and len(tree) == 0
 
 
@@ -205,3 +211,24 @@ def test_restored_parts_that_nothing_wants_are_named_once() -> None:
 def test_a_key_that_is_none_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match=r"key|port|character"):
         Tree().demand(key)
+
+
+def test_subscriptions_are_told_as_differences() -> None:
+    tree = Tree()
+    told: set[PartName] = set()
+
+    def step() -> None:
+        found = tree.publish()
+        assert not told & found.subscribe and found.unsubscribe <= told
+        told.update(found.subscribe)
+        told.difference_update(found.unsubscribe)
+        assert {url: {name for kind, name in told if kind is url} for url in NAMED} == tree.wanted()
+
+    tree.demand(KEY)
+    step()
+    for part in (lambda: put_listener(tree), lambda: put_routes(tree, "v1"), lambda: put_cluster(tree, "v1"),
+                 lambda: put_endpoints(tree, "v1", "10.0.0.1"), lambda: put_routes(tree, "v2"),
+                 lambda: put_cluster(tree, "v2"), lambda: put_endpoints(tree, "v2"), lambda: tree.drop(KEY)):
+        part()
+        step()
+    assert told == set()

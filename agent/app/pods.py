@@ -1,0 +1,449 @@
+"""The pods of this node: each brought to what its annotations ask, in an order that never leaves one half captured.
+
+    enrol      keeper makes listeners -> workers know the pod -> redirects (verified) -> captured
+    un-enrol   redirects go -> live connections finish -> marks, listeners and what workers know go
+    gone       redirects if the namespace is still there, then the rest at once
+
+Every pod has one task of its own that works on the newest wish; a failure is retried with a backoff and the pod stays what
+it was. States and their legal transitions are TRANSITIONS.
+"""
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from agent import netlink
+from agent.app.commit import Committer, Refusals
+from agent.app.events import Events
+from agent.capture.plan import INBOUND_PORT, OUTBOUND_PORT, Plan, plan
+from agent.capture.reconcile import CaptureError, Reconciler
+from agent.model.pod import CaptureSettings, Enrolment, LocalPod
+from agent.state.store import Store
+
+RETRY_FIRST, RETRY_LAST = 0.2, 30.0  # seconds, doubling
+LINGER_SECONDS = 3600.0  # an un-enrolled pod's last connections may go on for so long (tcp_idle_timeout's bound)
+LINGER_POLL = 2.0  # seconds between two looks whether they have ended
+VERIFY_SECONDS = 5.0  # each pod is verified so often, or, with many pods, one pod a second (a child is 50 ms of CPU)
+VERIFY_PACE = 1.0
+
+log = logging.getLogger("narrows.pods")
+
+
+class State(StrEnum):
+    NEW = "new"  # no decision yet
+    OUT = "out"  # not captured
+    ENTERING = "entering"  # on the way in: nothing is redirected yet
+    CAPTURED = "captured"
+    LEAVING = "leaving"  # nothing is redirected any more, live connections finish
+    GONE = "gone"
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.NEW: frozenset({State.OUT, State.ENTERING, State.GONE}),
+    State.OUT: frozenset({State.ENTERING, State.GONE}),
+    State.ENTERING: frozenset({State.CAPTURED, State.OUT, State.GONE}),
+    State.CAPTURED: frozenset({State.LEAVING, State.ENTERING, State.GONE}),  # ENTERING: the keeper lost it
+    State.LEAVING: frozenset({State.ENTERING, State.OUT, State.GONE}),
+    State.GONE: frozenset(),
+}
+
+
+class KeeperAway(Exception):
+    """Nothing can be decided now."""
+
+
+class Superseded(Exception):
+    """A newer wish came while this one was worked on."""
+
+
+class PodKeeper(Protocol):
+    """What the keeper does for pods. Each raises ConnectionError when it is away, and an OSError when it refuses."""
+
+    async def add_pod(self, handle: int, uid: str, families: tuple[int, ...], netns: int) -> None: ...
+
+    async def delete_pod(self, handle: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A pod that the keeper holds listeners for."""
+
+    handle: int
+    netns: int  # inode
+
+
+@dataclass(slots=True)
+class Tracked:
+    """One pod and how far it is. `final`: the decision on the newest wish stands (or its first attempt failed)."""
+
+    pod: LocalPod
+    state: State = State.NEW
+    final: bool = False
+    reason: str = "not looked at yet"
+    plan: Plan | None = None  # in force
+    settings: CaptureSettings | None = None
+    repairs: int = 0
+    wanted: bool = False  # its annotations ask for capture
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+    deleted: bool = False
+
+    @property
+    def about(self) -> str:
+        return f"pod {self.pod.ref}"
+
+    def step(self, state: State, reason: str) -> None:
+        if state is not self.state and state not in TRANSITIONS[self.state]:
+            raise RuntimeError(f"{self.about}: {self.state} -> {state} is not legal")
+        self.state, self.reason = state, reason
+
+
+class Pods:
+    """See the head of this file. `follow` takes wishes, `attach` a keeper connection."""
+
+    def __init__(self, *, node: str, cluster: str, instance: str, store: Store, committer: Committer,
+                 events: Events, decide: Callable[[LocalPod], Enrolment], reconciler: Reconciler) -> None:
+        self._node = node
+        self._cluster = cluster
+        self._instance = instance
+        self._store = store
+        self._committer = committer
+        self._events = events
+        self._decide = decide
+        self._reconciler = reconciler
+        self._pods: dict[str, Tracked] = {}  # by uid
+        self._keeper: PodKeeper | None = None
+        self._attached: dict[str, Attached] = {}  # by pod uid
+        self._news = asyncio.Condition()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._synced = False  # the first list of pods was taken
+        self.repairs = 0
+
+    # -- wishes -----------------------------------------------------------------------------------------------------
+
+    def put(self, pod: LocalPod) -> None:
+        """A pod is there or has changed."""
+        tracked = self._pods.get(pod.uid)
+        if tracked is None:
+            for other in [one for one in self._pods.values() if one.pod.ref == pod.ref and not one.deleted]:
+                self.remove(other.pod.uid)  # made again under the same name before its removal was seen
+            tracked = self._pods[pod.uid] = Tracked(pod)
+            tracked.task = asyncio.create_task(self._work(tracked), name=f"pod {pod.ref}")
+        elif tracked.pod == pod:
+            return
+        tracked.pod, tracked.final = pod, False
+        tracked.changed.set()
+
+    def remove(self, uid: str) -> None:
+        """A pod is gone."""
+        if tracked := self._pods.get(uid):
+            tracked.deleted, tracked.final = True, False
+            tracked.changed.set()
+
+    def synced(self) -> None:
+        """Everything that is there was put: what the keeper holds beyond it is of pods that are gone."""
+        self._synced = True
+        for uid in set(self._attached) - set(self._pods):
+            task = asyncio.create_task(self._detach(uid), name=f"forget {uid}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    # -- the keeper -------------------------------------------------------------------------------------------------
+
+    def attach(self, keeper: PodKeeper, attached: Mapping[str, Attached]) -> None:
+        """A keeper is there, and holds these pods already."""
+        self._keeper, self._attached = keeper, dict(attached)
+        for tracked in self._pods.values():
+            tracked.final = False
+            tracked.changed.set()
+        if self._synced:
+            self.synced()
+
+    def detach(self) -> None:
+        """The keeper is away. Capture stays as it is: its workers may serve on, and a new keeper will."""
+        self._keeper = None
+
+    # -- questions --------------------------------------------------------------------------------------------------
+
+    def missing(self) -> list[str]:
+        """Pods that are to be captured and are not, in words."""
+        found = [f"pod {one.pod.ref} is not captured: {one.reason}" for one in self._pods.values()
+                 if not one.deleted and (not one.final or (one.wanted and one.state is not State.CAPTURED))]
+        return found if self._synced else ["the list of this node's pods has not been read yet", *found]
+
+    def shown(self) -> list[dict[str, Any]]:
+        return [self._show(one) for one in sorted(self._pods.values(), key=lambda one: one.pod.ref)
+                if one.state is not State.GONE]
+
+    def captured(self) -> list[LocalPod]:
+        return [one.pod for one in self._pods.values() if one.state is State.CAPTURED]
+
+    def handles(self) -> dict[str, int]:
+        return {uid: one.handle for uid, one in self._attached.items()}
+
+    async def wait(self, namespace: str, name: str, seconds: float) -> dict[str, Any] | None:
+        """The pod as soon as the decision on it is final, or as it is after `seconds`; None when there is none."""
+        def found() -> Tracked | None:
+            return next((one for one in self._pods.values() if one.pod.ref == f"{namespace}/{name}"
+                         and not one.deleted), None)
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._news:
+                await self._news.wait_for(lambda: (one := found()) is not None and one.final)
+        one = found()
+        return self._show(one) if one else None
+
+    # -- one pod ----------------------------------------------------------------------------------------------------
+
+    async def _work(self, one: Tracked) -> None:
+        delay = RETRY_FIRST
+        while one.state is not State.GONE:
+            await one.changed.wait()
+            one.changed.clear()
+            try:
+                await self._settle(one)
+                delay = RETRY_FIRST
+            except Superseded:
+                continue
+            except KeeperAway as error:  # `attach` wakes everybody
+                one.reason = str(error)
+                if one.deleted:
+                    await self._end(one)
+            except (CaptureError, OSError) as error:  # ConnectionError of the keeper and netlink's errors are OSErrors
+                # the namespace of a pod that is being removed goes first; that is no failure
+                if one.deleted:
+                    await self._end(one)
+                    break
+                one.reason = str(error)
+                self._events.add("CaptureFailed", one.about, f"{error}; it is tried again", warning=True)
+                if self._keeper is not None:
+                    await self._decided(one)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(delay):
+                            await one.changed.wait()
+                    delay = min(delay * 2, RETRY_LAST)
+                    one.changed.set()
+
+    async def _settle(self, one: Tracked) -> None:
+        """Bring one pod to its newest wish. Raises when that failed; nothing is redirected then that was not before."""
+        if one.deleted:
+            await self._end(one)
+            return
+        enrolment = self._decide(one.pod)
+        if enrolment.refused:
+            self._events.add("AnnotationRefused", one.about, "; ".join(enrolment.refused), warning=True)
+            one.reason = "; ".join(enrolment.refused)
+            # an earlier agent may have captured it: refused means that nothing changes
+            if one.state is State.NEW and not await self._adopt(one):
+                one.step(State.OUT, one.reason)
+        elif enrolment.settings is not None:
+            one.wanted = True
+            await self._enter(one, enrolment.settings)
+        else:
+            one.wanted = False
+            await self._leave(one, enrolment.reason)
+        await self._decided(one)
+
+    async def _adopt(self, one: Tracked) -> bool:
+        """Whether this pod is captured by an earlier agent of this instance already."""
+        self._present()
+        attached = self._attached.get(one.pod.uid)
+        if attached is None or not await self._reconciler.chains(one.pod.netns):
+            return False
+        one.step(State.ENTERING, one.reason)
+        self._know(one)
+        one.step(State.CAPTURED, f"captured as before: {one.reason}")
+        return True
+
+    async def _enter(self, one: Tracked, settings: CaptureSettings) -> None:
+        pod = one.pod
+        families = tuple(sorted({address.version for address in pod.addresses})) or (4,)
+        wish = plan(settings, families, self._instance)
+        captured = one.state is State.CAPTURED
+        if not captured:
+            one.step(State.ENTERING, "being captured")
+        await self._listen(one, families)
+        self._know(one)
+        refused = await _unless_changed(one, self._committer.in_force())
+        if said := next((text for key, text in refused.items() if key[1] == pod.uid), None):
+            raise CaptureError(f"the data path refuses the pod: {said}")
+        outcome = await self._reconciler.apply(pod.netns, wish)
+        one.plan, one.settings = wish, settings
+        one.step(State.CAPTURED, "captured")
+        if not captured or outcome.changed:
+            self._events.add("Captured", one.about, f"captured by iptables in {outcome.seconds * 1000:.0f} ms: "
+                             f"{len(outcome.changed)} changes")
+
+    async def _listen(self, one: Tracked, families: tuple[int, ...]) -> None:
+        """Have the keeper hold listeners inside the pod's namespace, once."""
+        uid = one.pod.uid
+        keeper = self._present()
+        netns = netlink.open_namespace(one.pod.netns)
+        try:
+            inode = os.fstat(netns).st_ino
+            attached = self._attached.get(uid)
+            if attached is not None and attached.netns == inode:
+                return
+            if attached is not None:  # the runtime made the namespace again
+                await keeper.delete_pod(attached.handle)
+                del self._attached[uid]
+                self._store.remove_pod(uid)
+            handle = self._store.handle(uid)
+            await keeper.add_pod(handle, uid, families, netns)
+            self._attached[uid] = Attached(handle, inode)
+        finally:
+            os.close(netns)
+
+    def _know(self, one: Tracked) -> None:
+        pod = one.pod
+        self._store.put_pod(pod.uid, f"{self._cluster}//Pod/{pod.namespace}/{pod.name}", f"ns={pod.namespace}",
+                            pod.addresses)
+
+    async def _leave(self, one: Tracked, reason: str) -> None:
+        pod = one.pod
+        if one.state is State.NEW:
+            self._present()
+            if pod.uid not in self._attached:
+                one.step(State.OUT, reason)
+                return
+            one.step(State.ENTERING, "captured by an earlier agent")
+        if one.state is State.OUT:
+            one.reason = reason
+            return
+        if one.state is not State.LEAVING:
+            await self._reconciler.release(pod.netns)
+            one.plan = one.settings = None
+            if one.state is State.ENTERING:
+                one.step(State.OUT, reason)
+            else:
+                one.step(State.LEAVING, reason)
+            self._events.add("Released", one.about, f"not captured any more: {reason}; live connections finish")
+        await self._decided(one)
+        await self._linger(one)
+        if not one.changed.is_set():
+            await self._reconciler.remove(pod.netns)
+            await self._detach(pod.uid)
+            one.step(State.OUT, reason)
+
+    async def _linger(self, one: Tracked) -> None:
+        """Until the pod's last connection through us ended, its wish changed, or LINGER_SECONDS are over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while not one.changed.is_set() and await asyncio.to_thread(open_connections, one.pod.netns) > 0:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(LINGER_POLL):
+                            await one.changed.wait()
+
+    async def _end(self, one: Tracked) -> None:
+        """The pod is gone: its rules go with its namespace, unless that is still there."""
+        if one.state in (State.CAPTURED, State.LEAVING, State.ENTERING) or one.pod.uid in self._attached:
+            with suppress(CaptureError, OSError):
+                await self._reconciler.remove(one.pod.netns)
+        await self._detach(one.pod.uid)
+        one.step(State.GONE, "gone")
+        self._pods.pop(one.pod.uid, None)
+        await self._decided(one)
+
+    async def _detach(self, uid: str) -> None:
+        attached = self._attached.pop(uid, None)
+        if attached is not None and self._keeper is not None:
+            with suppress(OSError):  # it is away: the next connection's inventory shows what is left
+                await self._keeper.delete_pod(attached.handle)
+        self._store.remove_pod(uid)
+        self._committer.nudge()
+
+    async def _decided(self, one: Tracked) -> None:
+        if one.changed.is_set() and one.state is not State.GONE:
+            return  # a newer wish is waiting: this decision is not the last
+        async with self._news:
+            one.final = True
+            self._news.notify_all()
+
+    # -- repair -----------------------------------------------------------------------------------------------------
+
+    async def verify_all(self) -> None:
+        """For ever: look at one captured pod after the other, and repair what somebody else changed."""
+        while True:
+            todo = [one for one in self._pods.values() if one.state is State.CAPTURED and one.plan]
+            pace = max(VERIFY_PACE, VERIFY_SECONDS / max(len(todo), 1))
+            for one in todo:
+                await asyncio.sleep(pace)
+                with suppress(CaptureError, OSError):
+                    await self._verify(one)
+            if not todo:
+                await asyncio.sleep(pace)
+
+    async def _verify(self, one: Tracked) -> None:
+        wish = one.plan
+        if wish is None or one.state is not State.CAPTURED or one.changed.is_set():
+            return
+        wrong = await self._reconciler.verify(one.pod.netns, wish)
+        if not wrong or one.plan is not wish or one.state is not State.CAPTURED or one.deleted:
+            return
+        await self._reconciler.apply(one.pod.netns, wish)
+        one.repairs += 1
+        self.repairs += 1
+        self._events.add("Repaired", one.about, f"somebody changed the rules in the pod's namespace; repaired "
+                         f"({one.repairs}): {'; '.join(wrong)[:500]}", warning=True)
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _present(self) -> PodKeeper:
+        if self._keeper is None:
+            raise KeeperAway("the keeper is away")
+        return self._keeper
+
+    def _show(self, one: Tracked) -> dict[str, Any]:
+        pod = one.pod
+        return {
+            "namespace": pod.namespace,
+            "name": pod.name,
+            "uid": pod.uid,
+            "node": self._node,
+            "ips": [str(address) for address in pod.addresses],
+            "captured": one.state is State.CAPTURED,
+            "reason": one.reason,
+            "method": "iptables" if one.state is State.CAPTURED else None,
+            "state": str(one.state),
+            "final": one.final,
+            "handle": attached.handle if (attached := self._attached.get(pod.uid)) else None,
+            "repairs": one.repairs,
+            "events": self._events.about(one.about),
+        }
+
+
+async def _unless_changed(one: Tracked, future: asyncio.Future[Refusals]) -> Refusals:
+    change: asyncio.Future[Any] = asyncio.ensure_future(one.changed.wait())
+    try:
+        await asyncio.wait([change, future], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        change.cancel()
+    if not future.done():
+        raise Superseded
+    return future.result()
+
+
+_LIVE = frozenset({"01", "02", "03", "04", "05", "08", "09", "0B"})  # /proc/net/tcp states with a socket behind them
+_OURS = frozenset({f"{OUTBOUND_PORT:04X}", f"{INBOUND_PORT:04X}"})
+
+
+def open_connections(netns: str) -> int:
+    """How many connections in that namespace end at our listeners. Blocking; raises OSError."""
+    def count() -> int:
+        found = 0
+        for family in ("tcp", "tcp6"):
+            with suppress(FileNotFoundError), open(f"/proc/thread-self/net/{family}") as table:
+                next(table)
+                for line in table:
+                    fields = line.split(maxsplit=4)
+                    found += fields[1].rpartition(":")[2] in _OURS and fields[3] in _LIVE
+        return found
+    return netlink.in_netns(netns, count)
+
+
