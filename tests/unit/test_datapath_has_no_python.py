@@ -23,7 +23,7 @@ def built_modules() -> list[Path]:
 
 
 def is_datapath(symbol: str) -> bool:
-    return symbol.startswith("__pyx_f_") and not re.search(r"_py_\w+$|_4door_", symbol)
+    return symbol.startswith("__pyx_f_") and not re.search(r"_py_[\w.]+$|_\d+(\w+_)?door_", symbol)
 
 
 def python_calls(listing: str) -> dict[str, set[str]]:
