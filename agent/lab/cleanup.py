@@ -1,7 +1,7 @@
 """Removing everything that a lab of a name may have left: derived from the name alone, so that it works after a crash.
 
-Order: processes first, by their cgroup, since they hold namespaces; then names and folders. Every step looks at what is there,
-so cleaning twice, or what never was, is no error.
+Order: processes first, by their cgroup, since they hold namespaces; then names and folders. Every step
+looks at what is there, so cleaning twice, or what never was, is no error.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LeftOver(RuntimeError):
 
 
 def clean(place: Place) -> None:
-    """Remove processes, namespaces (with their links and rules), cgroups and files of a lab. LeftOver if something stays."""
+    """Remove processes, namespaces (with links and rules), cgroups and files of a lab. LeftOver if something stays."""
     kill_tree(place.cgroup)
     for name in netlink.list_namespaces(place.netns_prefix):
         netlink.delete_namespace(name)

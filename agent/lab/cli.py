@@ -27,7 +27,7 @@ class Failure(click.ClickException):
         self.__dict__["exit_code"] = code  # click declares it for the class
 
 
-class PlaceType(click.ParamType):
+class PlaceType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.3 on
     name = "NAME"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
@@ -68,13 +68,14 @@ def command() -> None:
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @NAME
 @click.option("--detach", is_flag=True, help="Return when the lab is ready; `down` ends it.")
-@click.option("--nodes", type=click.IntRange(1, 200), help="How many nodes at least (default: those that are named, or one).")
+@click.option("--nodes", type=click.IntRange(1, 200), help="At least (default: those that are named, or one).")
 @click.option("--workers", type=click.IntRange(1, 64), help="Workers per node (default: the keeper's).")
 @click.option("--mesh/--no-mesh", default=True, help="Without: the same network, and nothing of the mesh.")
-@click.option("--wait", type=click.FloatRange(0, 600), default=60.0, show_default=True, help="Seconds to wait for readiness.")
+@click.option("--wait", type=click.FloatRange(0, 600), default=60.0, show_default=True,
+              help="Seconds to wait for readiness.")
 @click.option("--ready-fd", type=int, default=-1, hidden=True)
-def up(paths: tuple[Path, ...], place: Place, detach: bool, nodes: int | None, workers: int | None, mesh: bool, wait: float,
-       ready_fd: int) -> int:
+def up(*, paths: tuple[Path, ...], place: Place, detach: bool, nodes: int | None, workers: int | None, mesh: bool,
+       wait: float, ready_fd: int) -> int:
     """Bring a lab up from manifests: files, or folders of them."""
     if os.geteuid() != 0:
         raise Failure("the lab makes network namespaces and cgroups; run it as root", EX_NOPERM)
@@ -86,7 +87,8 @@ def up(paths: tuple[Path, ...], place: Place, detach: bool, nodes: int | None, w
     try:
         if detach:
             if pid := life.owner(place):
-                raise life.AlreadyUp(f"lab {place.name!r} is already up (pid {pid}); `narrows lab down --name {place.name}` ends it")
+                raise life.AlreadyUp(f"lab {place.name!r} is already up (pid {pid}); "
+                                     f"`narrows lab down --name {place.name}` ends it")
             return life.run_detached(place, paths, options, wait)
         return life.run(place, paths, options, wait, ready_fd)
     except Refused as error:
@@ -132,7 +134,8 @@ def delete(target: str, place: Place, namespace: str, wait: bool) -> int:
     if not slash or not kind or not name:
         raise click.UsageError(f"{target!r}: KIND/NAME is expected, as in deployment/reviews-v1")
     client = Client(place)
-    for line in _ask(lambda: client.ask("POST", "/delete", {"kind": kind, "namespace": namespace, "name": name}))["changes"]:
+    wanted = {"kind": kind, "namespace": namespace, "name": name}
+    for line in _ask(lambda: client.ask("POST", "/delete", wanted))["changes"]:
         click.echo(line)
     return _wait(client) if wait else 0
 
@@ -152,7 +155,8 @@ def exec(pod: str, argv: tuple[str, ...], place: Place, container: str | None) -
     if not chosen["pid"]:
         raise Failure(f"container {chosen['name']} of {found['namespace']}/{found['name']} does not run: "
                       f"{chosen['state'] if chosen['state'] != 'waiting' else found['state']}")
-    launch = runtime.exec_launch(runtime.Launch(**chosen["launch"]), chosen["pid"], list(argv), os.environ.get("TERM", ""))
+    launch = runtime.exec_launch(runtime.Launch(**chosen["launch"]), chosen["pid"], list(argv),
+                                 os.environ.get("TERM", ""))
     spec = runtime.spec_fd(launch)
     os.set_inheritable(spec, True)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -219,7 +223,8 @@ def status(place: Place, output: str) -> None:
         return
     _table(("NAMESPACE", "NAME", "NODE", "IP", "READY", "STATE", "RESTARTS", "CAPTURED", "METHOD", "REASON"),
            [(pod["namespace"], pod["name"], pod["node"], pod["ip"], "yes" if pod["ready"] else "no", pod["state"],
-             pod["restarts"], "yes" if pod["captured"] else "no", pod["method"] or "-", pod["reason"]) for pod in found["pods"]])
+             pod["restarts"], "yes" if pod["captured"] else "no", pod["method"] or "-", pod["reason"])
+            for pod in found["pods"]])
     click.echo()
     _table(("NAMESPACE", "SERVICE", "CLUSTER-IP", "PODS READY"),
            [(one["namespace"], one["name"], ",".join(one["clusterIPs"]) or "None", f"{one['ready']}/{one['pods']}")

@@ -27,15 +27,15 @@ class Client:
         self._place = place
 
     def ask(self, method: str, url: str, body: Any = None, seconds: float = SECONDS) -> Any:
-        """JSON of an answer, or its text. NotUp when nobody listens, LabRefused with the reason, OSError on a broken answer."""
+        """JSON of an answer, or its text. NotUp when nobody listens, LabRefused with the reason, OSError otherwise."""
         connection = http.client.HTTPConnection("lab", timeout=seconds)
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.settimeout(seconds)
         try:
             connection.sock.connect(str(self._place.socket))
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise NotUp(f"lab {self._place.name!r} is not up; start it with `narrows lab up PATH --name {self._place.name}`"
-                        ) from error
+            raise NotUp(f"lab {self._place.name!r} is not up; start it with "
+                        f"`narrows lab up PATH --name {self._place.name}`") from error
         try:
             data = None if body is None else json.dumps(body)
             connection.request(method, url, data, {"Content-Type": "application/json"} if data else {})

@@ -68,8 +68,8 @@ def _twice(found: list[Found]) -> list[Problem]:
         before = first.setdefault(key_of(item.thing), item)
         if before is not item:
             kind, namespace, name = key_of(item.thing)
-            problems.append(Problem(item.path, item.line, f"{kind} {namespace + '/' if namespace else ''}{name} is defined "
-                                                          f"already in {before.path}:{before.line}"))
+            label = f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
+            problems.append(Problem(item.path, item.line, f"{label} is defined already in {before.path}:{before.line}"))
     return problems
 
 
@@ -111,8 +111,8 @@ class Control:
                        "log": str(pod.files / f"{container.spec.name}.log"),
                        "launch": dataclasses.asdict(container.launch) if container.launch else None}
                       for container in pod.containers]
-        return web.json_response({"namespace": pod.namespace.name, "name": pod.name, "node": pod.node, "netns": pod.netns,
-                                  "state": pod.state(), "containers": containers})
+        return web.json_response({"namespace": pod.namespace.name, "name": pod.name, "node": pod.node,
+                                  "netns": pod.netns, "state": pod.state(), "containers": containers})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         node = request.match_info["node"]

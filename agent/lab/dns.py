@@ -1,7 +1,7 @@
 """Names of services for the pods of a node: one small server per node, UDP and TCP, on the node's own address.
 
-It answers A and AAAA below the cluster's domain and nothing else; other names do not exist here, for the lab has no way out.
-A pod expands `reviews` and `reviews.default` itself, by the search list of its resolv.conf.
+It answers A and AAAA below the cluster's domain and nothing else; other names do not exist here, for the lab
+has no way out. A pod expands `reviews` and `reviews.default` itself, by the search list of its resolv.conf.
 """
 from __future__ import annotations
 

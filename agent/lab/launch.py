@@ -1,15 +1,16 @@
 """The program that becomes a process of the lab: run as a script, on the standard library alone.
 
-`python -I -S launch.py SPEC_FD [REPORT_FD]` reads one JSON object (`Launch` in runtime.py describes it) and executes what it
-names. It is not imported by the supervisor: entering namespaces needs a process with one thread, and starting it
-without site packages costs 15 ms instead of 200.
+`python -I -S launch.py SPEC_FD [REPORT_FD]` reads one JSON object (`Launch` in runtime.py describes it) and executes
+what it names. It is not imported by the supervisor: entering namespaces needs a process with one thread, and starting
+it without site packages costs 15 ms instead of 200.
 
-Order, and why it may not be another: the cgroup first (whatever happens next is killed with it), then the network namespace
-(opening its path needs the host's mounts), then new mount, ipc and uts namespaces, the mounts while all capabilities are there,
-the fork (a pid namespace holds for children only; its first child mounts /proc), and privileges last.
+Order, and why it may not be another: the cgroup first (whatever happens next is killed with it), then the network
+namespace (opening its path needs the host's mounts), then new mount, ipc and uts namespaces, the mounts while all
+capabilities are there, the fork (a pid namespace holds for children only; its first child mounts /proc), and
+privileges last.
 
-Errors before the program runs go to stderr, which is the pod's log; exit status 127 is "not found", 126 everything else,
-as a shell says it.
+Errors before the program runs go to stderr, which is the pod's log; exit status 127 is "not found", 126 everything
+else, as a shell says it.
 """
 from __future__ import annotations
 
@@ -137,7 +138,7 @@ def execute(spec: dict[str, Any]) -> NoReturn:
     try:
         os.chdir(spec["cwd"])
     except OSError as error:
-        fail(126, f"cannot enter workingDir {spec['cwd']}: {error.strerror}; the lab runs on this machine's file system")
+        fail(126, f"cannot enter workingDir {spec['cwd']}: {error.strerror}; the lab runs on this machine's files")
     try:
         os.execvpe(argv[0], argv, env)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Namespaces, links, addresses and routes of the lab: a fabric that joins the nodes, a bridge on each node, a veth per pod.
+"""Namespaces, links, addresses and routes of the lab: a fabric joins the nodes, a bridge on each node its pods.
 
 A pod's address has the full prefix length, so that its packets to a neighbour go through the node as well and the
 node can undo the address translation of cluster IPs on the way back. Nothing is made in the host's own namespace.
@@ -74,8 +74,9 @@ def join_nodes(place: Place, numbers: dict[str, int], families: tuple[int, ...],
         del number
 
 
-def make_pod(place: Place, node: str, number: int, namespace: str, name: str, addresses: tuple[IPAddress, ...]) -> str:
-    """Make a pod's namespace, joined to its node's bridge. Returns its path."""
+def make_pod(place: Place, node: str, number: int, *, namespace: str, name: str,
+             addresses: tuple[IPAddress, ...]) -> str:
+    """Make a pod's namespace, joined to the bridge of its node (which has that number). Returns its path."""
     gateways = NodeAddresses(number)
     node_namespace = str(netlink.NAMESPACES / place.node_netns(node))
     pod_namespace = netlink.create_namespace(place.pod_netns(namespace, name))

@@ -30,8 +30,9 @@ from agent.lab.spec import (
 MESH_GROUPS = ("networking.istio.io", "security.istio.io", "telemetry.istio.io", "gateway.networking.k8s.io",
                "narrows.mesh")
 # Kinds that a cluster would take and that change nothing here.
-NOT_HERE = {"ConfigMap", "Secret", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding", "NetworkPolicy", "Ingress",
-            "HorizontalPodAutoscaler", "PodDisruptionBudget", "PodMonitor", "ServiceMonitor", "LimitRange", "ResourceQuota"}
+NOT_HERE = {"ConfigMap", "Secret", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding", "NetworkPolicy",
+            "Ingress", "HorizontalPodAutoscaler", "PodDisruptionBudget", "PodMonitor", "ServiceMonitor", "LimitRange",
+            "ResourceQuota"}
 FIELD_PATHS = ("metadata.name", "metadata.namespace", "metadata.uid", "status.podIP", "status.podIPs", "status.hostIP",
                "spec.nodeName", "spec.serviceAccountName")
 ALL_CAPABILITIES = DEFAULT_CAPABILITIES | {"NET_ADMIN": 12, "NET_BROADCAST": 11, "IPC_LOCK": 14, "SYS_PTRACE": 19,
@@ -73,20 +74,20 @@ def _object(document: Document, source: Source) -> Object | None:
     group = version.rpartition("/")[0]
     if group.endswith(MESH_GROUPS):
         return MeshObject(kind, meta.name("namespace", "default"), name, plain(body))
-    reader: Callable[..., Object | None] | None = {("", "Namespace"): _namespace, ("", "ServiceAccount"): _service_account, ("", "Pod"): _pod,
-              ("apps", "Deployment"): _deployment, ("", "Service"): _service}.get((group, kind))
+    reader = _READERS.get((group, kind))
     if reader is None:
         if kind in NOT_HERE:
             top.warn("kind", f"{kind} changes nothing in the lab; it is skipped")
         else:
-            top.error("kind", f"unknown kind {kind} of {version}; the lab knows Namespace, ServiceAccount, Pod, Deployment "
-                              f"(apps/v1), Service and the kinds of {', '.join(MESH_GROUPS[:2])}")
+            top.error("kind", f"unknown kind {kind} of {version}; the lab knows Namespace, ServiceAccount, Pod, Service, "
+                              f"Deployment (apps/v1) and the kinds of {', '.join(MESH_GROUPS[:2])}")
         return None
     before = sum(problem.error for problem in problems)
-    meta_labels, meta_annotations = meta.string_map("labels"), meta.string_map("annotations")
-    namespace = "" if kind == "Namespace" else meta.name("namespace", "default", DNS_LABEL)
-    meta.done(("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields", "ownerReferences", "finalizers"))
-    thing = reader(top, namespace, name, meta_labels, meta_annotations, source.folder)
+    head = _Head("" if kind == "Namespace" else meta.name("namespace", "default", DNS_LABEL), name,
+                 meta.string_map("labels"), meta.string_map("annotations"), source.folder)
+    meta.done(("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields", "ownerReferences",
+               "finalizers"))
+    thing = reader(top, head)
     top.done(("status",))
     return thing if sum(problem.error for problem in problems) == before else None
 
@@ -94,23 +95,35 @@ def _object(document: Document, source: Source) -> Object | None:
 Strings = dict[str, str]
 
 
-def _namespace(top: Reader, _: str, name: str, labels: Strings, annotations: Strings, __: str) -> Namespace:
-    top._read.add("spec")
-    return Namespace(name, labels, annotations)
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What every object has in its metadata, and the folder of its file."""
+
+    namespace: str
+    name: str
+    labels: Strings
+    annotations: Strings
+    folder: str
 
 
-def _service_account(top: Reader, namespace: str, name: str, _: Strings, __: Strings, ___: str) -> ServiceAccount:
-    for key in ("secrets", "imagePullSecrets", "automountServiceAccountToken"):
-        top._read.add(key)
-    return ServiceAccount(namespace, name)
+def _namespace(top: Reader, head: _Head) -> Namespace:
+    top.skip("spec")
+    return Namespace(head.name, head.labels, head.annotations)
 
 
-def _pod(top: Reader, namespace: str, name: str, labels: Strings, annotations: Strings, folder: str) -> Pod | None:
+def _service_account(top: Reader, head: _Head) -> ServiceAccount:
+    top.skip("secrets", "imagePullSecrets", "automountServiceAccountToken")
+    return ServiceAccount(head.namespace, head.name)
+
+
+def _pod(top: Reader, head: _Head) -> Pod | None:
     spec = top.child("spec", required=True)
-    return Pod(namespace, name, _template(spec, labels, annotations, folder)) if spec else None
+    if spec is None:
+        return None
+    return Pod(head.namespace, head.name, _template(spec, head.labels, head.annotations, head.folder))
 
 
-def _deployment(top: Reader, namespace: str, name: str, _: Strings, __: Strings, folder: str) -> Deployment | None:
+def _deployment(top: Reader, head: _Head) -> Deployment | None:
     spec = top.child("spec", required=True)
     template = spec.child("template", required=True) if spec else None
     if spec is None or template is None:
@@ -132,7 +145,9 @@ def _deployment(top: Reader, namespace: str, name: str, _: Strings, __: Strings,
     pod = template.child("spec", required=True)
     template.done()
     spec.done(("revisionHistoryLimit", "progressDeadlineSeconds", "minReadySeconds", "paused", "strategy"))
-    return Deployment(namespace, name, replicas, wanted, _template(pod, labels, annotations, folder)) if pod else None
+    if pod is None:
+        return None
+    return Deployment(head.namespace, head.name, replicas, wanted, _template(pod, labels, annotations, head.folder))
 
 
 def _template(spec: Reader, labels: Strings, annotations: Strings, folder: str) -> PodTemplate:
@@ -155,8 +170,8 @@ def _template(spec: Reader, labels: Strings, annotations: Strings, folder: str) 
                            spec.name("serviceAccountName", spec.name("serviceAccount", "default")), containers,
                            spec.name("hostname", "", DNS_LABEL), spec.name("subdomain", "", DNS_LABEL))
     spec.done(
-        ("terminationGracePeriodSeconds", "dnsPolicy", "schedulerName", "enableServiceLinks", "automountServiceAccountToken",
-         "imagePullSecrets", "priorityClassName", "priority", "preemptionPolicy", "shareProcessNamespace"),
+        ("terminationGracePeriodSeconds", "dnsPolicy", "schedulerName", "enableServiceLinks", "imagePullSecrets",
+         "automountServiceAccountToken", "priorityClassName", "priority", "preemptionPolicy", "shareProcessNamespace"),
         not_done=dict.fromkeys(("affinity", "tolerations", "nodeSelector", "topologySpreadConstraints"),
                                "is not looked at; use nodeName to choose a node")
         | {"volumes": "are not made; a process of the lab sees this machine's file system"},
@@ -211,7 +226,8 @@ def _capabilities(reader: Reader | None, default: dict[str, int]) -> dict[str, i
         result = {} if name == "ALL" else {have: number for have, number in result.items() if have != name}
     for name in reader.strings("add"):
         if name not in ALL_CAPABILITIES:
-            reader.error("add", f"capability {name} is not given by the lab; it knows {', '.join(sorted(ALL_CAPABILITIES))}")
+            known = ", ".join(sorted(ALL_CAPABILITIES))
+            reader.error("add", f"capability {name} is not given by the lab; it knows {known}")
         else:
             result[name] = ALL_CAPABILITIES[name]
     reader.done()
@@ -226,8 +242,8 @@ def _env(reader: Reader) -> list[EnvVar]:
         if source := item.child("valueFrom"):
             if ref := source.child("fieldRef"):
                 field_path = ref.string("fieldPath")
-                known = field_path in FIELD_PATHS or field_path.startswith(("metadata.labels[", "metadata.annotations["))
-                if not known:
+                one_of_many = field_path.startswith(("metadata.labels[", "metadata.annotations["))
+                if field_path not in FIELD_PATHS and not one_of_many:
                     ref.error("fieldPath", f"unknown field {field_path!r}; the lab knows {', '.join(FIELD_PATHS)}")
                 ref.done(("apiVersion",))
             source.done(refused=dict.fromkeys(("configMapKeyRef", "secretKeyRef", "resourceFieldRef"),
@@ -251,7 +267,8 @@ def _probe(reader: Reader, ports: list[tuple[str, int, str]]) -> Probe | None:
         return port
 
     timing: dict[str, Any] = {
-        "initial_delay": reader.integer("initialDelaySeconds", 0, 86400, 0), "period": reader.integer("periodSeconds", 1, 86400, 10),
+        "initial_delay": reader.integer("initialDelaySeconds", 0, 86400, 0),
+        "period": reader.integer("periodSeconds", 1, 86400, 10),
         "timeout": reader.integer("timeoutSeconds", 1, 3600, 1),
         "success_threshold": reader.integer("successThreshold", 1, 1000, 1),
         "failure_threshold": reader.integer("failureThreshold", 1, 1000, 3)}
@@ -273,13 +290,14 @@ def _probe(reader: Reader, ports: list[tuple[str, int, str]]) -> Probe | None:
         probe = Probe(ProbeKind.EXEC, command=command.strings("command"), **timing)
         command.done()
     else:
-        reader.error("", "a probe needs httpGet, tcpSocket or exec" + (" (grpc is not done)" if "grpc" in reader.body else ""))
-        reader._read.add("grpc")
+        instead = "; grpc is not done" if "grpc" in reader.body else ""
+        reader.error("", f"a probe needs httpGet, tcpSocket or exec{instead}")
+        reader.skip("grpc")
     reader.done()
     return probe
 
 
-def _service(top: Reader, namespace: str, name: str, labels: Strings, annotations: Strings, _: str) -> Service | None:
+def _service(top: Reader, head: _Head) -> Service | None:
     spec = top.child("spec", required=True)
     if spec is None:
         return None
@@ -317,13 +335,18 @@ def _service(top: Reader, namespace: str, name: str, labels: Strings, annotation
         spec.error("ports", "several ports need a name each, and different ones")
     if not ports and cluster_ip != "None":
         spec.error("ports", "a service with a cluster IP needs a port")
-    service = Service(namespace, name, spec.string_map("selector"), tuple(ports), cluster_ip, families,
-                      spec.flag("publishNotReadyAddresses", False), labels, annotations)
+    service = Service(head.namespace, head.name, spec.string_map("selector"), tuple(ports), cluster_ip, families,
+                      spec.flag("publishNotReadyAddresses", False), head.labels, head.annotations)
     spec.done(("internalTrafficPolicy", "allocateLoadBalancerNodePorts", "externalTrafficPolicy", "clusterIPs"),
               not_done={"sessionAffinity": "is not done", "sessionAffinityConfig": "is not done",
                         "trafficDistribution": "is not done"},
               refused={"externalName": "is not known to the lab", "externalIPs": "are not known to the lab"})
     return service
+
+
+_READERS: dict[tuple[str, str], Callable[[Reader, _Head], Object | None]] = {
+    ("", "Namespace"): _namespace, ("", "ServiceAccount"): _service_account, ("", "Pod"): _pod,
+    ("apps", "Deployment"): _deployment, ("", "Service"): _service}
 
 
 def plain(value: Any) -> Any:

@@ -139,8 +139,8 @@ class LabPod:
         if self.terminating:
             meta["deletionTimestamp"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         return {"apiVersion": "v1", "kind": "Pod", "metadata": meta,
-                "spec": {"nodeName": self.node, "serviceAccountName": self.template.service_account, "hostNetwork": False,
-                         "containers": containers},
+                "spec": {"nodeName": self.node, "serviceAccountName": self.template.service_account,
+                         "hostNetwork": False, "containers": containers},
                 "status": status}
 
     def state(self) -> str:
@@ -173,10 +173,9 @@ class LabPod:
             if container.child:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(container.child, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE
-        while any(container.child for container in self.containers) and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
         if self._task is not None:
+            if any(container.child for container in self.containers):
+                await asyncio.wait([self._task], timeout=GRACE)
             self._task.cancel()
             await asyncio.wait([self._task], timeout=GRACE)
         await asyncio.to_thread(self._remove)
@@ -210,7 +209,8 @@ class LabPod:
 
     def _furnish(self) -> None:
         place, own = self.host.place, NodeAddresses(self.node_number)
-        network.make_pod(place, self.node, self.node_number, self.namespace.name, self.name, self.addresses)
+        network.make_pod(place, self.node, self.node_number, namespace=self.namespace.name, name=self.name,
+                         addresses=self.addresses)
         runtime.make_cgroup(self.cgroup)
         self.files.mkdir(parents=True, exist_ok=True)
         domains = (f"{self.namespace.name}.svc.{CLUSTER_DOMAIN}", f"svc.{CLUSTER_DOMAIN}", CLUSTER_DOMAIN)
@@ -254,8 +254,8 @@ class LabPod:
                 return
             if text != said and waited > 2:
                 said = text
-                self.host.event(f"pod {self.ref}", f"not started: it asks for the mesh and {text}; see the agent's log in "
-                                f"{self.host.place.node(self.node)}")
+                self.host.event(f"pod {self.ref}", f"not started: it asks for the mesh and {text}; see the agent's "
+                                f"log in {self.host.place.node(self.node)}")
             await asyncio.sleep(RETRY)
 
     async def _keep_running(self, container: ContainerState) -> None:
@@ -265,6 +265,8 @@ class LabPod:
             while True:
                 began = time.monotonic()
                 status = await self._run_once(container, log)
+                if self.terminating:
+                    return
                 failures = 0 if time.monotonic() - began > STEADY else failures + 1
                 pause = BACKOFF[min(failures, len(BACKOFF)) - 1] if failures else BACKOFF[0]
                 container.text = f"ended with {status}, starts again in {pause:g} s"
@@ -281,7 +283,8 @@ class LabPod:
         own = NodeAddresses(self.node_number)
         context = runtime.PodContext(self.namespace.name, self.name, self.uid, self.node, str(own.fabric_4),
                                      self.addresses, self.template)
-        launch = runtime.container_launch(container.spec, context, cgroup=self.cgroup, netns=self.netns, files=self.files)
+        launch = runtime.container_launch(container.spec, context, cgroup=self.cgroup, netns=self.netns,
+                                          files=self.files)
         running = await runtime.start(launch, asyncio.subprocess.PIPE)
         assert running.process.stdout is not None
         container.launch, container.pid, container.child = launch, running.inner, running.process.pid

@@ -27,6 +27,10 @@ class Reader:
     def line(self, key: str = "") -> int:
         return self.body.lines.get(key, self.body.line)
 
+    def skip(self, *keys: str) -> None:
+        """Take fields as read that are said elsewhere, or that hold nothing for a lab."""
+        self._read.update(keys)
+
     def error(self, key: str, text: str) -> None:
         self.problems.append(Problem(self.path, self.line(key), f"{self.where}: {text}"))
 

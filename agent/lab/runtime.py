@@ -18,7 +18,8 @@ LAUNCHER = str(Path(__file__).with_name("launch.py"))
 LOG_BYTES = 4 << 20  # of one container's log before it is turned over; one older part is kept
 CHUNK = 1 << 16
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Folders of the host that would undo the isolation: sockets of the mesh, and name services that would answer instead of ours.
+# Folders of the host that would undo the isolation: sockets of the mesh, and name services that would answer instead
+# of ours.
 HIDDEN = ("/run/narrows", "/run/systemd/resolve", "/run/nscd", "/run/dbus")
 
 
@@ -71,7 +72,8 @@ class PodContext:
 def environment(container: Container, context: PodContext) -> dict[str, str]:
     """Variables of a container: the usual ones, then its own in order, each may use those before it."""
     user = _user(container)
-    env = {"PATH": DEFAULT_PATH, "HOME": user.pw_dir if user else "/", "HOSTNAME": context.template.hostname or context.name}
+    env = {"PATH": DEFAULT_PATH, "HOME": user.pw_dir if user else "/",
+           "HOSTNAME": context.template.hostname or context.name}
     for variable in container.env:
         env[variable.name] = context.value(variable.field_path) if variable.field_path else expand(variable.value, env)
     return env

@@ -44,7 +44,7 @@ class ClusterIPs:
         self._of: dict[Key, tuple[IPAddress, ...]] = {}
 
     def assign(self, service: Service) -> tuple[IPAddress, ...]:
-        """Addresses of a service, its first family first; () when headless. ServiceError names who has an address already."""
+        """Addresses of a service, its first family first; () when headless. ServiceError if one is not to be had."""
         key = key_of(service)
         if service.headless:
             self._of.pop(key, None)
@@ -157,7 +157,8 @@ def ruleset(exposed: Iterable[Exposed]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _chain(name: str, service: Service, port: ServicePort, address: IPAddress, ends: list[tuple[IPAddress, int]]) -> str:
+def _chain(name: str, service: Service, port: ServicePort, address: IPAddress,
+           ends: list[tuple[IPAddress, int]]) -> str:
     family = "ip" if address.version == 4 else "ip6"
     choice = ", ".join(f"{index} : {end} . {number}" for index, (end, number) in enumerate(ends))
     proto = port.protocol.lower()

@@ -84,7 +84,8 @@ class Supervisor:
     async def start(self, found: Iterable[Found]) -> None:
         """Make the fabric, the nodes and the mesh, then bring up what is wanted. Refused or OSError when that fails."""
         wanted = list(found)
-        for directory in (self.place.config, self.place.logs, self.place.directory / "nodes", self.place.directory / "pods"):
+        top = self.place.directory
+        for directory in (self.place.config, self.place.logs, top / "nodes", top / "pods"):
             directory.mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(network.make_fabric, self.place)
         named = [name for item in wanted if (name := _node_name(item.thing))]
@@ -146,7 +147,8 @@ class Supervisor:
                 key = key_of(thing)
                 before = self.wanted.get(key)
                 self.wanted[key] = thing
-                lines.append(f"{key[0].lower()}/{key[2]} {'created' if before is None else 'unchanged' if before == thing else 'configured'}")
+                did = "created" if before is None else "unchanged" if before == thing else "configured"
+                lines.append(f"{key[0].lower()}/{key[2]} {did}")
             self._changed()
             return lines
 
@@ -158,8 +160,8 @@ class Supervisor:
         trial._of = dict(self._ips._of)
         for thing in things:
             if not isinstance(thing, Namespace | MeshObject) and thing.namespace not in known:
-                raise Refused(f"{type(thing).__name__} {thing.namespace}/{thing.name}: namespace {thing.namespace} is not "
-                              "defined; add a Namespace object")
+                raise Refused(f"{type(thing).__name__} {thing.namespace}/{thing.name}: there is no namespace "
+                              f"{thing.namespace}; add a Namespace object")
             if isinstance(thing, Service):
                 try:
                     trial.assign(thing)
@@ -231,8 +233,8 @@ class Supervisor:
 
     def _reconcile_deployment(self, deployment: Deployment) -> None:
         digest = deployment.template.hash()
-        living = [pod for pod in self.pods.values()
-                  if pod.owner == deployment.name and pod.namespace.name == deployment.namespace and not pod.terminating]
+        living = [pod for pod in self.pods.values() if not pod.terminating
+                  and (pod.namespace.name, pod.owner) == (deployment.namespace, deployment.name)]
         fresh = [pod for pod in living if pod.template.labels.get(HASH_LABEL) == digest]
         old = [pod for pod in living if pod.template.labels.get(HASH_LABEL) != digest]
         labels = deployment.template.labels | {HASH_LABEL: digest}
@@ -291,7 +293,8 @@ class Supervisor:
             if isinstance(thing, Service):
                 families = tuple(family for family in thing.families if family in self.families) or (4,)
                 service = dataclasses.replace(thing, families=families)
-                found.append(services.Exposed(service, self._ips.assign(service), tuple(services.members(service, backends))))
+                found.append(services.Exposed(service, self._ips.assign(service),
+                                              tuple(services.members(service, backends))))
         return found
 
     async def _publish(self) -> None:
@@ -374,11 +377,12 @@ class Supervisor:
             "services": [{"namespace": item.service.namespace, "name": item.service.name,
                           "clusterIPs": [str(address) for address in item.addresses], "headless": item.service.headless,
                           "ready": len(item.serving), "pods": len(item.members)} for item in self.exposed()],
-            "processes": [{"name": process.name, "pid": process.pid, "restarts": process.restarts, "log": str(process.log)}
+            "processes": [{"name": process.name, "pid": process.pid, "restarts": process.restarts,
+                           "log": str(process.log)}
                           for process in self.processes]}
 
     def find(self, ref: str) -> LabPod:
-        """The pod that `[NAMESPACE/]NAME` means: its name, its Deployment's, or the beginning of one name. Refused otherwise."""
+        """The pod that `[NAMESPACE/]NAME` means: its name, its Deployment's, or the beginning of one name."""
         namespace, _, name = ref.rpartition("/")
         living = [pod for pod in self.pods.values() if not pod.terminating]
         if namespace:

@@ -95,7 +95,8 @@ class Process:
 def control_plane(place: Place, event: Callable[[str, str], None]) -> Process:
     argv = narrows("control-plane", "--config", str(place.config), "--listen", f"unix:{place.xds}",
                    "--admin", f"unix:{place.control_plane}")
-    return Process("control plane", argv, place.system_cgroup("control-plane"), place.logs / "control-plane.log", "", event)
+    return Process("control plane", argv, place.system_cgroup("control-plane"), place.logs / "control-plane.log", "",
+                   event)
 
 
 def keeper(place: Place, node: str, workers: int | None, event: Callable[[str, str], None]) -> Process:
@@ -131,8 +132,8 @@ class Admins:
             raise OSError(f"{path}: {str(error) or type(error).__name__}") from error
 
     async def decision(self, node: str, namespace: str, name: str, seconds: float) -> dict[str, Any] | None:
-        status, pod = await self.get(self._place.node(node) / "admin.sock", f"/pods/{namespace}/{name}?wait={seconds:g}",
-                                     seconds + ASK)
+        status, pod = await self.get(self._place.node(node) / "admin.sock",
+                                     f"/pods/{namespace}/{name}?wait={seconds:g}", seconds + ASK)
         return pod if status == 200 and isinstance(pod, dict) and pod.get("final", True) else None
 
     async def pods(self, node: str) -> dict[tuple[str, str], dict[str, Any]]:

@@ -28,7 +28,7 @@ class AlreadyUp(RuntimeError):
 
 @contextlib.contextmanager
 def locked(place: Place) -> Iterator[None]:
-    """Own the lab's name on this machine. AlreadyUp if another process does. The lock ends with the process, however it ends."""
+    """Own the lab's name on this machine, until the body or the process ends. AlreadyUp if another process does."""
     RUN.mkdir(parents=True, exist_ok=True)
     RUN.chmod(0o700)
     while True:
@@ -149,7 +149,8 @@ def _detach(place: Place, ready_fd: int, code: int) -> None:
 def run_detached(place: Place, paths: Sequence[Path], options: Options, wait: float) -> int:
     """Start a supervisor of its own session, pass on what it says until it is ready, and return its exit code."""
     read_end, write_end = os.pipe()
-    argv = system.narrows("lab", "up", *map(str, paths), "--name", place.name, "--wait", str(wait), "--ready-fd", str(write_end))
+    argv = system.narrows("lab", "up", *map(str, paths), "--name", place.name, "--wait", str(wait),
+                          "--ready-fd", str(write_end))
     argv += ["--nodes", str(options.nodes)] if options.nodes else []
     argv += ["--workers", str(options.workers)] if options.workers is not None else []
     argv += [] if options.mesh else ["--no-mesh"]

@@ -1,7 +1,7 @@
 """Asking `narrows validate` about mesh resources before they are applied.
 
-The validator reads files; what it shall not judge (Pods, Deployments) is blanked out, line by line, so that the lines it
-names are those of the user's file.
+The validator reads files; what it shall not judge (Pods, Deployments) is blanked out, line by line, so that the
+lines it names are those of the user's file.
 """
 from __future__ import annotations
 
@@ -24,17 +24,12 @@ def _for_mesh(body: dict[str, object]) -> bool:
 
 
 async def validate(sources: Iterable[Source], config: Path | None = None) -> list[Problem]:
-    """Problems of the mesh resources in `sources`. `config`: the folder of what is in force already, as their context."""
+    """Problems of the mesh resources in `sources`. `config`: the folder of what is in force already, their context."""
     chosen = [source for source in sources if any(_for_mesh(document.body) for document in source.documents)]
     if not chosen:
         return []
     with tempfile.TemporaryDirectory(prefix="narrows-validate-") as folder:
-        shown: dict[str, str] = {}
-        for index, source in enumerate(sources):
-            path = Path(folder, f"{index}.yaml")
-            path.write_text(_blanked(source))
-            shown[str(path)] = source.path
-        context = [str(path) for path in sorted(config.glob("service.*.yaml"))] if config else []
+        shown, context = _prepare(Path(folder), sources, config)
         process = await asyncio.create_subprocess_exec(
             *narrows("validate", *shown, *context, "-o", "json"), stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
@@ -43,8 +38,18 @@ async def validate(sources: Iterable[Source], config: Path | None = None) -> lis
         except TimeoutError:
             process.kill()
             await process.wait()
-            return [Problem(source.path, 0, f"narrows validate did not answer within {SECONDS:g} s") for source in chosen[:1]]
+            return [Problem(chosen[0].path, 0, f"narrows validate did not answer within {SECONDS:g} s")]
     return _problems(out, err, process.returncode or 0, shown, chosen)
+
+
+def _prepare(folder: Path, sources: Iterable[Source], config: Path | None) -> tuple[dict[str, str], list[str]]:
+    """Write the files to judge: which path stands for which file of the user, and the paths of their context."""
+    shown: dict[str, str] = {}
+    for index, source in enumerate(sources):
+        path = folder / f"{index}.yaml"
+        path.write_text(_blanked(source))
+        shown[str(path)] = source.path
+    return shown, [str(path) for path in sorted(config.glob("service.*.yaml"))] if config else []
 
 
 def _blanked(source: Source) -> str:
@@ -61,11 +66,12 @@ def _problems(out: bytes, err: bytes, status: int, shown: dict[str, str], chosen
     try:
         told = json.loads(out)
         items = told["problems"] if isinstance(told, dict) else told
-        return [Problem(shown[item["file"]], int(item.get("line") or 0), _text(item), item.get("severity", "error") == "error")
+        return [Problem(shown[item["file"]], int(item.get("line") or 0), _text(item),
+                        item.get("severity", "error") == "error")
                 for item in items if item["file"] in shown]
     except (ValueError, KeyError, TypeError):
         said = (err or out).decode(errors="replace").strip()[-500:]
-        return [Problem(chosen[0].path, 0, f"narrows validate ended with {status} and no answer that can be read: {said}")]
+        return [Problem(chosen[0].path, 0, f"narrows validate ended with {status} and no readable answer: {said}")]
 
 
 def _text(item: dict[str, object]) -> str:
