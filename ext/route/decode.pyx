@@ -1,22 +1,19 @@
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.stdio cimport snprintf
-from libc.string cimport memchr, memcpy, memset
-from ext.core.arena cimport Arena, arena_copy, arena_free, arena_take, block_give, block_take
+from libc.string cimport memchr, memset
+from ext.core.arena cimport Arena, arena_copy, arena_free, arena_take
 from ext.core.blob cimport (
-    cursor_init, cursor_left, take_bytes, take_count, take_str, take_u8, take_u16, take_u32)
-from ext.core.hash cimport hash_pair, hash_u32
+    cursor_init, cursor_left, take_count, take_str, take_u8, take_u16, take_u32)
+from ext.core.hash cimport hash_u32
 from ext.core.protocol cimport KIND_CLUSTER, KIND_DESTINATION, KIND_POD, KIND_SERVICE, KIND_WORKLOAD
 from ext.wire.http1 cimport HEAD_MAX_BYTES
-from ext.route.balance cimport balance_build
-from ext.route.reader cimport REASON_BYTES, Reader, cut, no_memory, refuse, refuse_number, take
+from ext.route.clusters cimport cluster_free, read_cluster
+from ext.route.reader cimport (
+    LEAST_ADDRESS, REASON_BYTES, Reader, cut, no_memory, read_address, refuse, refuse_number, take)
 from ext.route.routes cimport destination_free, read_destination
 from ext.route.shapes cimport (
-    BALANCE_RANDOM, BALANCE_ROUND_ROBIN, PROTO_TLS, Address, Claim, Cluster, Destination, Endpoint, Load, Pod, Service,
-    ServicePort, Workload, WorkloadPort)
+    PROTO_TLS, Address, Claim, Cluster, Destination, Pod, Service, ServicePort, Workload, WorkloadPort)
 from ext.route.slots cimport place_drop, place_intern, scope_drop, scope_intern, slot_drop, slot_intern, split_key, text_hash
-
-cdef enum:
-    LEAST_ADDRESS = 5       # bytes; what a count is held against before anything is allocated
 
 
 # ---- settings ----------------------------------------------------------------------------------------------
@@ -94,20 +91,6 @@ cdef int settings_decode(Span payload, Settings* settings, char* reason) noexcep
 
 
 # ---- who is where ------------------------------------------------------------------------------------------
-
-
-cdef int read_address(Reader* r, Address* out) noexcept nogil:
-    cdef const char* bytes
-    out.family = take_u8(&r.c)
-    if out.family == 4 or out.family == 6:
-        bytes = take_bytes(&r.c, 4 if out.family == 4 else 16)
-        if bytes == NULL:
-            return cut(r)
-        memcpy(out.ip, bytes, 4 if out.family == 4 else 16)
-        return 0
-    if r.c.bad:
-        return cut(r)
-    return refuse_number(r, b"address family", out.family)
 
 
 cdef int read_protocol(Reader* r, uint8_t* out) noexcept nogil:
@@ -220,93 +203,6 @@ cdef int read_pod(Reader* r, Pod* p) noexcept nogil:
     return 0
 
 
-# ---- clusters ----------------------------------------------------------------------------------------------
-
-
-cdef int share_loads(Reader* r, Cluster* fresh, const Cluster* old) noexcept nogil:
-    # An endpoint that was there before keeps its count of what is in flight. A scratch table of the old ones, so that
-    # a cluster of n costs n.
-    cdef uint64_t size = 1
-    cdef uint32_t i, at
-    cdef uint32_t* table
-    cdef Endpoint* e
-    cdef const Endpoint* o
-    while size < 2 * <uint64_t>old.n_endpoints:
-        size *= 2
-    table = <uint32_t*>block_take(size * sizeof(uint32_t))
-    if table == NULL:
-        return no_memory(r)
-    for i in range(old.n_endpoints):
-        o = &old.endpoints[i]
-        at = hash_pair(o.place.node.hash, o.port) & <uint32_t>(size - 1)
-        while table[at] != 0:
-            at = (at + 1) & <uint32_t>(size - 1)
-        table[at] = i + 1
-    for i in range(fresh.n_endpoints):
-        e = &fresh.endpoints[i]
-        at = hash_pair(e.place.node.hash, e.port) & <uint32_t>(size - 1)
-        while table[at] != 0:
-            o = &old.endpoints[table[at] - 1]
-            if o.place == e.place and o.port == e.port:
-                e.load = o.load
-                e.load.refs += 1
-                break
-            at = (at + 1) & <uint32_t>(size - 1)
-    block_give(table)
-    return 0
-
-
-cdef int read_cluster(Reader* r, Cluster* c, const Cluster* old) noexcept nogil:
-    cdef uint32_t i, n
-    cdef uint64_t total = 0
-    cdef Address address
-    cdef Endpoint* e
-    c.balancer = take_u8(&r.c)
-    c.connect_timeout_ms = take_u32(&r.c)
-    c.service = take_u32(&r.c)
-    n = take_count(&r.c, LEAST_ADDRESS + 7)
-    if r.c.bad:
-        return cut(r)
-    if c.balancer < BALANCE_ROUND_ROBIN or c.balancer > BALANCE_RANDOM:
-        return refuse_number(r, b"balancer", c.balancer)
-    if c.connect_timeout_ms == 0:
-        return refuse(r, b"connect timeout 0: every wait has an end")
-    c.endpoints = <Endpoint*>take(r, n, sizeof(Endpoint))
-    if c.endpoints == NULL:
-        return -1
-    c.n_endpoints = n
-    for i in range(c.n_endpoints):
-        e = &c.endpoints[i]
-        memset(&address, 0, sizeof(Address))
-        if read_address(r, &address) < 0:
-            return -1
-        e.port = take_u16(&r.c)
-        e.weight = take_u32(&r.c)
-        e.healthy = take_u8(&r.c)
-        if r.c.bad:
-            return cut(r)
-        if e.port == 0 or e.weight == 0 or e.healthy > 1:
-            return refuse_number(r, b"port 0, weight 0 or health other than 0 and 1 of endpoint", i)
-        total += e.weight
-        e.place = place_intern(r.names, &address)
-        if e.place == NULL:
-            return no_memory(r)
-    if total >> 32 != 0:
-        return refuse_number(r, b"weights of the endpoints add up to more than 32 bits", total)
-    if old != NULL and old.n_endpoints > 0 and share_loads(r, c, old) < 0:
-        return -1
-    for i in range(c.n_endpoints):
-        e = &c.endpoints[i]
-        if e.load == NULL:
-            e.load = <Load*>block_take(sizeof(Load))
-            if e.load == NULL:
-                return no_memory(r)
-            e.load.refs = 1
-    if balance_build(c) < 0:
-        return no_memory(r)
-    return 0
-
-
 # ---- contents ----------------------------------------------------------------------------------------------
 
 
@@ -375,12 +271,7 @@ cdef void* content_decode(Names* names, const Slot* slot, Span payload, char* re
         done = read_destination(&r, r.destination)
     else:
         (<Cluster*>content).refs = 1
-        (<Cluster*>content).scope = r.scope
-        (<Cluster*>content).name.p = arena_copy(r.arena, slot.key + r.scope.n + 1, key.n - r.scope.n - 1)
-        (<Cluster*>content).name.n = key.n - r.scope.n - 1
-        done = no_memory(&r) if (<Cluster*>content).name.p == NULL else 0
-        if done == 0:
-            done = read_cluster(&r, <Cluster*>content, <const Cluster*>slot.current)
+        done = read_cluster(&r, <Cluster*>content, key, <const Cluster*>slot.current)
     if done == 0 and r.c.bad:
         done = cut(&r)
     if done == 0 and cursor_left(&r.c) != 0:
@@ -396,20 +287,6 @@ cdef void claims_drop(Names* names, uint32_t n, Claim* claims) noexcept nogil:
     for i in range(n):
         if claims[i].place != NULL:
             place_drop(names, claims[i].place)
-
-
-cdef void cluster_free(Names* names, Cluster* c) noexcept nogil:
-    cdef uint32_t i
-    cdef Load* load
-    for i in range(c.n_endpoints):
-        if c.endpoints[i].place != NULL:
-            place_drop(names, c.endpoints[i].place)
-        load = c.endpoints[i].load
-        if load != NULL:
-            load.refs -= 1
-            if load.refs == 0:
-                block_give(load)
-    arena_free(&c.arena)
 
 
 cdef void content_drop(Names* names, uint8_t kind, void* content) noexcept nogil:

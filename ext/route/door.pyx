@@ -113,6 +113,10 @@ cdef class Held:
     cdef shapes.Cluster* cluster
 
     @property
+    def key(self):
+        return text_of(self.cluster.scope), text_of(self.cluster.name)
+
+    @property
     def endpoints(self):
         return [Tables.endpoint(&self.cluster.endpoints[i]) for i in range(self.cluster.n_endpoints)]
 

@@ -6,11 +6,12 @@ from libc.stdint cimport uint32_t, uint64_t
 from ext.core.arena cimport Arena
 from ext.core.blob cimport Cursor
 from ext.core.text cimport Span
-from ext.route.shapes cimport Destination
+from ext.route.shapes cimport Address, Destination
 from ext.route.slots cimport Names
 
 cdef enum:
     REASON_BYTES = 256
+    LEAST_ADDRESS = 5       # bytes; what a count of addresses is held against before anything is allocated
 
 cdef struct Reader:
     Cursor c
@@ -34,3 +35,6 @@ cdef int read_text(Reader* r, Span* out, bint lower) noexcept nogil
 
 cdef bint text_is(Span text, const char* word, size_t size) noexcept nogil
 cdef bint is_token(Span text) noexcept nogil
+
+# `out` is zeroed.
+cdef int read_address(Reader* r, Address* out) noexcept nogil

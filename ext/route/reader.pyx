@@ -1,7 +1,7 @@
 from libc.stdio cimport snprintf
-from libc.string cimport memchr, memcmp
+from libc.string cimport memchr, memcmp, memcpy
 from ext.core.arena cimport arena_copy, arena_take
-from ext.core.blob cimport take_str
+from ext.core.blob cimport take_bytes, take_str, take_u8
 
 
 cdef int refuse(Reader* r, const char* reason) noexcept nogil:
@@ -69,3 +69,17 @@ cdef bint is_token(Span text) noexcept nogil:
                 or (ch != 0 and memchr(b"!#$%&'*+-.^_`|~", ch, 15) != NULL)):
             return False
     return text.n > 0
+
+
+cdef int read_address(Reader* r, Address* out) noexcept nogil:
+    cdef const char* bytes
+    out.family = take_u8(&r.c)
+    if out.family == 4 or out.family == 6:
+        bytes = take_bytes(&r.c, 4 if out.family == 4 else 16)
+        if bytes == NULL:
+            return cut(r)
+        memcpy(out.ip, bytes, 4 if out.family == 4 else 16)
+        return 0
+    if r.c.bad:
+        return cut(r)
+    return refuse_number(r, b"address family", out.family)

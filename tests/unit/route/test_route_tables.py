@@ -206,7 +206,7 @@ def test_a_cluster_in_use_survives_its_replacement_and_its_deletion() -> None:
     before = held.endpoints
     tables.load(transaction(with_endpoints(Endpoint(ip_address("10.9.9.9"), 1))))
     tables.load(transaction(blobs.Delete(blobs.Kind.CLUSTER, CLUSTER.key)))
-    assert held.endpoints == before
+    assert (held.endpoints, held.key) == (before, (SCOPE, CLUSTER.name))
     held.begin(0)
     held.end(0)
     held.release()
