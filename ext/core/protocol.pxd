@@ -35,7 +35,8 @@ cdef enum Message:
 #   SOCKETS      u32 handle, u8 family (4 or 6), then as many descriptors as the keeper could make (none: it cannot).
 #   NEED_SOCKETS u32 handle, u8 family, u16 how many
 #   MISS         str key; repeated each second while somebody waits
-#   DRAIN        u32 milliseconds; answer DRAINED (empty) with its sequence, when no connection is left or the time is over.
+#   DRAIN        u32 milliseconds; answer DRAINED (empty) with its sequence, when no connection is left or the time is over;
+#                then the worker ends with status 0. It does the same within 5 s when the control socket ends.
 # A worker inherits these descriptors (its argv: index, uid, gid; see ext/proxy/worker.pyx).
 cdef enum:
     FD_CONTROL = 3

@@ -1,0 +1,121 @@
+"""See accept.pxd."""
+from libc.errno cimport EAGAIN, ECONNABORTED, EINTR
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from posix.unistd cimport close
+from ext.core.loop cimport Source, loop_listen, source_close
+from ext.core.protocol cimport LISTEN_INBOUND, LISTEN_OUTBOUND, PORT_INBOUND, PORT_OUTBOUND
+from ext.core.slab cimport slab_take
+from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
+from ext.proxy.conn cimport conn_new, pod_find, pod_retire
+from ext.proxy.flow cimport flow_start
+from ext.proxy.state cimport ACCEPT_BATCH, ACCEPT_PAUSE_MS, PORTS, Acceptor, Captured, Conn, Worker
+from ext.proxy.stock cimport stock_close, stock_open
+from ext.proxy.upstream cimport pool_close
+from ext.sys.stream cimport Peer, stream_abort, stream_accept, stream_original
+
+cdef enum Pause:
+    RUNNING = 0
+    PAUSED_DESCRIPTORS = 1      # the timer ends it
+    PAUSED_FULL = 2             # the pod has its bound of connections: ends with one of them (conn.pod_resume)
+
+
+cdef void refuse(int fd) noexcept nogil:
+    stream_abort(fd)
+    close(fd)
+
+
+cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
+    cdef Acceptor* acceptor = <Acceptor*>source
+    cdef Worker* w = acceptor.w
+    cdef Peer client, target
+    cdef Conn* c
+    cdef int i, fd
+    for i in range(ACCEPT_BATCH):
+        if acceptor.pod.conns >= w.tables.settings.connections_per_pod:
+            acceptor.paused = PAUSED_FULL
+            loop_listen(&w.loop, source, 0)
+            return
+        fd = stream_accept(source.fd, &client)
+        if fd == -EAGAIN:
+            return
+        if fd == -ECONNABORTED or fd == -EINTR:
+            continue
+        if fd < 0:
+            w.stats.accept_errors += 1
+            acceptor.paused = PAUSED_DESCRIPTORS
+            loop_listen(&w.loop, source, 0)
+            timer_set(&w.loop.timers, &acceptor.pause, w.loop.now_ns + <uint64_t>ACCEPT_PAUSE_MS * 1000000)
+            return
+        if stream_original(fd, client.family, &target) != 0 or target.port == PORT_OUTBOUND or target.port == PORT_INBOUND:
+            refuse(fd)
+            continue
+        c = conn_new(acceptor, fd, &client, &target)
+        if c == NULL:
+            w.stats.accept_errors += 1
+            continue
+        flow_start(c)
+        if source.fd < 0:
+            return
+
+
+cdef void on_pause(Timer* timer) noexcept nogil:
+    cdef Acceptor* acceptor = <Acceptor*>timer.owner
+    if acceptor.source.fd >= 0 and acceptor.paused == PAUSED_DESCRIPTORS:
+        acceptor.paused = RUNNING
+        loop_listen(&acceptor.w.loop, &acceptor.source, 1)
+
+
+cdef void close_listeners(Captured* pod) noexcept nogil:
+    cdef int i
+    for i in range(PORTS):
+        timer_clear(&pod.w.loop.timers, &pod.acceptors[i].pause)
+        source_close(&pod.w.loop, &pod.acceptors[i].source)
+
+
+cdef int pod_attach(Worker* w, uint32_t handle, const uint8_t* kinds, const int* fds, uint32_t n) noexcept nogil:
+    cdef Captured* pod = pod_find(w, handle)
+    cdef Acceptor* acceptor
+    cdef uint32_t i
+    cdef bint fresh = pod == NULL
+    if fresh:
+        pod = <Captured*>slab_take(&w.pods)
+        if pod == NULL:
+            for i in range(n):
+                close(fds[i])
+            return -1
+        pod.w = w
+        pod.handle = handle
+        pod.chain = w.by_handle[handle & 255]
+        w.by_handle[handle & 255] = pod
+        pod.next = w.first_pod
+        w.first_pod = pod
+        for i in range(PORTS):
+            pod.acceptors[i].source.fd = -1
+            timer_init(&pod.acceptors[i].pause, on_pause, &pod.acceptors[i])
+    else:
+        close_listeners(pod)
+    pod.attached = 1
+    for i in range(n):
+        if i >= PORTS or (kinds[i] != LISTEN_OUTBOUND and kinds[i] != LISTEN_INBOUND) or w.draining:
+            close(fds[i])
+            continue
+        acceptor = &pod.acceptors[i]
+        acceptor.source.fd = fds[i]
+        acceptor.source.shared = 1
+        acceptor.source.ready = on_ready
+        acceptor.pod = pod
+        acceptor.w = w
+        acceptor.kind = kinds[i]
+        acceptor.paused = RUNNING
+        loop_listen(&w.loop, &acceptor.source, 1)
+    if fresh:
+        stock_open(pod)
+    return 0
+
+
+cdef void pod_detach(Captured* pod) noexcept nogil:
+    close_listeners(pod)
+    pod.attached = 0
+    pool_close(pod)
+    stock_close(pod)
+    pod_retire(pod)

@@ -1,0 +1,190 @@
+"""See conn.pxd."""
+from libc.errno cimport EAGAIN, EINTR
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from posix.unistd cimport close
+from ext.core.buffer cimport buffer_drop
+from ext.core.loop cimport Source, loop_add, loop_bury, loop_listen, source_close, wall_us
+from ext.core.slab cimport slab_give, slab_take
+from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
+from ext.proxy.account cimport account_end
+from ext.proxy.held cimport held_forget
+from ext.proxy.state cimport (C_DEAD, C_LINGER, LINGER_BYTES, LINGER_MS, PORTS, Acceptor, Captured, Conn, Upstream,
+                              Worker)
+from ext.proxy.stock cimport stock_close, stock_forget
+from ext.proxy.upstream cimport pool_close, upstream_drop
+from ext.route.balance cimport endpoint_end
+from ext.route.tables cimport cluster_release, destination_release
+from ext.sys.stream cimport SHUT_WR, Peer, shutdown, stream_abort, stream_read
+
+
+cdef void on_event(Source* source, uint32_t events) noexcept nogil:
+    cdef Conn* c = <Conn*>source
+    c.w.advance(c)
+
+
+cdef void on_timer(Timer* timer) noexcept nogil:
+    """Deadlines are compared where the state is known; `advance` sees that the timer is not armed."""
+    cdef Conn* c = <Conn*>timer.owner
+    c.w.expire(c, timer)
+
+
+cdef Conn* conn_new(Acceptor* acceptor, int fd, const Peer* client, const Peer* target) noexcept nogil:
+    cdef Worker* w = acceptor.w
+    cdef Conn* c = <Conn*>slab_take(&w.conns)
+    if c == NULL:
+        close(fd)
+        return NULL
+    c.source.fd = fd
+    c.source.ready = on_event
+    c.w = w
+    c.pod = acceptor.pod
+    c.kind = acceptor.kind
+    c.client = client[0]
+    c.target = target[0]
+    timer_init(&c.timer, on_timer, c)
+    timer_init(&c.request_timer, on_timer, c)
+    c.active_ns = w.loop.now_ns
+    c.facts.start_ns = w.loop.now_ns
+    c.facts.start_us = wall_us()
+    if loop_add(&w.loop, &c.source) != 0:
+        close(fd)
+        slab_give(&w.conns, c)
+        return NULL
+    c.next = w.first_conn
+    if c.next != NULL:
+        c.next.prev = c
+    w.first_conn = c
+    w.n_conns += 1
+    c.pod.conns += 1
+    w.stats.downstream_open += 1
+    w.stats.accepted += 1
+    return c
+
+
+cdef void conn_timer(Conn* c, uint32_t ms) noexcept nogil:
+    timer_set(&c.w.loop.timers, &c.timer, c.w.loop.now_ns + <uint64_t>ms * 1000000)
+
+
+cdef void conn_release(Conn* c) noexcept nogil:
+    if c.x.endpoint != NULL:
+        endpoint_end(c.x.endpoint)
+        c.x.endpoint = NULL
+    if c.x.cluster != NULL:
+        cluster_release(c.w.tables, c.x.cluster)
+        c.x.cluster = NULL
+    if c.x.destination != NULL:
+        destination_release(c.w.tables, c.x.destination)
+        c.x.destination = NULL
+    c.x.route = NULL
+    c.x.weighted = NULL
+
+
+cdef void conn_end(Conn* c, uint8_t flag, uint16_t details, bint abort) noexcept nogil:
+    cdef Worker* w = c.w
+    cdef Captured* pod = c.pod
+    if c.state == C_DEAD:
+        return
+    account_end(c, flag, details)
+    c.state = C_DEAD
+    held_forget(c)
+    stock_forget(c)
+    timer_clear(&w.loop.timers, &c.timer)
+    timer_clear(&w.loop.timers, &c.request_timer)
+    if c.up != NULL:
+        upstream_drop(c.up, abort)
+    conn_release(c)
+    buffer_drop(&w.buffers, &c.din)
+    buffer_drop(&w.buffers, &c.uhead)
+    buffer_drop(&w.buffers, &c.uin)
+    buffer_drop(&w.buffers, &c.dhead)
+    if c.texts != NULL:
+        slab_give(&w.texts, c.texts)
+        c.texts = NULL
+    if abort:
+        stream_abort(c.source.fd)
+    source_close(&w.loop, &c.source)
+    if c.prev != NULL:
+        c.prev.next = c.next
+    else:
+        w.first_conn = c.next
+    if c.next != NULL:
+        c.next.prev = c.prev
+    w.n_conns -= 1
+    w.stats.downstream_open -= 1
+    pod.conns -= 1
+    loop_bury(&w.loop, &c.grave, &w.conns, c)
+    if pod.attached:
+        pod_resume(pod)
+    else:
+        pod_retire(pod)
+
+
+cdef void conn_linger(Conn* c) noexcept nogil:
+    if c.up != NULL:
+        upstream_drop(c.up, True)
+    conn_release(c)
+    timer_clear(&c.w.loop.timers, &c.request_timer)
+    buffer_drop(&c.w.buffers, &c.din)
+    buffer_drop(&c.w.buffers, &c.uin)
+    shutdown(c.source.fd, SHUT_WR)
+    c.state = C_LINGER
+    c.held_bytes = 0
+    conn_timer(c, LINGER_MS)
+    linger_advance(c)
+
+
+cdef void linger_advance(Conn* c) noexcept nogil:
+    """Reads and forgets. `held_bytes` counts; the exchange was accounted before."""
+    cdef char[4096] sink
+    cdef int64_t n
+    while c.source.readable:
+        n = stream_read(c.source.fd, sink, sizeof(sink))
+        if n == -EINTR:
+            continue
+        if n == -EAGAIN:
+            c.source.readable = 0
+            return
+        c.held_bytes += <uint64_t>n if n > 0 else 0
+        if n <= 0 or c.held_bytes > LINGER_BYTES:
+            conn_end(c, 0, 0, False)
+            return
+
+
+# ---- pods -----------------------------------------------------------------------------------------------------------------------
+
+cdef Captured* pod_find(Worker* w, uint32_t handle) noexcept nogil:
+    cdef Captured* pod = w.by_handle[handle & 255]
+    while pod != NULL and pod.handle != handle:
+        pod = pod.chain
+    return pod
+
+
+cdef void pod_resume(Captured* pod) noexcept nogil:
+    cdef int i
+    if pod.conns >= pod.w.tables.settings.connections_per_pod:
+        return
+    for i in range(PORTS):
+        if pod.acceptors[i].paused == 2 and pod.acceptors[i].source.fd >= 0:
+            pod.acceptors[i].paused = 0
+            loop_listen(&pod.w.loop, &pod.acceptors[i].source, 1)
+
+
+cdef void pod_retire(Captured* pod) noexcept nogil:
+    """A detached pod goes with its last connection."""
+    cdef Worker* w = pod.w
+    cdef Captured** at
+    if pod.attached or pod.conns > 0:
+        return
+    pool_close(pod)
+    stock_close(pod)
+    at = &w.by_handle[pod.handle & 255]
+    while at[0] != NULL and at[0] != pod:
+        at = &at[0].chain
+    if at[0] == pod:
+        at[0] = pod.chain
+    at = &w.first_pod
+    while at[0] != NULL and at[0] != pod:
+        at = &at[0].next
+    if at[0] == pod:
+        at[0] = pod.next
+    loop_bury(&w.loop, &pod.grave, &w.pods, pod)

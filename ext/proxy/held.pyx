@@ -1,0 +1,88 @@
+"""See held.pxd."""
+from libc.stdint cimport uint64_t
+from ext.core.timer cimport timer_clear, timer_set
+from ext.proxy.outbox cimport send_miss
+from ext.proxy.state cimport Q_HELD, Q_NONE, Conn, Worker
+from ext.route.shapes cimport Pod, ServicePort, Slot
+from ext.route.tables cimport destination_wait, slot_release
+
+cdef enum:
+    ASK_AGAIN_NS = 1000000000   # the agent may have been away when it was asked
+
+
+cdef void arm(Conn* c) noexcept nogil:
+    cdef uint64_t due = c.w.loop.now_ns + ASK_AGAIN_NS
+    timer_set(&c.w.loop.timers, &c.timer, due if due < c.wait_until_ns else c.wait_until_ns)
+
+
+cdef int held_wait(Conn* c, const Pod* pod, const ServicePort* port) noexcept nogil:
+    cdef Worker* w = c.w
+    cdef Slot* slot
+    if w.n_held >= w.tables.settings.hold_connections:
+        return -1
+    slot = destination_wait(w.tables, pod, port)
+    if slot == NULL:
+        return -1
+    c.slot = slot
+    c.queue = Q_HELD
+    c.wait_next = NULL
+    c.wait_prev = w.held_last
+    if w.held_last != NULL:
+        w.held_last.wait_next = c
+    else:
+        w.held_first = c
+    w.held_last = c
+    w.n_held += 1
+    w.stats.held += 1
+    c.wait_until_ns = w.loop.now_ns + <uint64_t>w.tables.settings.hold_timeout_ms * 1000000
+    arm(c)
+    # `user` counts those who wait here: the first asks
+    if slot.user == NULL:
+        send_miss(w, slot.key, slot.key_len)
+    slot.user = <void*>(<size_t>slot.user + 1)
+    return 0
+
+
+cdef void held_forget(Conn* c) noexcept nogil:
+    cdef Worker* w = c.w
+    if c.queue != Q_HELD:
+        return
+    c.queue = Q_NONE
+    if c.wait_prev != NULL:
+        c.wait_prev.wait_next = c.wait_next
+    else:
+        w.held_first = c.wait_next
+    if c.wait_next != NULL:
+        c.wait_next.wait_prev = c.wait_prev
+    else:
+        w.held_last = c.wait_prev
+    c.wait_prev = c.wait_next = NULL
+    w.n_held -= 1
+    w.stats.held -= 1
+    timer_clear(&w.loop.timers, &c.timer)
+    c.slot.user = <void*>(<size_t>c.slot.user - 1)
+    slot_release(w.tables, c.slot)
+    c.slot = NULL
+
+
+cdef void held_wake(Worker* w) noexcept nogil:
+    """Who goes on may end itself or others that it shares nothing with; only `c` leaves the queue, or joins it at its end."""
+    cdef Conn* c = w.held_first
+    cdef Conn* last = w.held_last
+    cdef Conn* after
+    while c != NULL:
+        after = c.wait_next if c != last else NULL
+        if c.slot.current != NULL:
+            held_forget(c)
+            w.advance(c)
+        c = after
+
+
+cdef void held_expire(Conn* c) noexcept nogil:
+    if c.w.loop.now_ns < c.wait_until_ns:
+        send_miss(c.w, c.slot.key, c.slot.key_len)
+        arm(c)
+        return
+    held_forget(c)
+    c.unconfigured = 1
+    c.w.advance(c)

@@ -1,0 +1,284 @@
+"""A worker's structs, and how a captured connection moves through them.
+
+    accept ── who, where to ──> decide
+       │   captured nothing, or a listener itself was dialled: refused
+       ├─ inbound ───────────────> HTTP if the port is declared so, else TCP, to the original destination
+       ├─ outbound, a service ───> destination in force?  no: HELD + MISS (5 s) ──> wake on commit, NC when time is over
+       │                              both HTTP and TCP: DETECT (sniff; server-first is dialled after detect_dial_ms)
+       ├─ outbound, a workload ──> HTTP if that port is declared so, else TCP, to that very endpoint
+       └─ outbound, unknown ─────> TCP to the original destination (passthrough)
+
+    DIAL  a socket from the pod's stock (waits at most 1 s), connect          TCP only; HTTP dials per request
+    RELAY bytes both ways until both ends said end, or one reset             ext/proxy/relay
+    HTTP  exchange after exchange, see below                                 ext/proxy/http
+    LINGER the last answer is out; reads what still comes (1 s, 256 KiB), so that no reset overtakes the answer
+    DEAD  closed; memory goes at the turn's end
+
+    exchange:  IDLE -> HEAD -> (HELD) -> UPSTREAM -> FLOW -> IDLE | closed
+                         └──── answer of our own ──> REPLY -> IDLE | LINGER
+                                                    FLOW -> TUNNEL (101, or 2xx to CONNECT)
+
+Who owns what. A Conn owns its downstream socket, its four buffers, its timers, a held Destination and Cluster while it uses them, and the Upstream that
+works for it. An idle Upstream is owned by its pod's pool. A Captured (pod) outlives its connections. Every end goes
+through account: `account_end`, once per TCP connection or HTTP exchange.
+
+    din    bytes from the client: request head, body, pipelined requests (HTTP); client -> server (RELAY)
+    uhead  the request head as forwarded
+    uin    bytes from the server: response head, body; server -> client (RELAY)
+    dhead  the response head as forwarded, or an answer of our own
+"""
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from ext.core.buffer cimport Buffer, Buffers
+from ext.core.loop cimport Grave, Loop, Source
+from ext.core.slab cimport Slab
+from ext.core.timer cimport Timer
+from ext.core.shm cimport LogRing, Series, Stats, StatsHeader
+from ext.route.shapes cimport Cluster, Destination, Endpoint, Route, Slot, Weighted
+from ext.route.tables cimport Tables
+from ext.sys.stream cimport Peer
+from ext.wire.http1 cimport Body, Head
+
+cdef enum ConnState:
+    C_NEW = 0
+    C_HELD
+    C_DETECT
+    C_DIAL
+    C_RELAY
+    C_HTTP
+    C_LINGER
+    C_DEAD
+
+cdef enum ExchangeState:
+    X_IDLE = 0              # no byte of a request
+    X_HEAD                  # a part of its head
+    X_HELD                  # the destination's configuration is waited for
+    X_UPSTREAM              # a socket or the connect is waited for
+    X_FLOW
+    X_REPLY
+    X_TUNNEL
+
+cdef enum UpstreamState:
+    U_CONNECTING = 0
+    U_READY
+    U_IDLE                  # in the pool
+    U_DEAD
+
+cdef enum Queue:            # a Conn waits in at most one
+    Q_NONE = 0
+    Q_HELD                  # for configuration
+    Q_STOCK                 # for a socket
+
+cdef enum Intent:           # what the decision was
+    GO_TCP = 1
+    GO_HTTP
+    GO_DETECT
+
+cdef enum:
+    STOCK_MAX = 64          # prefetched sockets per pod and family
+    STOCK_MIN = 4
+    STOCK_WAIT_MS = 1000    # a connection that finds none waits so long: a round trip to the keeper is 0.1 ms
+    ACCEPT_BATCH = 16       # per listener and turn: a flood of one pod leaves time for the others
+    ACCEPT_PAUSE_MS = 50    # after EMFILE
+    POOL_BUCKETS = 64
+    LINGER_MS = 1000
+    LINGER_BYTES = 262144
+    HALF_CLOSED_MS = 60000  # a client that closed its side after a whole request gets its answer within this silence
+    PUMP_ROUNDS = 16        # reads of one direction per turn
+    PORTS = 4               # listeners of a pod: two kinds, two families
+    TEXT_BYTES = 1536
+
+cdef struct Texts:          # of one exchange, for its log record; taken only when logging is on
+    uint16_t at[10]
+    uint16_t n[10]
+    uint16_t used
+    char data[1536]
+
+cdef struct Facts:          # what account needs of a TCP connection or of one HTTP exchange
+    uint64_t start_ns
+    uint64_t start_us
+    uint64_t first_byte_ns  # of the response
+    uint64_t received       # from downstream: TCP bytes, HTTP body bytes
+    uint64_t sent           # to downstream
+    uint64_t request_bytes  # HTTP: head and body
+    uint64_t response_bytes
+    uint64_t told_received  # TCP: what the series already has
+    uint64_t told_sent
+    uint32_t source         # workload and service indexes
+    uint32_t destination
+    uint32_t service
+    uint16_t code
+    uint16_t details
+    uint8_t protocol        # SeriesProtocol
+    uint8_t flag
+    uint8_t version_minor
+    uint8_t open            # begun and not yet ended
+
+cdef struct Upstream:
+    Source source           # first: a Source* is its Upstream*
+    Grave grave
+    Worker* w
+    Captured* pod
+    Conn* conn              # whom it works for; NULL: idle
+    Upstream* prev          # in the pool's bucket
+    Upstream* next
+    Upstream* older         # in the pod's order of use
+    Upstream* newer
+    Timer timer             # connecting: connect timeout; idle: idle timeout
+    Peer remote
+    Peer local              # for the log; family 0: not asked
+    Peer source_ip          # inbound: the client's address that it is bound to; family 0: none
+    uint64_t dialled_ns
+    uint32_t exchanges      # finished on it
+    uint8_t state
+    int error               # -errno of a failed connect
+
+cdef struct Exchange:
+    uint8_t state
+    uint8_t method
+    uint8_t version_minor
+    uint8_t grpc
+    uint8_t down_keep       # the client's connection may live on
+    uint8_t up_keep
+    uint8_t request_done    # all of it was received
+    uint8_t responding      # the final response head was forwarded (or put into dhead)
+    uint8_t response_done
+    uint8_t replay          # the whole request still lies in din: may be sent again
+    uint8_t retried
+    uint8_t lingers         # after the answer of our own
+    uint8_t up_broken       # writing to the server failed: only its answer is waited for
+    uint8_t has_id          # request_id is set
+    uint8_t tunnel_asked    # upgrade or CONNECT
+    uint8_t tunnelling
+    uint32_t head           # bytes of the request head at din.start, 0 once consumed
+    uint32_t at             # next byte of din (from start) to send upstream
+    uint32_t fed            # bytes of din (from start) that are known to belong to this request
+    uint32_t uready         # bytes of uin (from start) that are known to belong to this response
+    uint64_t complete_ns    # when the request's last byte came
+    uint32_t timeout_ms
+    Body request
+    Body response
+    size_t scanned
+    size_t uscanned
+    Destination* destination    # held
+    Cluster* cluster            # held
+    Endpoint* endpoint          # begun
+    const Route* route
+    const Weighted* weighted
+    char request_id[36]         # of ours, when the request brought none
+
+cdef struct Conn:
+    Source source           # first: a Source* is its Conn*
+    Grave grave
+    Worker* w
+    Captured* pod
+    Conn* prev              # all of the worker
+    Conn* next
+    Conn* wait_prev         # the queue it waits in
+    Conn* wait_next
+    uint8_t state
+    uint8_t queue
+    uint8_t kind            # LISTEN_OUTBOUND, LISTEN_INBOUND
+    uint8_t intent
+    uint8_t is_service      # the original destination is a service's address and port
+    uint8_t unconfigured    # the wait is over: NC
+    uint8_t dialled_early   # DETECT: the server is dialled while the client is silent
+    uint8_t down_ended      # end was read from the client
+    uint8_t up_ended
+    uint8_t down_shut       # and passed on: our writing side is shut
+    uint8_t up_shut
+    uint8_t up_reached      # TCP: the server's connection was made
+    uint8_t stock_family
+    Peer client
+    Peer target             # original destination
+    Peer goal               # what the dial in progress connects to
+    uint32_t connect_ms
+    Upstream* up
+    Timer timer             # of the state: hold, detect, stock, idle, head, linger
+    Timer request_timer     # the route's timeout
+    uint64_t active_ns      # last byte in any direction
+    uint64_t wait_until_ns
+    uint64_t held_bytes
+    Slot* slot              # held while in Q_HELD
+    Buffer din
+    Buffer uhead
+    Buffer uin
+    Buffer dhead
+    Series* series          # TCP
+    Texts* texts
+    Facts facts
+    Exchange x
+
+cdef struct Stock:          # prefetched sockets of one family
+    int fds[64]
+    uint32_t n
+    uint32_t asked          # of the keeper, not yet here
+    uint32_t batch
+    Conn* first
+    Conn* last
+    Timer retry             # the keeper did not answer
+
+cdef struct Acceptor:
+    Source source           # first
+    Captured* pod
+    Worker* w
+    Timer pause
+    uint8_t kind
+    uint8_t paused
+
+cdef struct Captured:       # one pod of this worker
+    Captured* chain         # by handle
+    Captured* next          # all
+    Worker* w
+    Grave grave
+    uint32_t handle
+    uint8_t attached
+    uint32_t conns
+    uint32_t upstreams      # open ones
+    Acceptor acceptors[4]
+    Stock stock[2]          # 0: IPv4, 1: IPv6
+    uint32_t idle
+    Upstream* oldest
+    Upstream* newest
+    Upstream* pool[64]
+
+ctypedef void (*Advance)(Conn* c) noexcept nogil
+ctypedef void (*Expire)(Conn* c, Timer* timer) noexcept nogil
+
+cdef struct Outbox:         # datagrams to the keeper that its socket did not take yet
+    char* data
+    uint32_t start
+    uint32_t end
+    uint32_t size
+
+cdef struct Worker:
+    Loop loop
+    Buffers buffers
+    Slab conns
+    Slab upstreams
+    Slab pods
+    Slab texts
+    Tables* tables
+    Stats table             # of series
+    StatsHeader* stats      # its header: gauges and counters of the worker
+    LogRing log
+    Source control
+    Outbox outbox
+    Captured* by_handle[256]
+    Captured* first_pod
+    Conn* first_conn
+    Conn* held_first
+    Conn* held_last
+    uint32_t n_held
+    uint32_t n_conns
+    Advance advance         # goes on with a connection: flow, relay, http
+    Expire expire           # one of its timers is due
+    Head head               # scratch: the head parsed last
+    Conn* head_of           # whose request it is, with spans still valid; NULL: nobody's
+    uint8_t ready           # READY was sent
+    uint8_t draining
+    uint8_t orphaned        # the keeper is gone
+    uint8_t stop
+    uint32_t drain_sequence
+    Timer drain_timer
+    int pending_fd          # transaction to apply between two turns, -1
+    uint32_t pending_sequence

@@ -1,0 +1,26 @@
+"""Connections to servers: dialled, used by one connection at a time, kept idle in the pod's pool, closed.
+
+    upstream_get      from the pool or dialled       DIALLED: c.up is set (perhaps still connecting)
+                                                     QUEUED: no socket in stock; `advance` runs when one came
+                                                     FAILED: c.up is NULL, *error says why
+    upstream_keep     back into the pool, most recently used first; bounds are the settings'
+    upstream_drop     closed; `abort` sends a reset
+
+The pool belongs to a pod; its key is (source address it is bound to, endpoint). Any event on an idle connection closes it: an end,
+or bytes that nobody asked for.
+"""
+from libc.stdint cimport uint32_t
+from ext.proxy.state cimport Captured, Conn, Upstream
+from ext.sys.stream cimport Peer
+
+cdef enum Got:
+    DIALLED = 0
+    QUEUED = 1
+    FAILED = 2
+
+# `source` (or NULL) is the address to bind. `fresh`: not from the pool. `probe`: look whether a pooled one has ended before using it.
+cdef int upstream_get(Conn* c, const Peer* to, const Peer* source, uint32_t connect_ms, bint pooled, bint probe,
+                      int* error) noexcept nogil
+cdef void upstream_keep(Upstream* up) noexcept nogil
+cdef void upstream_drop(Upstream* up, bint abort) noexcept nogil
+cdef void pool_close(Captured* pod) noexcept nogil

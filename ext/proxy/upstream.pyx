@@ -1,0 +1,242 @@
+"""See upstream.pxd."""
+from libc.errno cimport EHOSTUNREACH, EINPROGRESS, ENOMEM, ETIMEDOUT
+from libc.stdint cimport uint32_t, uint64_t
+from posix.unistd cimport close
+from ext.core.loop cimport Source, loop_add, loop_bury, source_close
+from ext.core.protocol cimport PORT_INBOUND, PORT_OUTBOUND
+from ext.core.slab cimport slab_give, slab_take
+from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
+from ext.proxy.state cimport POOL_BUCKETS, U_CONNECTING, U_DEAD, U_IDLE, U_READY, Captured, Conn, Upstream, Worker
+from ext.proxy.stock cimport stock_take, stock_wait
+from ext.sys.stream cimport (MSG_DONTWAIT, MSG_PEEK, Peer, recv, same_ip, same_peer, stream_abort, stream_bind,
+                             stream_connect, stream_error, stream_local)
+
+
+# ---- the pool ---------------------------------------------------------------------------------------------------------------
+
+cdef uint32_t bucket_of(const Peer* to) noexcept nogil:
+    cdef uint32_t hash = 2166136261
+    cdef int i
+    for i in range(4 if to.family == 4 else 16):
+        hash = (hash ^ to.ip[i]) * 16777619
+    hash = (hash ^ (to.port & 0xff)) * 16777619
+    hash = (hash ^ (to.port >> 8)) * 16777619
+    return (hash ^ (hash >> 15)) % POOL_BUCKETS
+
+
+cdef bint serves(const Upstream* up, const Peer* to, const Peer* source) noexcept nogil:
+    if not same_peer(&up.remote, to):
+        return False
+    if source == NULL:
+        return up.source_ip.family == 0
+    return same_ip(&up.source_ip, source)
+
+
+cdef void pool_take(Upstream* up) noexcept nogil:
+    """Out of both lists of its pod; its timer is off."""
+    cdef Captured* pod = up.pod
+    if up.prev != NULL:
+        up.prev.next = up.next
+    else:
+        pod.pool[bucket_of(&up.remote)] = up.next
+    if up.next != NULL:
+        up.next.prev = up.prev
+    if up.older != NULL:
+        up.older.newer = up.newer
+    else:
+        pod.oldest = up.newer
+    if up.newer != NULL:
+        up.newer.older = up.older
+    else:
+        pod.newest = up.older
+    up.prev = up.next = up.older = up.newer = NULL
+    pod.idle -= 1
+    up.w.stats.upstream_idle -= 1
+    timer_clear(&up.w.loop.timers, &up.timer)
+
+
+cdef bint still_open(Upstream* up) noexcept nogil:
+    """Asks the kernel, since the event that says otherwise may not have been read yet."""
+    cdef char byte
+    return recv(up.source.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0
+
+
+cdef Upstream* pool_find(Captured* pod, const Peer* to, const Peer* source, bint probe) noexcept nogil:
+    cdef Upstream* up = pod.pool[bucket_of(to)]
+    cdef Upstream* after
+    while up != NULL:
+        after = up.next
+        if serves(up, to, source):
+            pool_take(up)
+            if not probe or still_open(up):
+                return up
+            upstream_drop(up, False)
+        up = after
+    return NULL
+
+
+cdef void upstream_keep(Upstream* up) noexcept nogil:
+    cdef Captured* pod = up.pod
+    cdef Upstream* at
+    cdef Upstream* last = NULL
+    cdef uint32_t bucket, same = 0
+    if not pod.attached or up.state != U_READY or up.source.hung or up.source.failed or up.w.draining:
+        upstream_drop(up, False)
+        return
+    if up.source.readable and not still_open(up):
+        upstream_drop(up, False)        # ended, or more bytes than the response had
+        return
+    up.source.readable = 0
+    bucket = bucket_of(&up.remote)
+    at = pod.pool[bucket]
+    while at != NULL:
+        if same_peer(&at.remote, &up.remote):
+            same += 1
+            last = at
+        at = at.next
+    if same >= up.w.tables.settings.pool_idle_per_endpoint:
+        if last == NULL:
+            upstream_drop(up, False)
+            return
+        upstream_drop(last, False)
+    up.conn = NULL
+    up.state = U_IDLE
+    up.prev = NULL
+    up.next = pod.pool[bucket]
+    if up.next != NULL:
+        up.next.prev = up
+    pod.pool[bucket] = up
+    up.newer = NULL
+    up.older = pod.newest
+    if pod.newest != NULL:
+        pod.newest.newer = up
+    else:
+        pod.oldest = up
+    pod.newest = up
+    pod.idle += 1
+    up.w.stats.upstream_idle += 1
+    timer_set(&up.w.loop.timers, &up.timer,
+              up.w.loop.now_ns + <uint64_t>up.w.tables.settings.pool_idle_timeout_ms * 1000000)
+
+
+cdef void pool_close(Captured* pod) noexcept nogil:
+    while pod.oldest != NULL:
+        upstream_drop(pod.oldest, False)
+
+
+# ---- dialling -----------------------------------------------------------------------------------------------------------------
+
+cdef void on_event(Source* source, uint32_t events) noexcept nogil:
+    cdef Upstream* up = <Upstream*>source
+    cdef int error
+    if up.state == U_IDLE:
+        if events == 0 or source.readable or source.hung or source.failed:
+            upstream_drop(up, False)
+        return
+    if up.state == U_CONNECTING:
+        if not (source.writable or source.failed or source.hung):
+            return
+        timer_clear(&up.w.loop.timers, &up.timer)
+        error = stream_error(source.fd)
+        up.error = error
+        up.state = U_READY if error == 0 else U_DEAD
+        if error == 0 and up.w.tables.settings.access_log:
+            stream_local(source.fd, &up.local)
+    if up.conn != NULL:
+        up.w.advance(up.conn)
+
+
+cdef void on_timer(Timer* timer) noexcept nogil:
+    cdef Upstream* up = <Upstream*>timer.owner
+    if up.state == U_IDLE:
+        upstream_drop(up, False)
+    elif up.state == U_CONNECTING:
+        up.state = U_DEAD
+        up.error = -ETIMEDOUT
+        if up.conn != NULL:
+            up.w.advance(up.conn)
+
+
+cdef Upstream* dial(Conn* c, int fd, const Peer* to, const Peer* source, uint32_t connect_ms, int* error) noexcept nogil:
+    """Takes the descriptor over. An address that cannot be bound is not worked around: the server would see a false client."""
+    cdef Worker* w = c.w
+    cdef Upstream* up
+    error[0] = 0
+    if source != NULL:
+        error[0] = stream_bind(fd, source)
+    if error[0] == 0:
+        error[0] = stream_connect(fd, to)
+    if error[0] != 0 and error[0] != -EINPROGRESS:
+        close(fd)
+        return NULL
+    up = <Upstream*>slab_take(&w.upstreams)
+    if up == NULL:
+        error[0] = -ENOMEM
+        close(fd)
+        return NULL
+    up.source.fd = fd
+    up.source.shared = 1
+    up.source.ready = on_event
+    up.w = w
+    up.pod = c.pod
+    up.conn = c
+    up.state = U_CONNECTING
+    up.remote = to[0]
+    if source != NULL:
+        up.source_ip = source[0]
+    up.dialled_ns = w.loop.now_ns
+    timer_init(&up.timer, on_timer, up)
+    if loop_add(&w.loop, &up.source) != 0:
+        error[0] = -ENOMEM
+        close(fd)
+        slab_give(&w.upstreams, up)
+        return NULL
+    timer_set(&w.loop.timers, &up.timer, w.loop.now_ns + <uint64_t>connect_ms * 1000000)
+    c.pod.upstreams += 1
+    w.stats.upstream_open += 1
+    error[0] = 0
+    return up
+
+
+cdef int upstream_get(Conn* c, const Peer* to, const Peer* source, uint32_t connect_ms, bint pooled, bint probe,
+                      int* error) noexcept nogil:
+    cdef int fd
+    cdef Upstream* up
+    error[0] = 0
+    if to.port == PORT_OUTBOUND or to.port == PORT_INBOUND:
+        error[0] = -EHOSTUNREACH        # ourselves: a loop
+        return FAILED
+    if pooled:
+        up = pool_find(c.pod, to, source, probe)
+        if up != NULL:
+            up.conn = c
+            up.state = U_READY
+            c.up = up
+            return DIALLED
+    fd = stock_take(c.pod, to.family)
+    if fd < 0:
+        stock_wait(c, to.family)
+        return QUEUED
+    up = dial(c, fd, to, source, connect_ms, error)
+    if up == NULL:
+        return FAILED
+    c.up = up
+    return DIALLED
+
+
+cdef void upstream_drop(Upstream* up, bint abort) noexcept nogil:
+    if up.source.fd < 0:
+        return
+    if up.state == U_IDLE:
+        pool_take(up)
+    timer_clear(&up.w.loop.timers, &up.timer)
+    if abort:
+        stream_abort(up.source.fd)
+    source_close(&up.w.loop, &up.source)
+    up.state = U_DEAD
+    if up.conn != NULL and up.conn.up == up:
+        up.conn.up = NULL
+    up.conn = NULL
+    up.pod.upstreams -= 1
+    up.w.stats.upstream_open -= 1
+    loop_bury(&up.w.loop, &up.grave, &up.w.upstreams, up)

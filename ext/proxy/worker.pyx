@@ -1,0 +1,128 @@
+"""See worker.pxd."""
+from libc.errno cimport errno
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, malloc
+from posix.unistd cimport getpid
+from ext.core.loop cimport clock_ns, loop_open, loop_turn
+from ext.core.protocol cimport FD_CONTROL, FD_LOG, FD_STATS
+from ext.core.shm cimport gauge, log_attach, stats_attach
+from ext.proxy.control cimport control_apply, control_check_drained, control_open
+from ext.proxy.flow cimport flow_advance, flow_expire
+from ext.proxy.outbox cimport OUTBOX_BYTES
+from ext.sys.privilege cimport privilege_drop
+from ext.proxy.state cimport Captured, Conn, Texts, Upstream, Worker
+from ext.route.tables cimport tables_new
+
+import os
+import sys
+
+cdef enum:
+    BUFFERED_LIMIT = 536870912      # 512 MiB in buffers: beyond it connections are ended with flag OM
+
+cdef extern from "<sys/mman.h>" nogil:
+    int PROT_READ
+    int PROT_WRITE
+    int MAP_SHARED
+    void* MAP_FAILED
+    void* mmap(void* at, size_t size, int protection, int flags, int fd, long offset)
+
+cdef extern from "<sys/stat.h>" nogil:
+    struct stat_t "stat":
+        long st_size
+    int fstat(int fd, stat_t* out)
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    int SIG_SETMASK
+    int sigfillset(sigset_t* mask)
+    int sigprocmask(int how, const sigset_t* mask, sigset_t* before)
+
+cdef extern from "<sys/random.h>" nogil:
+    ssize_t getrandom(void* data, size_t size, unsigned int flags)
+
+
+cdef void* map_shared(int fd, size_t* size) noexcept nogil:
+    cdef stat_t facts
+    cdef void* at
+    if fstat(fd, &facts) != 0 or facts.st_size <= 0:
+        return NULL
+    size[0] = facts.st_size
+    at = mmap(NULL, facts.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    return NULL if at == MAP_FAILED else at
+
+
+cdef Worker* worker_new(int control, int stats, int log) noexcept nogil:
+    cdef uint64_t seed = 0
+    cdef void* memory
+    cdef size_t size = 0
+    cdef Worker* w = <Worker*>calloc(1, sizeof(Worker))
+    if w == NULL or loop_open(&w.loop) != 0:
+        return NULL
+    if getrandom(&seed, sizeof(seed), 0) != sizeof(seed):
+        seed = clock_ns()
+    w.tables = tables_new(seed)
+    w.outbox.data = <char*>malloc(OUTBOX_BYTES)
+    w.outbox.size = OUTBOX_BYTES
+    if w.tables == NULL or w.outbox.data == NULL:
+        return NULL
+    memory = map_shared(stats, &size)
+    if memory == NULL or stats_attach(&w.table, memory, size, getpid(), w.loop.now_ns) != 0:
+        return NULL
+    w.stats = w.table.header
+    memory = map_shared(log, &size)
+    if memory == NULL or log_attach(&w.log, memory, size) != 0:
+        return NULL
+    w.buffers.limit = BUFFERED_LIMIT
+    w.conns.size = sizeof(Conn)
+    w.upstreams.size = sizeof(Upstream)
+    w.pods.size = sizeof(Captured)
+    w.texts.size = sizeof(Texts)
+    w.advance = flow_advance
+    w.expire = flow_expire
+    if control_open(w, control) != 0:
+        return NULL
+    return w
+
+
+cdef void worker_run(Worker* w) noexcept nogil:
+    while not w.stop:
+        loop_turn(&w.loop)
+        if w.pending_fd >= 0:
+            control_apply(w)
+        if w.draining:
+            control_check_drained(w)
+        gauge(&w.stats.heartbeat_ns, w.loop.now_ns)
+        gauge(&w.stats.loop_turns, w.loop.turns)
+        gauge(&w.stats.buffered_bytes, w.buffers.taken)
+
+
+cdef void block_signals() noexcept nogil:
+    """The keeper ends a worker by its control socket, or by SIGKILL."""
+    cdef sigset_t all
+    sigfillset(&all)
+    sigprocmask(SIG_SETMASK, &all, NULL)
+
+
+def main():
+    """Runs until drained; never returns to other Python code."""
+    cdef Worker* w
+    cdef const char* step = NULL
+    cdef int error
+    cdef unsigned int uid = 0, gid = 0
+    try:
+        index, uid, gid = (int(word) for word in sys.argv[1:4])
+    except ValueError:
+        sys.exit("worker: usage: INDEX UID GID (the keeper starts it; descriptors 3, 4 and 5 must be open)")
+    block_signals()
+    w = worker_new(FD_CONTROL, FD_STATS, FD_LOG)
+    if w == NULL:
+        sys.exit(f"worker {index}: descriptor 3, 4 or 5 is not the keeper's control socket, statistics and log "
+                 f"(errno {errno}: {os.strerror(errno)}); was it started by hand?")
+    error = privilege_drop(uid, gid, &step)
+    if error != 0:
+        sys.exit(f"worker {index}: {(<bytes>step).decode()} failed: {os.strerror(-error)}; "
+                 f"is uid {uid} valid, and did the keeper run as root?")
+    with nogil:
+        worker_run(w)
+    os._exit(0)
