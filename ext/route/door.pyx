@@ -1,4 +1,4 @@
-"""Python's door to the tables, for tests and for asking what a worker would answer; workers never load it.
+"""Python's door to the tables: for tests, and for asking what a worker would answer. Workers never load it.
 
 `Tables` holds one set of tables. Everything that is lent out is copied into Python values, except a `Held` cluster, which keeps
 a reference as a connection would.
@@ -20,6 +20,15 @@ UNKNOWN = "unknown"     # the control plane does not know it: NC
 
 class Refused(ValueError):
     """A transaction that was not applied; the text names kind, key and reason."""
+
+
+def check(bytes data not None) -> int:
+    """Would workers take this transaction? Its id, or raises Refused with the words a worker would send.
+
+    For the agent: a resource of the control plane is tried alone before it is acknowledged, so that a bad one is refused by name
+    instead of failing the transaction that it would be part of.
+    """
+    return Tables().load(data)
 
 
 def live_blocks() -> int:

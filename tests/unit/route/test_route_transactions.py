@@ -242,3 +242,9 @@ def test_settings_of_a_newer_agent_are_read_as_far_as_they_are_known() -> None:
 def test_overlong_keys_are_cut_in_the_refusal_but_the_reason_is_there() -> None:
     text = refused(door.Tables(), raw(entry(1, 4, f"{SCOPE}|".encode() + b"x" * 60000, b"\x09")))
     assert text.endswith("flags: 9") and len(text) < 512
+
+
+def test_a_transaction_can_be_tried_without_any_worker() -> None:
+    assert door.check(transaction(PUTS["cluster"], txn_id=9)) == 9
+    with pytest.raises(door.Refused, match="DESTINATION a: key"):
+        door.check(raw(entry(1, 4, b"a", b"")))
