@@ -6,10 +6,11 @@ worker index and outlive the worker, so counters never go back.
 A slot's life, in the two low bits of `Series.used`; the bits above count its lives, so that a reader who finds the same number
 before and after reading has read one life:
 
-    free (0) --stats_series--> valid (1) --forgotten, nobody holds it--> gone (2) --stats_series--> valid
-                                                                          \--end of its probe run--> free
+    free (0)  -- stats_series -->  valid (1)  -- forgotten and not held -->  gone (2)  -- stats_series -->  valid
+                                                                                       -- end of its probe run -->  free
 
-The agent maps the statistics read-only; in the log ring it writes `tail` alone. What a worker wrote is not trusted: the door bounds it.
+The agent maps the statistics read-only; in the log ring it writes `tail` alone. What a worker wrote is not trusted:
+the door bounds it.
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ext.core.text cimport Span
@@ -188,8 +189,8 @@ cdef enum LogText:
     TEXT_FAILURE = 9               # upstream transport failure reason
     TEXT_COUNT = 10
 
-# Envoy's response_code_details (documentation of its HTTP connection manager) where it has one, for TCP records too; the texts are
-# in DETAILS. Beside each the response flag it goes with.
+# Envoy's response_code_details (documentation of its HTTP connection manager) where it has one, for TCP records too; the texts
+# are in DETAILS. Beside each the response flag it goes with.
 cdef enum Detail:
     DETAIL_NONE = 0
     DETAIL_VIA_UPSTREAM             # the server answered
@@ -238,8 +239,8 @@ cdef struct LogRing:                # private to the worker
     char* ring
     uint64_t head                   # as in the header: a reader that scribbles there does not move the writer
 
-# DURATION_BOUNDS_US, SIZE_BOUNDS (above): upper bounds of the first 19 buckets, inclusive. Both are Envoy's default histogram buckets
-# (.5 1 5 ... 3600000), which Istio uses for milliseconds and for bytes alike; half a byte is written as 0.
+# DURATION_BOUNDS_US, SIZE_BOUNDS (above): upper bounds of the first 19 buckets, inclusive. Both are Envoy's default histogram
+# buckets (.5 1 5 ... 3600000), which Istio uses for milliseconds and for bytes alike; half a byte is written as 0.
 
 # For the keeper: a fresh zeroed segment of stats_segment() or log_segment() bytes. 0, or -1: too small.
 cdef size_t stats_segment() noexcept nogil
@@ -247,7 +248,7 @@ cdef size_t log_segment() noexcept nogil
 cdef int stats_format(void* memory, size_t size) noexcept nogil
 cdef int log_format(void* memory, size_t size) noexcept nogil
 
-# For a worker that starts: 0, or -1 for a segment of another format. Counters go on; gauges and holds of the one before are reset.
+# For a worker that starts: 0, or -1 for a segment of another format. Counters go on; gauges and holds of the one before end.
 cdef int stats_attach(Stats* stats, void* memory, size_t size, uint32_t pid, uint64_t now_ns) noexcept nogil
 cdef int log_attach(LogRing* log, void* memory, size_t size) noexcept nogil
 

@@ -2,8 +2,8 @@
 import socket
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
 from ext.core.text cimport Span
 
 if sizeof(Series) != 640 or sizeof(SeriesKey) != 24 or sizeof(LogRecord) != 159 or sizeof(LogAddress) != 19:
@@ -353,8 +353,8 @@ def format_log(memory) -> None:
 cdef StatsHeader* py_stats_header(View view) except NULL:
     cdef StatsHeader* header = <StatsHeader*>view.raw.buf
     if header.magic != STATS_MAGIC or header.version != STATS_VERSION or header.slot_size != sizeof(Series):
-        raise ValueError(f"not a statistics segment of version {STATS_VERSION}: magic {header.magic:#x}, version {header.version}; "
-                         "keeper and agent are of different builds: restart the keeper")
+        raise ValueError(f"not a statistics segment of version {STATS_VERSION}: magic {header.magic:#x}, version "
+                         f"{header.version}; keeper and agent are of different builds: restart the keeper")
     return header
 
 
@@ -388,7 +388,7 @@ def read_series(memory) -> list:
     """(key, values) of every series: two dicts with the fields of `agent.model.telemetry`'s SeriesKey and SeriesValues.
 
     Series that are freed while they are read are left out, overflow series without a count too. `service` 0xffffffff is the
-    passthrough cluster. A key that no worker writes (unknown reporter, protocol or flag) is left out: memory of a worker is not trusted.
+    passthrough cluster. A key that no worker writes (unknown reporter, protocol or flag) is left out: a worker is not trusted.
     """
     cdef View view = View(memory, stats_segment(), False)
     cdef Series* series = series_at(view.raw.buf)
@@ -466,7 +466,7 @@ cdef dict py_record(const char* data, uint32_t size):
 def drain_log(memory, most: int = 1000) -> tuple:
     """Takes at most `most` records out of the ring: (list of dicts with the fields of AccessRecord, bytes skipped as damaged).
 
-    The memory must be writable: `tail` moves. One reader at a time. A worker that wrote nonsense loses what is in the ring, no more.
+    The memory must be writable: `tail` moves. One reader at a time. A worker that wrote nonsense loses what is in the ring.
     ValueError: another format.
     """
     cdef View view = View(memory, log_segment(), True)

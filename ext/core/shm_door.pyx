@@ -4,8 +4,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from ext.core.text cimport Span
 from ext.core.shm cimport (
-    DETAIL_COUNT, DURATION_BOUNDS_US, FLAG_COUNT, SIZE_BOUNDS, TEXT_COUNT, LogRecord, LogRing, Series, SeriesKey, Stats, bucket, bump,
-    gauge, log_append, log_attach, series_drop, series_hold, series_request, stats_attach, stats_forget_service,
+    DETAIL_COUNT, DURATION_BOUNDS_US, FLAG_COUNT, SIZE_BOUNDS, TEXT_COUNT, LogRecord, LogRing, Series, SeriesKey, Stats, bucket,
+    bump, gauge, log_append, log_attach, series_drop, series_hold, series_request, stats_attach, stats_forget_service,
     stats_forget_workload, stats_series)
 
 
@@ -28,7 +28,7 @@ cdef class Writer:
         PyBuffer_Release(&self.stats_raw)       # does nothing to one that was never filled
         PyBuffer_Release(&self.log_raw)
 
-    cdef Series* find(self, tuple key):
+    cdef Series* py_find(self, tuple key):
         """key: source, destination, service, code, reporter, protocol, flag."""
         cdef SeriesKey raw
         memset(&raw, 0, sizeof(SeriesKey))
@@ -41,10 +41,10 @@ cdef class Writer:
         return self.stats.taken
 
     def request(self, tuple key, uint64_t duration_us, uint64_t request_bytes, uint64_t response_bytes) -> None:
-        series_request(self.find(key), duration_us, request_bytes, response_bytes)
+        series_request(self.py_find(key), duration_us, request_bytes, response_bytes)
 
     def tcp(self, tuple key, uint64_t sent, uint64_t received) -> None:
-        cdef Series* one = self.find(key)
+        cdef Series* one = self.py_find(key)
         bump(&one.opened, 1)
         bump(&one.sent, sent)
         bump(&one.received, received)
@@ -52,7 +52,7 @@ cdef class Writer:
 
     def hold(self, tuple key) -> int:
         """Takes hold; the answer is the handle for `held` and `drop`."""
-        cdef Series* one = self.find(key)
+        cdef Series* one = self.py_find(key)
         series_hold(one)
         return one - self.stats.series
 
@@ -72,7 +72,7 @@ cdef class Writer:
         gauge(&self.stats.header.downstream_open, value)
 
     def churn(self, uint32_t keys, uint32_t rounds) -> None:
-        """Requests over `keys` series, each forgotten and made again in turn: what a concurrent reader must survive. Without the GIL."""
+        """Requests over `keys` series, each forgotten and made again in turn: what a concurrent reader must survive."""
         cdef SeriesKey raw
         cdef uint32_t i
         cdef uint32_t n

@@ -18,7 +18,7 @@ cdef enum:
     CHUNK_SIZE_DIGITS = 16        # hex digits of a chunk size, leading zeros counted
     TRAILER_MAX_BYTES = 8192      # of all trailers together
 
-cdef enum HeaderId:               # fields that the proxy acts upon; 0 for all others
+cdef enum:                        # HeaderId: fields that the proxy acts upon; 0 for all others
     H_OTHER = 0
     H_HOST
     H_CONNECTION

@@ -45,8 +45,8 @@ def test_a_fresh_segment_has_no_series_and_zero_gauges(segments) -> None:
 def test_a_request_is_counted_in_every_family(segments, writer) -> None:
     writer.request(REQUEST, 1_500, 300, 100_000)
     [(key, values)] = shm.read_series(segments[0])
-    assert key == {"reporter": "source", "protocol": "http", "source": 1, "destination": 2, "service": 3, "code": 200, "flag": "-",
-                   "grpc_status": None, "mutual_tls": False}
+    assert key == {"reporter": "source", "protocol": "http", "source": 1, "destination": 2, "service": 3, "code": 200,
+                   "flag": "-", "grpc_status": None, "mutual_tls": False}
     assert (values["opened"], values["closed"], values["failed"]) == (1, 1, 0)
     assert (values["sent"], values["received"], values["duration_us"]) == (300, 100_000, 1_500)
     assert values["duration"].index(1) == shm.DURATION_BOUNDS_MS.index(5)
@@ -176,7 +176,8 @@ def test_a_log_record_arrives_as_it_was_written(segments, writer) -> None:
                  + address(bytes(15) + b"\1", 9) + bytes(19))
     texts = [b"GET", b"/p?q", b"reviews:9080", "Grüße".encode(), b"id", b"", b"route", b"outbound|9080||reviews", b"", b"\xff"]
     fields = {"reporter": 2, "flag": 4, "start_us": 5, "duration_us": 6, "upstream_us": 7, "received": 8, "sent": 9, "source": 10,
-              "destination": 11, "service": 12, "code": 404, "details": shm.DETAILS.index("route_not_found"), "addresses": addresses}
+              "destination": 11, "service": 12, "code": 404, "details": shm.DETAILS.index("route_not_found"),
+              "addresses": addresses}
     assert writer.append(fields, texts)
     [record], damaged = shm.drain_log(segments[1])
     assert damaged == 0
