@@ -1,0 +1,208 @@
+"""Two captured pods on a node, a worker that serves both, and origins whose behaviour a test writes itself."""
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any
+
+from agent import netlink
+from agent.dataplane import blobs
+from agent.model.routing import (
+    Balancer,
+    Cluster,
+    Destination,
+    Endpoint,
+    MatchKind,
+    Route,
+    RouteMatch,
+    StringMatch,
+    VirtualHost,
+    WeightedCluster,
+)
+from agent.model.settings import ProxySettings
+from agent.model.workload import Protocol, Service, ServicePort, Workload, WorkloadPort
+from tests.support.netns import Netns
+from tests.support.wait import until
+from tests.support.worker import Worker
+
+SCOPE = "ns=default"
+VIP = "10.96.0.10"  # routed to nowhere: only the mesh answers there
+HOST = "origin.default.svc.cluster.local"
+SERVICE = f"default/{HOST}"
+SERVICE_INDEX, CLIENT, SERVER = 7, 1, 2
+HTTP_PORT, AUTO_PORT, TCP_PORT = 9080, 9081, 9082  # service ports by declared protocol
+Behaviour = Callable[[socket.socket], None]
+
+
+class Origin:
+    """A server in the server's pod. Each connection runs `behaviour` in a thread of its own, then closes."""
+
+    def __init__(self, netns: Netns, port: int, behaviour: Behaviour) -> None:
+        self.behaviour = behaviour
+        self.peers: list[str] = []
+        self.open = 0
+        self.errors: list[BaseException] = []
+        self._connections: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self.socket = netlink.in_netns(netns.path, lambda: socket.create_server(
+            ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, address = self.socket.accept()
+            except OSError:
+                return
+            connection.settimeout(20)
+            with self._lock:
+                self.peers.append(address[0].removeprefix("::ffff:"))
+                self._connections.append(connection)
+                self.open += 1
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            self.behaviour(connection)
+        except OSError:
+            pass  # the other side went away: many tests want that
+        except BaseException as error:
+            self.errors.append(error)
+        finally:
+            connection.close()
+            with self._lock:
+                self._connections.remove(connection)
+                self.open -= 1
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+        with self._lock:
+            for connection in self._connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+        assert self.errors == []
+
+
+@dataclass
+class Pods:
+    """Namespaces, `client` and `server` with capture: shared by all tests of a module."""
+
+    client: Netns
+    server: Netns
+    other: Netns
+
+
+@dataclass
+class Mesh:
+    pods: Pods
+    worker: Worker
+    origins: list[Origin] = field(default_factory=list)
+    sockets: list[socket.socket] = field(default_factory=list)
+
+    def origin(self, port: int, behaviour: Behaviour, netns: Netns | None = None) -> Origin:
+        made = Origin(netns or self.pods.server, port, behaviour)
+        self.origins.append(made)
+        return made
+
+    def dial(self, address: str = VIP, port: int = HTTP_PORT, netns: Netns | None = None) -> socket.socket:
+        """A connected socket made inside a pod (the client's). The worker's listener accepts it in any case."""
+        made = netlink.in_netns((netns or self.pods.client).path,
+                                lambda: socket.create_connection((address, port), timeout=10))
+        self.sockets.append(made)
+        return made
+
+    def settings(self, **changed: int) -> None:
+        self.worker.commit(blobs.put_settings(ProxySettings(**changed)))
+
+    def configure(self, *extra: blobs.Entry, protocol: Protocol = Protocol.HTTP) -> None:
+        """Who is where; `protocol` is what the server's workload declares for 8080. What to do with it is `extra`."""
+        ports = tuple(ServicePort(port, 8080, declared) for port, declared in (
+            (HTTP_PORT, Protocol.HTTP), (AUTO_PORT, Protocol.AUTO), (TCP_PORT, Protocol.TCP)))
+        service = Service("default", HOST, "origin", (ip_address(VIP),), ports)
+        declared = WorkloadPort(SERVICE, HTTP_PORT, 8080, protocol)
+        self.worker.commit(
+            blobs.put_pod("pod-c", 1, "w-client", SCOPE, (ip_address(self.pods.client.ip),)),
+            blobs.put_pod("pod-s", 2, "w-server", SCOPE, (ip_address(self.pods.server.ip),)),
+            blobs.put_service(SERVICE_INDEX, service),
+            blobs.put_workload(CLIENT, workload("w-client", self.pods.client), lambda _: SERVICE_INDEX),
+            blobs.put_workload(SERVER, workload("w-server", self.pods.server, declared), lambda _: SERVICE_INDEX),
+            *extra)
+
+    def endpoint(self, port: int = 8080) -> Endpoint:
+        return Endpoint(ip_address(self.pods.server.ip), port)
+
+    def quiet(self) -> None:
+        """Every connection has ended and nothing is held any more."""
+        until(lambda: self.worker.header["downstream_open"] == 0, f"no open connection: {self.worker.header}", timeout=8)
+        header = self.worker.header
+        assert header["held"] == 0
+        until(lambda: self.worker.header["buffered_bytes"] == 0, f"no buffer is taken: {header}", timeout=2)
+
+
+def workload(uid: str, pod: Netns, *ports: WorkloadPort) -> Workload:
+    return Workload(uid, uid, "default", (ip_address(pod.ip), ip_address(pod.ip6)), "n1", "default", "cluster.local", uid,
+                    "pod", uid, "v1", "Kubernetes", True, ports)
+
+
+def cluster(name: str, *endpoints: Endpoint, connect_timeout_ms: int = 1000) -> blobs.Put:
+    return blobs.put_cluster(Cluster(SCOPE, name, SERVICE, Balancer.ROUND_ROBIN, connect_timeout_ms, endpoints),
+                             lambda _: SERVICE_INDEX)
+
+
+def any_path(*clusters: WeightedCluster, prefix: str = "/", **more: Any) -> Route:
+    return Route("r", RouteMatch(StringMatch(MatchKind.PREFIX, prefix)), clusters, **more)
+
+
+def destination(port: int, http: tuple[Route, ...] | None = None,
+                tcp: tuple[WeightedCluster, ...] | None = None) -> blobs.Put:
+    hosts = None if http is None else (VirtualHost("v", ("*",), http),)
+    return blobs.put_destination(Destination(SCOPE, f"{HOST}:{port}", hosts, tcp))
+
+
+def everything(mesh: Mesh, **route: Any) -> tuple[blobs.Put, ...]:
+    """All three service ports lead to the server's 8080."""
+    one = WeightedCluster("all", 1)
+    return (cluster("all", mesh.endpoint()),
+            destination(HTTP_PORT, http=(any_path(one, **route),)),
+            destination(AUTO_PORT, http=(any_path(one, **route),), tcp=(one,)),
+            destination(TCP_PORT, tcp=(one,)))
+
+
+# ---- what every test says over again --------------------------------------------------------------------------------
+
+def receive_all(connection: socket.socket) -> bytes:
+    parts = []
+    while data := connection.recv(262_144):
+        parts.append(data)
+    return b"".join(parts)
+
+
+def receive(connection: socket.socket, size: int) -> bytes:
+    got = b""
+    while len(got) < size:
+        data = connection.recv(size - len(got))
+        if not data:
+            raise AssertionError(f"closed after {got!r}")
+        got += data
+    return got
+
+
+def receive_until(connection: socket.socket, end: bytes) -> bytes:
+    got = b""
+    while not got.endswith(end):
+        data = connection.recv(1)
+        if not data:
+            raise ConnectionError(f"closed after {got!r}")
+        got += data
+    return got
+
+
+def echo(connection: socket.socket) -> None:
+    while data := connection.recv(65536):
+        connection.sendall(data)
