@@ -4,7 +4,7 @@ Started by reconcile.py as a file, without site-packages (a third of the time): 
 It enters the namespace before it loads iptc, whose library reads /proc of where it is.
 
     in   {"path": [import path], "netns": descriptor, "action": "apply|verify|remove|chains", "prefix": text,
-          "tables": [tables of rules.py], "names": [table names to remove from], "families": [4, 6], "undo": [names]}
+          "tables": [tables of rules.py], "names": [table names to remove from], "families": [4, 6]}
     out  {"result": ...} or {"error": text}
 """
 from __future__ import annotations
@@ -32,11 +32,7 @@ def main() -> int:
 
 
 def run(order: dict[str, Any]) -> Any:
-    """Enter the namespace and do what is ordered.
-
-    `apply` verifies what it wrote and is all or nothing: when a table fails, the redirects of both families go,
-    for a pod with one family captured would be half captured.
-    """
+    """Enter the namespace and do what is ordered. `apply` reads back what it wrote."""
     enter(order["netns"])
     from agent.capture import tables
     from agent.capture.rules import table_from_json
@@ -44,15 +40,11 @@ def run(order: dict[str, Any]) -> Any:
     action, prefix = order["action"], order["prefix"]
     wanted = [table_from_json(value) for value in order["tables"]]
     if action == "apply":
-        try:
-            changed = tables.apply(wanted, prefix)
-            if changed and (wrong := tables.verify(wanted, prefix)):
-                raise tables.TableError(f"the rules are not what was written: {'; '.join(wrong)}; another program "
-                                        "edits them at the same time")
-            return changed
-        except tables.TableError as error:
-            tables.remove(order["families"], order["undo"], prefix)
-            raise tables.TableError(f"{error}; the pod is not captured") from error
+        changed = tables.apply(wanted, prefix)
+        if changed and (wrong := tables.verify(wanted, prefix)):
+            raise tables.TableError(f"the rules are not what was written: {'; '.join(wrong)}; another program edits "
+                                    "them at the same time")
+        return changed
     if action == "verify":
         return tables.verify(wanted, prefix)
     if action == "remove":

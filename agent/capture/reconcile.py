@@ -63,7 +63,10 @@ class Reconciler:
         started = time.monotonic()
         async with self._namespace(namespace) as fd:
             changed = await _blocking(lambda: _add_ways(fd, plan))
-            changed += await self._tables(fd, namespace, "apply", plan.tables, undo=REDIRECT_TABLES)
+            try:
+                changed += await self._tables(fd, namespace, "apply", plan.tables)
+            except CaptureError as error:
+                raise CaptureError(f"{error}; {await self._take_back(fd, namespace)}") from error
         return Outcome(tuple(changed), time.monotonic() - started)
 
     async def verify(self, namespace: str, plan: Plan) -> tuple[str, ...]:
@@ -101,39 +104,58 @@ class Reconciler:
         found: dict[str, list[str]] = await self._child(fd, namespace, "chains", prefix=prefix)
         return found
 
+    async def _take_back(self, fd: int, namespace: str) -> str:
+        """A pod with one family redirected and the other not would be half captured: after a failure none is."""
+        try:
+            await self._tables(fd, namespace, "remove", names=REDIRECT_TABLES)
+        except CaptureError as error:
+            return f"and its redirects could not be taken back: {error}; `narrows capture clean --netns {namespace}`"
+        return "the pod is not captured"
+
     async def _tables(self, fd: int, namespace: str, action: str, tables: Sequence[Table] = (), *,
-                      names: Sequence[str] = (), undo: Sequence[str] = ()) -> list[str]:
-        done: list[str] = await self._child(fd, namespace, action, prefix=self._prefix, tables=tables, names=names,
-                                            undo=undo)
+                      names: Sequence[str] = ()) -> list[str]:
+        done: list[str] = await self._child(fd, namespace, action, prefix=self._prefix, tables=tables, names=names)
         return done
 
     async def _child(self, fd: int, namespace: str, action: str, *, prefix: str, tables: Sequence[Table] = (),
-                     names: Sequence[str] = (), undo: Sequence[str] = ()) -> Any:
+                     names: Sequence[str] = ()) -> Any:
         order = {"path": _import_path(), "netns": fd, "action": action, "prefix": prefix, "tables": tables,
-                 "names": names, "families": (4, 6), "undo": undo}
+                 "names": names, "families": (4, 6)}
         async with self._slots:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-S", "-E", _CHILD, pass_fds=(fd,), stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=ANSWER_LIMIT)
+            work = asyncio.create_task(self._run(fd, namespace, action, json.dumps(order).encode()))
             try:
-                async with asyncio.timeout(self._deadline):
-                    answer, noise = await process.communicate(json.dumps(order).encode())
-            except TimeoutError as error:
-                raise CaptureError(f"namespace {namespace}: {action} of the rules took longer than {self._deadline} s; "
-                                   "is the machine overloaded, or the kernel's table lock held?") from error
-            finally:
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
+                answer = await asyncio.shield(work)
+            except asyncio.CancelledError:
+                # cut off between two tables it would leave half of a plan; it ends by itself or by the deadline
+                await asyncio.wait([work])
+                work.exception()  # seen: nobody is left to hear it, and the next apply repairs
+                raise
+        if "error" in answer:
+            raise CaptureError(f"namespace {namespace}: {answer['error']}")
+        return answer["result"]
+
+    async def _run(self, fd: int, namespace: str, action: str, order: bytes) -> dict[str, Any]:
+        """One child from start to end: its answer, or a CaptureError that says why there is none."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-S", "-E", _CHILD, pass_fds=(fd,), stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=ANSWER_LIMIT)
         try:
-            found = json.loads(answer)
+            async with asyncio.timeout(self._deadline):
+                answer, noise = await process.communicate(order)
+        except TimeoutError as error:
+            raise CaptureError(f"namespace {namespace}: {action} of the rules took longer than {self._deadline} s; is "
+                               "the machine overloaded?") from error
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        try:
+            found: dict[str, Any] = json.loads(answer)
         except ValueError as error:
             said = noise.decode(errors="replace").strip()[-500:]
             raise CaptureError(f"namespace {namespace}: the capture child ended with {process.returncode} and no "
                                f"answer: {said or 'silence'}") from error
-        if "error" in found:
-            raise CaptureError(f"namespace {namespace}: {found['error']}")
-        return found["result"]
+        return found
 
     @asynccontextmanager
     async def _namespace(self, path: str) -> AsyncIterator[int]:

@@ -153,6 +153,18 @@ async def test_when_one_family_fails_the_other_is_not_captured(pod: Netns, recon
     assert "REDIRECT" not in pod.iptables_save(4)
 
 
+async def test_an_apply_that_is_cancelled_is_never_half_done(pod: Netns, reconciler: Reconciler) -> None:
+    """Cancelled at moments from the start of the child to its end: both families, or none."""
+    for step in range(0, 48, 4):
+        task = asyncio.create_task(reconciler.apply(pod.path, planned()))
+        await asyncio.wait([task], timeout=step * 0.002)
+        task.cancel()
+        await asyncio.wait([task])
+        found = ["REDIRECT" in pod.iptables_save(family) for family in (4, 6)]
+        assert found in ([True, True], [False, False]), f"cancelled after {step * 2} ms"
+        await reconciler.remove(pod.path)
+
+
 def networks(*texts: str) -> tuple[Network, ...]:
     return tuple(ip_network(text) for text in texts)
 
