@@ -55,8 +55,14 @@ class Committer:
         if self._store:
             self._wake.set()
 
-    async def run(self, sink: Sink) -> None:
-        """Commits until the keeper is away: raises ConnectionError, and keeps changes and waiters for the next one."""
+    async def run(self, sink: Sink, first: Sequence[blobs.Entry] = ()) -> None:
+        """Commits `first` (the difference to what the keeper holds), then what changes, until the keeper is away.
+
+        Then it raises ConnectionError, and keeps changes and waiters for the next connection.
+        """
+        refused: dict[Key, str] = {}
+        await self._halves(sink, first, refused)
+        self.refused = refused
         self._wake.set()
         while True:
             await self._wake.wait()

@@ -24,6 +24,7 @@ from agent.app.events import Events
 from agent.capture.plan import INBOUND_PORT, OUTBOUND_PORT, Plan, plan
 from agent.capture.reconcile import CaptureError, Reconciler
 from agent.model.pod import CaptureSettings, Enrolment, LocalPod
+from agent.state.entries import Table
 from agent.state.store import Store
 
 RETRY_FIRST, RETRY_LAST = 0.2, 30.0  # seconds, doubling
@@ -149,10 +150,23 @@ class Pods:
     def synced(self) -> None:
         """Everything that is there was put: what the keeper holds beyond it is of pods that are gone."""
         self._synced = True
-        for uid in set(self._attached) - set(self._pods):
+        known = {key for table, key in self._store.inherited if table is Table.POD}
+        for uid in (set(self._attached) | known) - set(self._pods):
             task = asyncio.create_task(self._detach(uid), name=f"forget {uid}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def again(self) -> None:
+        """Look at every pod again now."""
+        for tracked in self._pods.values():
+            tracked.changed.set()
+
+    async def close(self) -> None:
+        """Stop working. Nothing of any pod changes."""
+        tasks = [*self._tasks, *(one.task for one in self._pods.values() if one.task)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- the keeper -------------------------------------------------------------------------------------------------
 

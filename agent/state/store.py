@@ -52,6 +52,7 @@ class Store:
         self._now = now
         self._desired: dict[Key, Put] = {}
         self._dirty: dict[Key, None] = {}
+        self._inherited: set[Key] = set()  # in force by an earlier agent, kept until we know better
         self.notes = Notes(self._note)
         self._workloads: dict[str, Workload] = {}
         self._services: dict[str, Service] = {}
@@ -217,6 +218,19 @@ class Store:
         self._dirty = {}
         return sorted(self._desired.values(), key=lambda put: _ORDER[put.key[0]])
 
+    def inherit(self, keys: Iterable[Key]) -> None:
+        """These are in force by an earlier agent and not (yet) wanted here: they stay until they are removed or disowned."""
+        self._inherited.update(key for key in keys if key not in self._desired)
+
+    @property
+    def inherited(self) -> frozenset[Key]:
+        return frozenset(self._inherited)
+
+    def disown(self, keys: Iterable[Key]) -> None:
+        """What of `keys` was inherited and is still not wanted goes with the next commit."""
+        for key in self._inherited & set(keys):
+            self._unset(key)
+
     def restore_notes(self, notes: Iterable[tuple[str, bytes]]) -> list[str]:
         """Numbers and names of an earlier agent, before anything else is put. Returns complaints, in words."""
         complaints = self.notes.restore(notes)
@@ -273,13 +287,16 @@ class Store:
 
     def _set(self, put: Put) -> None:
         key = put.key
+        self._inherited.discard(key)
         if self._desired.get(key) != put:
             self._desired[key] = put
             self._dirty.pop(key, None)  # to the end: see _ORDER
             self._dirty[key] = None
 
     def _unset(self, key: Key) -> None:
-        if self._desired.pop(key, None) is not None:
+        inherited = key in self._inherited
+        self._inherited.discard(key)
+        if self._desired.pop(key, None) is not None or inherited:
             self._dirty.pop(key, None)
             self._dirty[key] = None
 
