@@ -1,8 +1,10 @@
 """What capture does to one pod, as pure data: the iptables rules, policy rules and routes, in the order of application.
 
-The rules are ztunnel's, with two differences. Nothing of ours listens on 15008 yet, so a connect to it is
-captured like any other. And a filter rule refuses (reset) every connection whose original destination is 15001
-or 15006, from outside and from the pod itself alike: what REDIRECT brings there still has its own original port.
+The rules are ztunnel's, with three differences. A redirect takes SYNs alone: in a pod without rules nothing is
+tracked, so the next packet of a connection that lives when the pod is enrolled is new to conntrack, and turning it would
+end the connection. Nothing of ours listens on 15008 yet, so a connect to it is captured like any other. And a filter
+rule refuses (reset) every connection whose original destination is 15001 or 15006, from outside and from the pod
+itself alike: what REDIRECT brings there still has its own original port.
 
     app -> OUTPUT      nat: REDIRECT 15001, unless ours (mark), on lo, excluded, or a probe's answer
     peer -> PREROUTING nat: REDIRECT 15006, unless ours, excluded, or from a probe
@@ -36,6 +38,7 @@ EVERYTHING = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 _OURS = Extension("mark", (("mark", MARK_OURS),))
 _NOT_OURS = Extension("mark", (("!mark", MARK_OURS),))
+_SYN = Extension("tcp", (("tcp-flags", "FIN,SYN,RST,ACK SYN"),))
 _ACCEPT, _RETURN = Extension("ACCEPT"), Extension("RETURN")
 
 
@@ -102,10 +105,9 @@ def _mangle(family: int, prefix: str) -> Table:
 
 def _filter(family: int, prefix: str) -> Table:
     """Only SYNs are looked up in conntrack, so that the packets of a bulk transfer pay one comparison."""
-    syn = Extension("tcp", (("tcp-flags", "FIN,SYN,RST,ACK SYN"),))
     reset = Extension("REJECT", (("reject-with", "tcp-reset"),))
     return Table(family, "filter", (_chain(prefix, "INPUT", [
-        Rule(reset, protocol="tcp", matches=(syn, Extension("conntrack", (("ctorigdstport", str(port)),))))
+        Rule(reset, protocol="tcp", matches=(_SYN, Extension("conntrack", (("ctorigdstport", str(port)),))))
         for port in (OUTBOUND_PORT, INBOUND_PORT)]),))
 
 
@@ -113,7 +115,7 @@ def _nat(family: int, prefix: str, settings: CaptureSettings) -> Table:
     probe, local = PROBE_SOURCES[family], LOCALHOST[family]
     inbound = [Rule(_ACCEPT, source=probe, protocol="tcp")]
     inbound += [_port(port) for port in settings.exclude_inbound_ports]
-    inbound += [Rule(_redirect(INBOUND_PORT), destination=f"!{local}", protocol="tcp", matches=(_NOT_OURS,))]
+    inbound += [Rule(_redirect(INBOUND_PORT), destination=f"!{local}", protocol="tcp", matches=(_SYN, _NOT_OURS))]
     outbound = [
         Rule(_ACCEPT, destination=probe, protocol="tcp"),
         Rule(_ACCEPT, protocol="tcp", matches=(Extension("mark", (("mark", MARK_LOCAL),)),)),
@@ -124,10 +126,10 @@ def _nat(family: int, prefix: str, settings: CaptureSettings) -> Table:
                  for network in _of(family, settings.exclude_outbound_ranges)]
     redirect = _redirect(OUTBOUND_PORT)
     if settings.include_outbound_ranges is None:
-        outbound += [Rule(redirect, destination=f"!{local}", protocol="tcp", matches=(_NOT_OURS,))]
+        outbound += [Rule(redirect, destination=f"!{local}", protocol="tcp", matches=(_SYN, _NOT_OURS))]
     elif included := _of(family, settings.include_outbound_ranges):
         outbound += [Rule(_RETURN, destination=local, protocol="tcp")]
-        outbound += [Rule(redirect, destination=_written(network), protocol="tcp", matches=(_NOT_OURS,))
+        outbound += [Rule(redirect, destination=_written(network), protocol="tcp", matches=(_SYN, _NOT_OURS))
                      for network in included]
     return Table(family, "nat", (_chain(prefix, "PREROUTING", inbound), _chain(prefix, "OUTPUT", outbound)))
 

@@ -11,7 +11,8 @@ from agent import netlink
 from agent.capture.plan import PROBE_SOURCES
 from agent.capture.reconcile import Reconciler
 from agent.model.pod import CaptureSettings
-from tests.netns.capture.conftest import VIRTUAL, World, dial, echo, planned, reported, talk
+from tests.netns.capture.conftest import VIRTUAL, Pod, World, dial, echo, planned, reported, talk
+from tests.support.netns import Namespaces, Node
 
 pytestmark = pytest.mark.netns
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
@@ -187,3 +188,26 @@ async def test_datagrams_are_not_captured(world: World, reconciler: Reconciler, 
         client.sendto(b"question", (world.b.address(family), 5353))
         said, peer = server.recvfrom(100)
         assert (said, peer[0]) == (b"question", world.a.address(family))
+
+
+@FAMILIES
+async def test_connections_made_before_a_pod_is_enrolled_go_on(reconciler: Reconciler, namespaces: Namespaces,
+                                                               family: int) -> None:
+    """In a namespace without any rule nothing is tracked: the next packet of a live connection looks like a new one."""
+    node = Node(namespaces)
+    world = World(node.netns, Pod(node.pod("a")), Pod(node.pod("b")))
+    for pod in (world.a, world.b):
+        pod.start()
+    idle, busy = (world.a.dial(world.b.address(family), 8080) for _ in range(2))
+    with idle, busy:
+        talk(busy)
+        for pod in (world.a, world.b):
+            await reconciler.apply(pod.netns.path, planned())
+        for connection in (busy, idle, busy):
+            if connection is idle:
+                talk(connection)
+            else:
+                echo(connection)
+        with world.a.dial(world.b.address(family), 8080) as fresh:
+            assert talk(fresh) == world.a.address(family)
+    assert len(world.a.seen) == len(world.b.seen) == 1
