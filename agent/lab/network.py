@@ -43,6 +43,8 @@ def make_node(place: Place, node: str, number: int, families: tuple[int, ...]) -
         netlink.write_sysctl(namespace, "net.ipv6.conf.all.forwarding", 1)
         netlink.write_sysctl(namespace, "net.ipv6.conf.default.accept_dad", 0)
     _quiet_bridge(namespace, BRIDGE)
+    # A bridge takes the lowest address of its ports: unless it has one of its own, each new pod may change the gateway's.
+    netlink.set_link(namespace, BRIDGE, mac=f"02:00:0a:f4:{number:02x}:01")
     netlink.add_veth(fabric, f"node{number}", "eth0", namespace)
     netlink.set_link(fabric, f"node{number}", master=FABRIC_BRIDGE, up=True)
     netlink.set_link(namespace, "eth0", up=True)
@@ -83,6 +85,10 @@ def make_pod(place: Place, node: str, number: int, *, namespace: str, name: str,
     # as containerd does: a process without NET_BIND_SERVICE may listen on port 80 of its own namespace
     netlink.write_sysctl(pod_namespace, "net.ipv4.ip_unprivileged_port_start", 0)
     port = port_of(namespace, name)
+    if any(address.version == 6 for address in addresses):
+        # IPv6 has no way to send no redirects: a pod that follows one talks past the node, which must undo cluster IPs
+        for scope in ("all", "default"):
+            netlink.write_sysctl(pod_namespace, f"net.ipv6.conf.{scope}.accept_redirects", 0)
     netlink.add_veth(node_namespace, port, "eth0", pod_namespace)
     netlink.set_link(node_namespace, port, master=BRIDGE, up=True)
     netlink.set_link(pod_namespace, "eth0", up=True)

@@ -64,6 +64,7 @@ def _object(document: Document, source: Source) -> Object | None:
     if not isinstance(kind, str) or not isinstance(version, str):
         problems.append(Problem(path, body.line, "apiVersion and kind are missing; every object needs both"))
         return None
+    before = sum(problem.error for problem in problems)
     top = Reader(body, kind, path, problems)
     top.string("apiVersion"), top.string("kind")
     meta = top.child("metadata", required=True)
@@ -73,7 +74,7 @@ def _object(document: Document, source: Source) -> Object | None:
     top.where = f"{kind} {name}"
     group = version.rpartition("/")[0]
     if group.endswith(MESH_GROUPS):
-        return MeshObject(kind, meta.name("namespace", "default"), name, plain(body))
+        return MeshObject(kind, meta.name("namespace", "default"), name, plain(body)) if name else None
     reader = _READERS.get((group, kind))
     if reader is None:
         if kind in NOT_HERE:
@@ -82,7 +83,6 @@ def _object(document: Document, source: Source) -> Object | None:
             top.error("kind", f"unknown kind {kind} of {version}; the lab knows Namespace, ServiceAccount, Pod, Service, "
                               f"Deployment (apps/v1) and the kinds of {', '.join(MESH_GROUPS[:2])}")
         return None
-    before = sum(problem.error for problem in problems)
     head = _Head("" if kind == "Namespace" else meta.name("namespace", "default", DNS_LABEL), name,
                  meta.string_map("labels"), meta.string_map("annotations"), source.folder)
     meta.done(("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields", "ownerReferences",
