@@ -27,6 +27,23 @@ cdef enum Message:
     MSG_NEED_SOCKETS = 70
     MSG_DRAINED = 71
 
+# Payloads between agent and keeper (`str`, `list` as ARCHITECTURE.md has them, nothing padded). A request without a
+# mark works on every connection; one with * only on the master's, which is whoever said HELLO last.
+#   HELLO*       u16 lowest, u16 highest version spoken.
+#                Answer: u16 version, str instance, u32 pid, u64 start (CLOCK_REALTIME, us), u32 workers
+#   INVENTORY    empty. Answer: list of (u32 handle, str uid, u64 netns inode, u8 listening) and one memfd: a
+#                transaction with every blob
+#   POD_ADD*     u32 handle, str uid, u8 Family bits, one descriptor of a network namespace. Answer OK; the same again is no error
+#   POD_DEL*     u32 handle. Answer OK, also when there is no such pod
+#   COMMIT*      empty, one sealed memfd. Answer OK once it is in force in every worker
+#   SHM          empty. Answer: list of u32 index, with two descriptors each (statistics, log ring) in that order
+#   WORKERS      empty. Answer: list of (u32 index, u32 pid, u8 WorkerState, u32 restarts, u32 pods); pid 0: none runs
+#   DRAIN*       u32 milliseconds. No listener any more; answer OK when the last connection ended or the time is over
+#   SHUTDOWN*    empty. Answer OK, then everything ends
+#   OK           empty
+#   ERROR        u8 Reason, str text
+#   MISS         str key                                        } to the master, unasked, sequence 0
+#   WORKER       u32 index, u32 pid, u8 WorkerState, i32 status } (DIED: exit status, or minus the signal)
 # Payloads between keeper and worker, as ARCHITECTURE.md names them (`str`, `list` as there, nothing padded):
 #   COMMIT       empty, one memfd. Answer with the request's sequence: APPLIED (u64 transaction id) or FAILED (u64, str text). The first
 #                one is the snapshot; after its APPLIED the worker sends READY (u64 transaction id, sequence 0).
@@ -42,6 +59,22 @@ cdef enum:
     FD_CONTROL = 3
     FD_STATS = 4
     FD_LOG = 5
+
+cdef enum Reason:
+    REASON_MALFORMED = 1    # the message breaks this protocol
+    REASON_REFUSED = 2      # understood and not done; the same again will fare the same
+    REASON_AWAY = 3         # nobody could do it now (no worker runs); the same may work later
+
+cdef enum WorkerState:
+    WORKER_STARTED = 1
+    WORKER_READY = 2
+    WORKER_DIED = 3
+    WORKER_REPLACED = 4     # only as an event: the one that stands in for a dead worker has its pods
+    WORKER_DRAINING = 5     # only in WORKERS
+
+cdef enum Family:
+    FAMILY_IPV4 = 1
+    FAMILY_IPV6 = 2
 
 cdef enum Listener:
     LISTEN_OUTBOUND = 1   # 15001

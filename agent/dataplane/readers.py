@@ -1,0 +1,99 @@
+"""What the workers counted and logged, read from shared memory without stopping anybody."""
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from agent.dataplane.client import Segments
+from agent.model.telemetry import AccessRecord, SeriesKey, SeriesValues
+from ext.core import shm
+
+DRAIN_MOST = 1000  # records of one worker at a time
+
+
+class Reader:
+    """Maps the segments of one worker index. `close` when the keeper is another one."""
+
+    def __init__(self, segments: Segments) -> None:
+        """Takes the descriptors over. Raises ValueError when they hold another format, OSError when they cannot be mapped."""
+        self.index = segments.index
+        self.damaged = 0  # bytes of the log that were no records
+        try:
+            self._statistics = _map(segments.statistics, shm.stats_bytes(), mmap.PROT_READ)
+            self._log = _map(segments.log, shm.log_bytes(), mmap.PROT_READ | mmap.PROT_WRITE)
+        finally:
+            segments.close()
+        self.header()
+
+    def header(self) -> dict[str, int]:
+        """Gauges of the present worker and counters of this index; names are those of StatsHeader in ext/core/shm.pxd."""
+        return dict(shm.read_header(self._statistics))
+
+    def series(self) -> list[tuple[SeriesKey, SeriesValues]]:
+        found: list[tuple[dict[str, Any], dict[str, Any]]] = shm.read_series(self._statistics)
+        return [(SeriesKey(**key), SeriesValues(**values)) for key, values in found]
+
+    def drain_log(self, most: int = DRAIN_MOST) -> list[AccessRecord]:
+        """Takes records out of the ring, oldest first. One reader at a time: whoever takes them has them alone."""
+        found, damaged = shm.drain_log(self._log, most)
+        self.damaged += damaged
+        return [AccessRecord(**record) for record in found]
+
+    def close(self) -> None:
+        self._statistics.close()
+        self._log.close()
+
+
+class Readers:
+    """Every worker index of one keeper."""
+
+    def __init__(self, segments: Iterable[Segments]) -> None:
+        self._readers: list[Reader] = []
+        rest = list(segments)
+        try:
+            while rest:
+                self._readers.append(Reader(rest.pop(0)))
+        except BaseException:
+            for one in rest:
+                one.close()
+            self.close()
+            raise
+
+    def headers(self) -> dict[int, dict[str, int]]:
+        """Worker index -> gauges and counters."""
+        return {reader.index: reader.header() for reader in self._readers}
+
+    def series(self) -> dict[SeriesKey, SeriesValues]:
+        """The sum over all workers."""
+        total: dict[SeriesKey, SeriesValues] = {}
+        for reader in self._readers:
+            for key, values in reader.series():
+                if key in total:
+                    total[key].add(values)
+                else:
+                    total[key] = values
+        return total
+
+    def drain_log(self, most: int = DRAIN_MOST) -> list[AccessRecord]:
+        """At most `most` records of each worker, in the order in which they ended."""
+        found = [record for reader in self._readers for record in reader.drain_log(most)]
+        found.sort(key=lambda record: record.start_us + record.duration_us)
+        return found
+
+    @property
+    def damaged(self) -> int:
+        return sum(reader.damaged for reader in self._readers)
+
+    def close(self) -> None:
+        while self._readers:
+            self._readers.pop().close()
+
+
+def _map(fd: int, least: int, protection: int) -> mmap.mmap:
+    size = os.fstat(fd).st_size
+    if size < least:
+        raise ValueError(f"shared memory of {size} bytes, {least} are needed; keeper and agent are of different builds: "
+                         "restart the keeper")
+    return mmap.mmap(fd, size, mmap.MAP_SHARED, protection)

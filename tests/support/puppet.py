@@ -1,0 +1,92 @@
+"""A worker that does what the transactions tell it: for tests of what the keeper does when a worker misbehaves.
+
+It speaks the worker's end of ext/core/protocol.pxd on descriptor 3. A transaction that holds one of these words makes it
+
+    poison       answer FAILED                poison-only-INDEX   the same, in the worker of that index alone
+    silence      not answer at all            crash               end with status 3
+    greedy       ask for sockets of a pod that it does not have, and of an unknown family
+
+From each captured connection it reads nothing; it writes `INDEX PID` and closes. When it gets sockets it says over them,
+to whoever listens on 127.0.0.1:9 of the pod, nothing: it only keeps them.
+"""
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import socket
+import struct
+import sys
+import time
+
+HEAD = struct.Struct("<HHI")
+COMMIT, READY, APPLIED, FAILED, ATTACH, DETACH, SOCKETS, NEED, DRAINED, DRAIN = 7, 64, 65, 66, 67, 68, 69, 70, 71, 10
+
+
+def main() -> None:
+    index = int(sys.argv[1])
+    control = socket.socket(fileno=3)
+    control.setblocking(True)
+    header = mmap.mmap(4, mmap.PAGESIZE)
+    poll = select.poll()
+    poll.register(3, select.POLLIN)
+    listeners: dict[int, tuple[int, socket.socket]] = {}
+    kept: list[int] = []
+    ready = False
+
+    def send(kind: int, sequence: int, payload: bytes = b"") -> None:
+        control.send(HEAD.pack(kind, 1, sequence) + payload)
+
+    while True:
+        struct.pack_into("<Q", header, 16, time.monotonic_ns())
+        for fd, _ in poll.poll(500):
+            if fd in listeners:
+                peer, _ = listeners[fd][1].accept()
+                peer.send(f"{index} {os.getpid()}\n".encode())
+                peer.close()
+                continue
+            data, fds, _, _ = socket.recv_fds(control, 65536, 253)
+            if not data:
+                os._exit(0)
+            kind, _, sequence = HEAD.unpack_from(data)
+            payload = data[8:]
+            if kind == COMMIT:
+                with mmap.mmap(fds[0], 0, mmap.MAP_PRIVATE, mmap.PROT_READ) as whole:
+                    words = bytes(whole)
+                txn_id = words[8:16]
+                os.close(fds[0])
+                if b"crash" in words:
+                    os._exit(3)
+                if b"silence" in words:
+                    continue
+                if b"greedy" in words:
+                    send(NEED, 0, struct.pack("<IBH", 4711, 4, 65535))
+                only = b"poison-only-%d" % index
+                if only in words or (b"poison" in words and b"poison-only" not in words):
+                    send(FAILED, sequence, txn_id + struct.pack("<I", 6) + b"poison")
+                    continue
+                send(APPLIED, sequence, txn_id)
+                if not ready:
+                    ready = True
+                    send(READY, 0, txn_id)
+            elif kind == ATTACH:
+                handle = struct.unpack_from("<I", payload)[0]
+                for fd in fds:
+                    listener = socket.socket(fileno=fd)
+                    listener.setblocking(True)
+                    listeners[fd] = (handle, listener)
+                    poll.register(fd, select.POLLIN)
+                send(NEED, 0, struct.pack("<IBH", handle, 4, 3))
+                send(NEED, 0, struct.pack("<IBH", handle, 6, 2))
+            elif kind == DETACH:
+                handle = struct.unpack_from("<I", payload)[0]
+                for fd, (owner, listener) in list(listeners.items()):
+                    if owner == handle:
+                        poll.unregister(fd)
+                        listener.close()
+                        del listeners[fd]
+            elif kind == SOCKETS:
+                kept.extend(fds)
+            elif kind == DRAIN:
+                send(DRAINED, sequence)
+                os._exit(0)
