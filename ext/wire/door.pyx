@@ -1,12 +1,12 @@
 """For tests: the wire room driven from Python. Nothing in the mesh imports it."""
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 from cpython.bytes cimport PyBytes_AsString
 from ext.core.text cimport Span
 from ext.wire.edit cimport HeaderOp
 from ext.wire.forward cimport Forward, forward_request, forward_response, local_reply
 from ext.wire.http1 cimport (
-    B_BAD, B_DONE, Body, Head, Header, body_closed, body_feed, body_start, parse_request, parse_response)
+    Body, Head, Header, body_closed, body_feed, body_start, parse_request, parse_response)
 from ext.wire.sniff cimport SNIFF_MAX as C_SNIFF_MAX
 from ext.wire.sniff cimport sniff as c_sniff
 
@@ -104,19 +104,41 @@ cdef class Parser:
 
     def nanoseconds(self, uint32_t rounds):
         """Mean time of one parse of the bytes fed so far."""
-        cdef uint32_t i
+        cdef uint32_t _i
         cdef size_t scanned
         cdef const char* data = PyBytes_AsString(self.data)
         cdef size_t size = len(self.data)
         cdef int total = 0
         start = time.perf_counter_ns()
         with nogil:
-            for i in range(rounds):
+            for _i in range(rounds):
                 scanned = 0
                 total += parse_request(data, size, &scanned, &self.head) > 0
         spent = time.perf_counter_ns() - start
         assert <uint32_t>total == rounds
         return spent / rounds
+
+
+cdef class Growing:
+    """A head that arrives byte by byte, parsed at every prefix: to measure that the work stays linear."""
+    cdef bytes data
+
+    def __init__(self, bytes data):
+        self.data = data
+
+    def every_prefix(self) -> int:
+        cdef Head head
+        cdef size_t scanned = 0
+        cdef size_t size
+        cdef int result = 0
+        cdef const char* data = PyBytes_AsString(self.data)
+        cdef size_t total = len(self.data)
+        with nogil:
+            for size in range(1, total + 1):
+                result = parse_request(data, size, &scanned, &head)
+                if result != 0:
+                    break
+        return result
 
 
 cdef class Follower:

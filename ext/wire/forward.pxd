@@ -1,8 +1,8 @@
 """A parsed head written anew for the next hop, and answers of our own. Sans-I/O, into memory that the caller gives.
 
-What goes out: the start line rebuilt; Host from Head.authority, first; every end-to-end field as received and in order; fields that
-the edits add; framing exactly once, from what was parsed; one Connection line where there is something to say. Fields of the hop
-that ended here are dropped, `TE: trailers` and an upgrade are said again.
+What goes out: the start line rebuilt; Host from Head.authority, first; every end-to-end field as received and in order; fields that the
+edits add; framing exactly once, from what was parsed; one Connection line where there is something to say. Fields of the hop that ended
+here are dropped, `TE: trailers` and an upgrade are said again.
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from ext.core.text cimport Span

@@ -3,9 +3,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, strlen
 from ext.core.text cimport Span
 from ext.wire.chars cimport is_text, same_span
-from ext.wire.edit cimport EDIT_ADD, EDIT_REMOVE, EDIT_SET, HeaderOp
+from ext.wire.edit cimport EDIT_REMOVE, EDIT_SET
 from ext.wire.http1 cimport (
-    F_CHUNKED, F_LENGTH, F_NONE, F_TUNNEL, F_UNTIL_CLOSE, H_HOST, H_UPGRADE, H_X_FORWARDED_PROTO, H_X_REQUEST_ID, M_CONNECT, Head,
+    F_CHUNKED, F_LENGTH, F_NONE, F_TUNNEL, F_UNTIL_CLOSE, H_UPGRADE, H_X_FORWARDED_PROTO, H_X_REQUEST_ID, M_CONNECT, Head,
     Header)
 
 cdef struct Out:

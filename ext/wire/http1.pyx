@@ -1,7 +1,7 @@
 """See http1.pxd.
 
-A head is searched for its end first (memchr from `scanned`, so that growing buffers stay linear), then read once, line by line. Early
-answers come from two looks while more is awaited: at the first byte, and at the request line once it is there.
+A head is searched for its end first (memchr from `scanned`, so that growing buffers stay linear), then read once, line by line.
+Early answers come from two looks while more is awaited: at the first byte, and at the request line once it is there.
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp
@@ -258,7 +258,7 @@ cdef int content_length(Span value, uint64_t* out) noexcept nogil:
 
 
 cdef int transfer_coding(Span value) noexcept nogil:
-    """0: exactly `chunked`. -501: a coding that we do not know, with `chunked` as the last. -400: the rest (RFC 9112 6.3 item 4)."""
+    """0: exactly `chunked`. -501: codings that we do not know, `chunked` last or not there. -400: the rest (RFC 9112 6.3)."""
     cdef Span rest = value
     cdef Span one
     cdef uint32_t chunked = 0

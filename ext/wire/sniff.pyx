@@ -5,7 +5,6 @@ the longest line that is waited for still looks like one with a method everybody
 """
 from libc.stdint cimport uint8_t
 from libc.string cimport memcmp
-from ext.core.text cimport Span
 from ext.wire.chars cimport CH_TARGET, CHARS
 
 cdef enum:
