@@ -137,12 +137,29 @@ class Mesh:
     def endpoint(self, port: int = 8080) -> Endpoint:
         return Endpoint(ip_address(self.pods.server.ip), port)
 
-    def quiet(self) -> None:
-        """Every connection has ended and nothing is held any more."""
-        until(lambda: self.worker.header["downstream_open"] == 0, f"no open connection: {self.worker.header}", timeout=8)
-        header = self.worker.header
-        assert header["held"] == 0
-        until(lambda: self.worker.header["buffered_bytes"] == 0, f"no buffer is taken: {header}", timeout=2)
+    def quiet(self) -> int:
+        """Every client's connection has ended, and with the pods detached nothing is left of them; then they are attached anew.
+
+        Returns how many descriptors the worker has when it has no pod.
+        """
+        # what is left then are idle connections between the two hops
+        until(lambda: self.worker.header["downstream_open"] <= self.worker.header["upstream_idle"], "clients ended", timeout=8)
+        for handle in (1, 2):
+            self.worker.detach(handle)
+        try:
+            until(lambda: (self.worker.header["downstream_open"], self.worker.header["upstream_open"]) == (0, 0),
+                  "no open connection", timeout=5)
+        except AssertionError:
+            raise AssertionError(f"connections are left: {self.worker.header}") from None
+        until(lambda: (self.worker.header["buffered_bytes"], self.worker.header["held"],
+                       self.worker.header["sockets_ready"]) == (0, 0, 0), "nothing is held", timeout=2)
+        descriptors = self.worker.descriptors()
+        self.attach()
+        return descriptors
+
+    def attach(self) -> None:
+        self.worker.attach(1, self.pods.client)
+        self.worker.attach(2, self.pods.server)
 
 
 def workload(uid: str, pod: Netns, *ports: WorkloadPort) -> Workload:
@@ -206,3 +223,94 @@ def receive_until(connection: socket.socket, end: bytes) -> bytes:
 def echo(connection: socket.socket) -> None:
     while data := connection.recv(65536):
         connection.sendall(data)
+
+
+# ---- HTTP, written out so that every byte is the test's -----------------------------------------------------------------
+
+@dataclass
+class Message:
+    """A request or response as it came over the wire; `body` without framing."""
+
+    first: str
+    headers: list[tuple[str, str]]
+    body: bytes
+    trailers: list[tuple[str, str]] = field(default_factory=list)
+
+    def all(self, name: str) -> list[str]:
+        return [value for key, value in self.headers if key == name]
+
+    def one(self, name: str) -> str:
+        found = self.all(name)
+        assert len(found) == 1, f"{name}: {found} in {self.first} {self.headers}"
+        return found[0]
+
+    @property
+    def status(self) -> int:
+        return int(self.first.split(" ")[1])
+
+
+def _fields(head: bytes) -> list[tuple[str, str]]:
+    return [(name.lower(), value.strip()) for name, _, value in
+            (line.partition(":") for line in head.decode("latin-1").split("\r\n") if line)]
+
+
+def read_message(connection: socket.socket, *, head_only: bool = False, to_head: bool = False) -> Message:
+    """The next message. ConnectionError when the connection ends before or within it."""
+    head = receive_until(connection, b"\r\n\r\n")
+    first, _, rest = head.partition(b"\r\n")
+    made = Message(first.decode("latin-1"), _fields(rest), b"")
+    status = made.status if made.first.startswith("HTTP/") else 0
+    if head_only or status in (204, 304) or 100 <= status < 200:
+        return made
+    lengths = made.all("content-length")
+    if made.all("transfer-encoding") == ["chunked"]:
+        parts = []
+        while size := int(receive_until(connection, b"\r\n"), 16):
+            parts.append(_exactly(connection, size + 2)[:-2])
+        made.body = b"".join(parts)
+        while (line := receive_until(connection, b"\r\n")) != b"\r\n":
+            made.trailers += _fields(line)
+    elif lengths:
+        made.body = _exactly(connection, int(lengths[0]))
+    elif status and to_head is False:
+        made.body = receive_all(connection)
+    return made
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    parts, left = [], size
+    while left:
+        data = connection.recv(min(left, 1 << 20))
+        if not data:
+            raise ConnectionError(f"closed {left} bytes before the end")
+        parts.append(data)
+        left -= len(data)
+    return b"".join(parts)
+
+
+def response(body: bytes = b"ok", status: str = "200 OK", *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"content-length: {len(body)}", *headers]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
+
+
+def request(path: str = "/", *headers: str, method: str = "GET", body: bytes = b"", host: str = HOST) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", *headers]
+    if body:
+        lines.append(f"Content-Length: {len(body)}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
+
+
+class Web:
+    """Behaviour of an origin that answers request after request; `seen` holds what reached it."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self.answers = answers or (response(),)
+        self.seen: list[Message] = []
+
+    def __call__(self, connection: socket.socket) -> None:
+        while True:
+            try:
+                self.seen.append(read_message(connection))
+            except ConnectionError:
+                return
+            connection.sendall(self.answers[min(len(self.seen), len(self.answers)) - 1])

@@ -32,8 +32,7 @@ def mesh(pods: Pods) -> Iterator[Mesh]:
     with Worker() as worker:
         made = Mesh(pods, worker)
         worker.commit(blobs.put_settings(ProxySettings()))
-        worker.attach(1, pods.client)
-        worker.attach(2, pods.server)
+        made.attach()
         try:
             yield made
             assert not worker.ended(), f"the worker died: status {worker.status}"

@@ -243,6 +243,7 @@ def test_a_held_connection_goes_on_when_its_configuration_comes(mesh: Mesh) -> N
     for connection in (first, second):
         connection.sendall(b"wait")
     until(lambda: mesh.worker.header["held"] == 2, "both are held")
+    until(lambda: mesh.worker.misses, "the worker asks")
     assert mesh.worker.misses == [f"ns=default|origin.default.svc.cluster.local:{TCP_PORT}"]  # asked once
     mesh.worker.commit(*everything(mesh))
     for connection in (first, second):
