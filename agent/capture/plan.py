@@ -1,14 +1,17 @@
 """What capture does to one pod, as pure data: the iptables rules, policy rules and routes, in the order of application.
 
-The rules are ztunnel's, with three differences. A redirect takes SYNs alone: in a pod without rules nothing is
-tracked, so the next packet of a connection that lives when the pod is enrolled is new to conntrack, and turning it would
-end the connection. Nothing of ours listens on 15008 yet, so a connect to it is captured like any other. And a filter
-rule refuses (reset) every connection whose original destination is 15001 or 15006, from outside and from the pod
-itself alike: what REDIRECT brings there still has its own original port.
+The rules are ztunnel's, with four differences:
+- A redirect takes SYNs alone. In a pod without rules nothing is tracked, so the next packet of a connection that lives
+  when the pod is enrolled is new to conntrack; redirecting it would end the connection.
+- Our own connections have a conntrack zone of their own on the way out (`_raw`).
+- A filter rule refuses (reset) every connection whose original destination is 15001 or 15006, from outside and from
+  the pod itself alike: what REDIRECT brings there still has its own original port.
+- Nothing of ours listens on 15008 yet, so a connect to it is captured like any other.
 
     app -> OUTPUT      nat: REDIRECT 15001, unless ours (mark), on lo, excluded, or a probe's answer
     peer -> PREROUTING nat: REDIRECT 15006, unless ours, excluded, or from a probe
-    proxy -> app       over lo with the peer's address as source and mark 0x539: PREROUTING marks the connection 0x111;
+    proxy -> app       raw: a conntrack zone of our own, so that two connections of one client are never taken for one;
+                       over lo with the peer's address as source and mark 0x539: PREROUTING marks the connection 0x111;
     app -> proxy       OUTPUT restores 0x111 on the answer; `ip rule` sends it to table 100, where everything is local
 
 A pod that calls itself through its service: the call is captured on its way to the service's address; the
@@ -30,6 +33,7 @@ OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
 ROUTE_TABLE = 100
 RULE_PRIORITY = 32764
+OUR_ZONE = "1337"  # conntrack zone; Istio uses 1 for DNS
 
 # Source of probes: the node rewrites the kubelet's (and the lab's) address to it. Istio's values.
 PROBE_SOURCES = {4: "169.254.7.127/32", 6: "fd16:9254:7127:1337:ffff:ffff:ffff:ffff/128"}
@@ -46,7 +50,7 @@ _ACCEPT, _RETURN = Extension("ACCEPT"), Extension("RETURN")
 class Plan:
     """Everything of ours in one pod's namespace.
 
-    `marks` (mangle and filter) and `rules`, `routes` make the way back to the proxy; `redirects` (nat) turn connections
+    `marks` (raw, mangle and filter) and `rules`, `routes` make the way back to the proxy; `redirects` (nat) turn connections
     to it, so they come last and go first.
     """
 
@@ -89,10 +93,20 @@ def plan(settings: CaptureSettings, families: Iterable[int], instance: str) -> P
     mark, mask = (int(part, 16) for part in MARK_LOCAL.split("/"))
     return Plan(
         instance,
-        marks=tuple(table for family in versions for table in (_mangle(family, prefix), _filter(family, prefix))),
+        marks=tuple(table(family, prefix) for family in versions for table in (_raw, _mangle, _filter)),
         redirects=tuple(_nat(family, prefix, settings) for family in versions),
         rules=tuple(netlink.Rule(family, RULE_PRIORITY, ROUTE_TABLE, mark, mask) for family in versions),
         routes=tuple(netlink.Route(EVERYTHING[family], "lo", table=ROUTE_TABLE, type="local") for family in versions))
+
+
+def _raw(family: int, prefix: str) -> Table:
+    """Our connections are looked up apart, on the way out alone.
+
+    The last hop has the client's address; when it also gets the port of one of the client's live connections, both
+    would be one entry of conntrack, and the live connection would die.
+    """
+    apart = Extension("CT", (("zone-orig", OUR_ZONE),))
+    return Table(family, "raw", (_chain(prefix, "OUTPUT", [Rule(apart, protocol="tcp", matches=(_OURS,))]),))
 
 
 def _mangle(family: int, prefix: str) -> Table:

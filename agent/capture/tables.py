@@ -60,7 +60,7 @@ def chains(prefix: str = CHAIN_PREFIX) -> dict[str, list[str]]:
     """Our chains by table label, of every instance that matches the prefix; reads only tables in use."""
     found: dict[str, list[str]] = {}
     for family in (4, 6):
-        for name in ("mangle", "filter", "nat"):
+        for name in ("raw", "mangle", "filter", "nat"):
             if _in_use(family, name):
                 handle = _open(family, name)
                 if names := sorted(name for name in _names(handle) if name.startswith(prefix)):
@@ -86,7 +86,7 @@ def _write(table: Table, prefix: str) -> bool:
             if attempt == ATTEMPTS or "temporarily unavailable" not in _reason(error):
                 raise TableError(f"{table.label} table: the kernel refused the rules: {_reason(error)}; "
                                  "a match or target of them may be missing in this kernel "
-                                 "(xt_conntrack, xt_connmark, xt_mark, xt_REDIRECT, ipt_REJECT)") from error
+                                 "(xt_CT, xt_conntrack, xt_connmark, xt_mark, xt_REDIRECT, ipt_REJECT)") from error
     raise AssertionError("unreachable")
 
 

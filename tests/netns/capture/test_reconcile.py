@@ -39,7 +39,7 @@ async def test_what_iptables_prints_is_what_was_planned(pod: Netns, reconciler: 
 async def test_twice_is_a_no_op(pod: Netns, reconciler: Reconciler) -> None:
     first = await reconciler.apply(pod.path, planned())
     then = state(pod)
-    assert len(first.changed) == 10  # six tables, two rules, two routes
+    assert len(first.changed) == 12  # eight tables, two rules, two routes
     again = await reconciler.apply(pod.path, planned())
     assert again.changed == () and state(pod) == then and await reconciler.verify(pod.path, planned()) == ()
 
@@ -76,8 +76,9 @@ async def test_a_foreign_edit_is_seen_and_repaired(pod: Netns, reconciler: Recon
 
 async def test_removal_leaves_other_peoples_rules_as_they_were(pod: Netns, reconciler: Reconciler) -> None:
     for command in ("iptables-legacy", "ip6tables-legacy"):
-        for rule in ("-t nat -A OUTPUT -p udp -j ACCEPT", "-t nat -N OTHER", "-t nat -A OTHER -p tcp -j RETURN",
-                     "-t mangle -A PREROUTING -p udp -j MARK --set-mark 7", "-A INPUT -p tcp --dport 99 -j DROP"):
+        for rule in ("-t raw -A OUTPUT -p udp -j ACCEPT", "-t nat -A OUTPUT -p udp -j ACCEPT", "-t nat -N OTHER",
+                     "-t nat -A OTHER -p tcp -j RETURN", "-t mangle -A PREROUTING -p udp -j MARK --set-mark 7",
+                     "-A INPUT -p tcp --dport 99 -j DROP"):
             pod.run(command, *rule.split())
     pod.run("ip", "rule", "add", "fwmark", "7", "priority", "100", "lookup", "7")
     before = state(pod)
@@ -91,7 +92,7 @@ async def test_removal_leaves_other_peoples_rules_as_they_were(pod: Netns, recon
 async def test_removal_where_capture_never_was_touches_nothing(pod: Netns, reconciler: Reconciler) -> None:
     assert (await reconciler.remove(pod.path)).changed == ()
     assert await reconciler.chains(pod.path) == {}
-    assert len(await reconciler.verify(pod.path, planned())) == 10
+    assert len(await reconciler.verify(pod.path, planned())) == 12
     assert pod.run("cat", "/proc/net/ip_tables_names", "/proc/net/ip6_tables_names").stdout == ""
 
 
@@ -129,7 +130,7 @@ async def test_a_namespace_without_ipv6_gets_ipv4_alone(pod: Netns, reconciler: 
 async def test_many_pods_at_once_and_one_pod_many_times(namespaces: Namespaces, reconciler: Reconciler) -> None:
     pods = [namespaces.make(f"pod{number}") for number in range(8)]
     outcomes = await asyncio.gather(*(reconciler.apply(pod.path, planned()) for pod in pods for _ in range(2)))
-    assert sorted(len(outcome.changed) for outcome in outcomes) == [0] * 8 + [10] * 8
+    assert sorted(len(outcome.changed) for outcome in outcomes) == [0] * 8 + [12] * 8
     assert len({pod.iptables_save(4) for pod in pods}) == 1
 
 

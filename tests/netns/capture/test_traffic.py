@@ -211,3 +211,37 @@ async def test_connections_made_before_a_pod_is_enrolled_go_on(reconciler: Recon
         with world.a.dial(world.b.address(family), 8080) as fresh:
             assert talk(fresh) == world.a.address(family)
     assert len(world.a.seen) == len(world.b.seen) == 1
+
+
+@FAMILIES
+async def test_the_last_hop_may_get_the_port_of_a_live_connection_of_its_client(
+        world: World, reconciler: Reconciler, family: int) -> None:
+    """The kernel chooses that port among 28,000: with a hundred connections of one client it happens every 300th time."""
+    await reconciler.apply(world.b.netns.path, planned())
+    client, server = world.node.ip6 if family == 6 else world.node.ip, world.b.address(family)
+    kind, level, transparent = (socket.AF_INET6, 41, 75) if family == 6 else (socket.AF_INET, 0, 19)
+
+    def first() -> socket.socket:
+        made = socket.socket(kind)
+        made.settimeout(3)
+        made.bind((client, 40000))
+        made.connect((server, 8080))
+        return made
+
+    def last_hop() -> socket.socket:
+        made = socket.socket(kind)
+        made.settimeout(3)
+        made.setsockopt(socket.SOL_SOCKET, 36, 0x539)
+        made.setsockopt(level, transparent, 1)
+        made.bind((client, 40000))
+        made.connect((server, 8080))
+        return made
+
+    with netlink.in_netns(world.node.path, first) as live:
+        assert talk(live) == client
+        with netlink.in_netns(world.b.netns.path, last_hop) as hop:
+            assert talk(hop) == client
+            echo(live)
+            echo(hop)
+        echo(live)
+    assert len(world.b.seen) == 1

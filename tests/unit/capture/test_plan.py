@@ -38,7 +38,7 @@ def test_every_golden_plan_is_tested() -> None:
 def test_marks_come_before_redirects_and_nat_is_the_only_redirect() -> None:
     made = plan(CaptureSettings(), (4, 6), "default")
     assert [table.label for table in made.tables] == [
-        "IPv4 mangle", "IPv4 filter", "IPv6 mangle", "IPv6 filter", "IPv4 nat", "IPv6 nat"]
+        "IPv4 raw", "IPv4 mangle", "IPv4 filter", "IPv6 raw", "IPv6 mangle", "IPv6 filter", "IPv4 nat", "IPv6 nat"]
     for table in made.tables:
         assert ("REDIRECT" in table.text()) == (table.name == "nat")
 
