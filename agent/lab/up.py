@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from agent.lab import cleanup, system
+from agent.lab import cleanup, runtime, system
 from agent.lab.control import Control, load
 from agent.lab.objects import Found
-from agent.lab.place import RUN, Place
+from agent.lab.place import RUN, Place, find_cgroup2
 from agent.lab.supervisor import Options, Supervisor
 
 THREADS = 32  # for work that blocks for milliseconds: netlink, probes
@@ -76,11 +76,33 @@ def run(place: Place, paths: Sequence[Path], options: Options, wait: float, read
     """Bring a lab up and stay until SIGINT, SIGTERM or `down`. Returns the exit code."""
     with locked(place):
         cleanup.clean(place)  # what a killed predecessor left
+        home = _enter(place)
         try:
             return asyncio.run(_serve(place, paths, options, wait, ready_fd))
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it
+            _leave(home)
             cleanup.clean(place)
+
+
+def _enter(place: Place) -> Path:
+    """Put ourselves into the lab's cgroup, so that all of the lab is in it. Returns where we were."""
+    line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    home = find_cgroup2() / line.removeprefix("0::").lstrip("/")
+    own = place.system_cgroup("supervisor")
+    runtime.make_cgroup(own)
+    (own / "cgroup.procs").write_text("0\n")
+    return home
+
+
+def _leave(home: Path) -> None:
+    """Go back, or as far as we may: what cleaning up kills must not be ourselves."""
+    for cgroup in (home, find_cgroup2()):
+        try:
+            (cgroup / "cgroup.procs").write_text("0\n")
+            return
+        except OSError:
+            continue  # removed meanwhile, or it has controllers for its children and takes no process
 
 
 async def _serve(place: Place, paths: Sequence[Path], options: Options, wait: float, ready_fd: int) -> int:

@@ -1,0 +1,249 @@
+"""`make demo`: Bookinfo in a mesh on this machine, what the mesh sees of it, and traffic shifted while it runs.
+
+On a terminal it stays until Ctrl-C; without one it does the tour, tears down and exits with 0, or with 1 and a reason if
+requests were not routed or not counted as the routes say.
+"""
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from examples.bookinfo.observe import Snapshot
+
+HERE = Path(__file__).resolve().parent
+NARROWS = str(Path(sys.executable).with_name("narrows"))
+REQUESTS = 200  # per step: with a share of 50 %, five standard deviations are 35
+SIGMAS = 5.0
+SETTLE = 20.0  # seconds for a route to be in force, and for both sides to have counted
+UP_SECONDS = 150
+
+# Sends N requests for the page's data over one kept connection and says which version of reviews answered, and how often.
+CLIENT = """
+import collections, http.client, json, sys
+seen = collections.Counter()
+connection = http.client.HTTPConnection("productpage", 9080, timeout=10)
+for _ in range(int(sys.argv[1])):
+    connection.request("GET", "/api/v1/products/0", headers={"end-user": sys.argv[2]} if len(sys.argv) > 2 else {})
+    answer = connection.getresponse()
+    body = answer.read()
+    seen[json.loads(body)["reviews"]["version"] if answer.status == 200 else f"status {answer.status}"] += 1
+print(json.dumps(seen))
+"""
+
+EXERCISES: tuple[tuple[str, str, str, dict[str, float]], ...] = (  # file, what it does, user, expected shares
+    ("reviews-all-v1", "everybody to v1", "", {"v1": 1.0}),
+    ("reviews-jason-v2", "jason to v2 by header ...", "jason", {"v2": 1.0}),
+    ("reviews-jason-v2", "... and everybody else to v1", "", {"v1": 1.0}),
+    ("reviews-canary-10", "a canary: one of ten to v3", "", {"v1": 0.9, "v3": 0.1}),
+    ("reviews-50-v1-50-v3", "half and half, v1 and v3", "", {"v1": 0.5, "v3": 0.5}),
+)
+
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120)
+
+
+class Wrong(Exception):
+    """The mesh did not do as it should; the text says what was expected and what was seen."""
+
+
+class Lab:
+    """The lab of the demo, driven by the same commands that a user has."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def run(self, verb: str, *arguments: str, seconds: float = 90) -> str:
+        done = subprocess.run([NARROWS, "lab", verb, "--name", self.name, *arguments], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=seconds, check=False)
+        if done.returncode != 0:
+            raise Wrong(f"`narrows lab {verb} {' '.join(arguments)[:200]}` ended with {done.returncode}: "
+                        f"{(done.stderr or done.stdout).strip()[-2000:]}")
+        return done.stdout
+
+    def send(self, pod: str, count: int, user: str = "") -> dict[str, int]:
+        said = self.run("exec", pod, "--", "/usr/bin/python3", "-c", CLIENT, str(count), *([user] if user else []))
+        seen: dict[str, int] = json.loads(said)
+        return seen
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.run("status", "-o", "json"))
+        return found
+
+    def metrics(self) -> Snapshot:
+        return Snapshot(self.run("metrics", node["name"]) for node in self.status()["nodes"])
+
+
+def free_name() -> str:
+    """`demo`, unless somebody's demo runs already."""
+    done = subprocess.run([NARROWS, "lab", "status", "--name", "demo"], capture_output=True, check=False, timeout=60)
+    return "demo" if done.returncode != 0 else f"demo-{os.getpid()}"
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Lab]:
+    lab = Lab(free_name())
+    try:
+        console.print(f"[bold]Bringing Bookinfo up[/] in a lab named {lab.name}: two nodes, eight pods, no container runtime.")
+        began = time.monotonic()
+        lab.run("up", str(HERE / "bookinfo.yaml"), str(HERE / "destination-rules.yaml"), "--detach", seconds=UP_SECONDS)
+        console.print(f"Up and ready after {time.monotonic() - began:.1f} s.\n")
+        yield lab
+    finally:
+        console.print("Tearing down.")
+        subprocess.run([NARROWS, "lab", "down", "--name", lab.name], stdout=subprocess.DEVNULL, check=False, timeout=90)
+
+
+def show_pods(lab: Lab) -> None:
+    table = Table("pod", "node", "address", "captured", "why", title="Pods", title_justify="left")
+    for pod in lab.status()["pods"]:
+        table.add_row(pod["name"], pod["node"], pod["ip"], f"yes, {pod['method']}" if pod["captured"] else "no", pod["reason"])
+        if pod["captured"] is pod["name"].startswith("sleep-uncaptured"):
+            raise Wrong(f"pod {pod['name']} is {'' if pod['captured'] else 'not '}captured: {pod['reason']}")
+    console.print(table)
+
+
+def expect(seen: dict[str, int], shares: dict[str, float], who: str) -> None:
+    """Wrong unless `seen` is what `shares` make likely, within SIGMAS standard deviations."""
+    total = sum(seen.values())
+    odd = set(seen) - set(shares)
+    for version, share in shares.items():
+        slack = SIGMAS * math.sqrt(total * share * (1 - share))
+        if odd or abs(seen.get(version, 0) - total * share) > slack:
+            raise Wrong(f"{who}: expected {describe(shares)} of {total} requests, saw "
+                        f"{', '.join(f'{name}: {count}' for name, count in sorted(seen.items()))}")
+
+
+def describe(shares: dict[str, float]) -> str:
+    return ", ".join(f"{version} {share:.0%}" for version, share in shares.items())
+
+
+def until_counted(lab: Lab, before: Snapshot, source: str, count: int) -> Snapshot:
+    """The metrics, once both sides have counted that many requests of productpage to reviews."""
+    deadline = time.monotonic() + SETTLE
+    while True:
+        now = lab.metrics()
+        sides = {side: sum(now.versions(before, "reviews", side, lambda labels: labels["source_workload"] == source).values())
+                 for side in ("source", "destination")}
+        if all(number == count for number in sides.values()):
+            return now
+        if time.monotonic() > deadline:
+            raise Wrong(f"{count} requests from {source} to reviews were answered; the source counted {sides['source']}, the "
+                        f"destination {sides['destination']}")
+        time.sleep(0.2)
+
+
+def show_traffic(lab: Lab) -> None:
+    """Requests from the captured client and from the control: who called whom, as both sides counted it."""
+    before = lab.metrics()
+    lab.send("sleep", REQUESTS)
+    lab.send("sleep-uncaptured", REQUESTS)
+    now = until_counted(lab, before, "productpage-v1", 2 * REQUESTS)
+    calls = now.calls(before)
+    table = Table("source", "destination", "counted by source", "by destination", "p50 ms", "p99 ms",
+                  title=f"Who called whom: {REQUESTS} pages asked for by sleep, {REQUESTS} by sleep-uncaptured",
+                  title_justify="left")
+    for source, destination in sorted({key[1:] for key in calls}):
+        sides = [calls.get((side, source, destination)) for side in ("source", "destination")]
+        timed = next(side for side in sides if side is not None)
+        table.add_row(source, destination, *(f"{side.requests:.0f}" if side else "-" for side in sides),
+                      *("-" if (ms := timed.quantile(share)) is None else f"{ms:.1f}" for share in (0.5, 0.99)))
+    console.print(table)
+    control = sum(call.requests for (side, source, _), call in calls.items()
+                  if side == "source" and source == "sleep-uncaptured")
+    if control:
+        raise Wrong(f"the control pod is not captured, and yet {control:.0f} of its requests were counted at the source")
+    counted = calls.get(("source", "sleep", "productpage-v1"))
+    if counted is None or counted.requests != REQUESTS:
+        raise Wrong(f"sleep sent {REQUESTS} requests, the source counted {counted.requests if counted else 0:.0f}")
+    console.print("sleep-uncaptured is served like any other client, and no source counted it.\n")
+
+
+def shift(lab: Lab) -> None:
+    """The exercises, one after the other, on the running system."""
+    table = Table("exercise", "user", "client saw", "source counted", "destination counted", "routes say",
+                  title=f"Traffic shifted live: {REQUESTS} requests to productpage after each", title_justify="left")
+    for name, what, user, shares in EXERCISES:
+        lab.run("apply", str(HERE / f"{name}.yaml"))
+        settle(lab, name, user, shares)
+        before = lab.metrics()
+        seen = lab.send("sleep", REQUESTS, user)
+        now = until_counted(lab, before, "productpage-v1", REQUESTS)
+        sides = [now.versions(before, "reviews", side, lambda labels: labels["source_workload"] == "productpage-v1")
+                 for side in ("source", "destination")]
+        table.add_row(what, user or "-", *(text(counts) for counts in (seen, *sides)), describe(shares))
+        expect(seen, shares, f"{name}, as the client saw it")
+        for side, counts in zip(("source", "destination"), sides, strict=True):
+            if counts != seen:
+                raise Wrong(f"{name}: the client saw {text(seen)}, the {side} counted {text(counts)}")
+    console.print(table)
+
+
+def text(counts: dict[str, int]) -> str:
+    return " ".join(f"{version}: {count}" for version, count in sorted(counts.items()))
+
+
+def settle(lab: Lab, name: str, user: str, shares: dict[str, float]) -> None:
+    """Wait until the new route is in force: everything that it names answers, and nothing else does."""
+    deadline = time.monotonic() + SETTLE
+    count = 10 if len(shares) == 1 else 60  # 60 requests miss a share of 10 % once in 500 times; then it is tried again
+    while set(seen := lab.send("sleep", count, user)) != set(shares):
+        if time.monotonic() > deadline:
+            raise Wrong(f"{name} is not in force after {SETTLE:g} s: {count} requests saw {text(seen)}, expected "
+                        f"{describe(shares)}; look at `narrows lab events --name {lab.name}`")
+    # a request that began under the old route may still be counted
+    counted = lab.metrics()
+    while (now := lab.metrics()).calls(counted):
+        counted = now
+
+
+def further(lab: Lab) -> None:
+    name = f" --name {lab.name}"
+    console.print(f"""
+[bold]Look further[/], in another terminal:
+  narrows lab status{name}
+  narrows lab exec{name} sleep -- curl -s http://productpage:9080/productpage
+  narrows lab apply{name} {os.path.relpath(HERE)}/reviews-canary-10.yaml
+  narrows lab metrics{name} n1
+  narrows config routes{name}
+  narrows lab logs{name} reviews-v3 -f
+  narrows doctor
+""")
+
+
+def main() -> int:
+    if os.geteuid() != 0:
+        console.print("The demo makes network namespaces and cgroups; run it as root: sudo make demo")
+        return 77
+    try:
+        with running() as lab:
+            show_pods(lab)
+            show_traffic(lab)
+            shift(lab)
+            further(lab)
+            if sys.stdin.isatty():
+                console.print("[bold]Ctrl-C ends it.[/] A page a second is asked for meanwhile.")
+                while True:
+                    lab.send("sleep", 1)
+                    time.sleep(1)
+    except KeyboardInterrupt:
+        return 0
+    except (Wrong, subprocess.TimeoutExpired) as error:
+        console.print(f"[bold red]The demo failed:[/] {escape(str(error))}")
+        return 1
+    console.print("All requests went where the routes say, and both sides counted them.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
