@@ -23,16 +23,17 @@ def drain(connection) -> tuple[bytes, bool]:
             return body, False
 
 
-def h11_request(data: bytes):
+def h11_request(data: bytes, with_body: bool):
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=100_000)
     connection.receive_data(data.removeprefix(b"\r\n"))
     request = connection.next_event()
     assert isinstance(request, h11.Request), f"h11 read {request!r}"
-    body, ended = drain(connection)
+    body, ended = drain(connection) if with_body else (b"", False)
     return request, body, ended, connection.trailing_data[0]
 
 
 def our_request(data: bytes):
+    """(head or answer, payload bytes, done, end of the message or -1 for a malformed body)."""
     parser = door.Parser()
     head = parser.feed(data)
     if not isinstance(head, dict):
@@ -40,7 +41,7 @@ def our_request(data: bytes):
     body = parser.body()
     body.feed(b"")
     taken, done = body.feed(data[head["size"]:])
-    return head, body.payload, done, head["size"] + max(taken, 0)
+    return head, body.payload, done, head["size"] + taken if taken >= 0 else -1
 
 
 def fields(head) -> list[tuple[bytes, bytes]]:
@@ -53,7 +54,7 @@ def hold_together(data: bytes) -> None:
     head, payload, done, end = our_request(data)
     if not isinstance(head, dict):
         return
-    request, body, ended, trailing = h11_request(data)
+    request, body, ended, trailing = h11_request(data, end >= 0)
     assert request.method == head["method"]
     assert request.target == head["target"]
     assert [(name, value) for name, value in request.headers] == fields(head)
