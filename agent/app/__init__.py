@@ -1,0 +1,33 @@
+"""`narrows agent`: the agent of one node. The composition root of the agent's rooms; see agent.py."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), required=True,
+              help="Directory of this instance: keeper.sock, admin.sock, pods/, access.log.")
+@click.option("--node", required=True, help="Name of this node.")
+@click.option("--xds", required=True, metavar="unix:PATH|HOST:PORT", help="Where the control plane serves ADS.")
+@click.option("--cluster-id", "cluster", default="Kubernetes", show_default=True, help="Part of every workload's uid.")
+@click.option("--metrics-address", help="Address for metrics and readiness (default: all).")
+@click.option("--metrics-port", type=click.IntRange(1, 65535), default=15020, show_default=True)
+@click.option("--readiness-port", type=click.IntRange(1, 65535), default=15021, show_default=True)
+@click.option("--access-log", type=click.Choice(["json", "text", "off"]), default="json", show_default=True,
+              help="Format of access.log.")
+@click.option("--idle", "idle_seconds", type=click.FloatRange(1, 86400), default=600, show_default=True,
+              help="Seconds after which the routes of a destination that nobody talks to are dropped.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
+def command(log_level: str, **options: object) -> int:
+    """Run the agent of a node.
+
+    It reads from the keeper what is in force, follows pods and the control plane, and sends differences. SIGTERM ends
+    it and leaves the data path serving; SIGHUP looks at everything again; SIGUSR1 reopens access.log.
+    """
+    from agent.app import logs
+    from agent.app.run import run
+
+    logs.set_up(log_level)
+    return run(options)

@@ -5,11 +5,10 @@ Readers of shared memory come with a keeper connection and go with it; counters 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
 
-from agent.model.telemetry import AccessRecord, SeriesKey, SeriesValues
+from agent.dataplane.readers import Readers
+from agent.model.telemetry import SeriesKey, SeriesValues
 from agent.model.workload import Service, Workload
 from agent.state.store import Store
 from agent.telemetry.accesslog import AccessLog
@@ -17,18 +16,6 @@ from agent.telemetry.accesslog import AccessLog
 DRAIN_SECONDS = 0.15  # a worker logs 1 MiB, some 3,000 records, in this time at 20,000 requests a second
 DRAIN_RECORDS = 4000  # per turn and worker, so that logging does not keep the loop for long
 USE_SECONDS = 30.0  # between two looks at which destinations are used
-
-log = logging.getLogger("narrows.observe")
-
-
-class Reader(Protocol):
-    """Shared memory of one worker index."""
-
-    def series(self) -> Iterable[tuple[SeriesKey, SeriesValues]]: ...
-
-    def header(self) -> Mapping[str, int]: ...
-
-    def records(self, limit: int) -> list[AccessRecord]: ...
 
 
 class StoreNames:
@@ -47,30 +34,32 @@ class StoreNames:
 
 
 class DataPath:
-    """The readers of all workers, and what is read from them."""
+    """The shared memory of all workers, and what is read from it. `series` and `headers` may be called from a thread."""
 
     def __init__(self, store: Store, access_log: AccessLog | None) -> None:
         self._names = StoreNames(store)
         self._access_log = access_log
-        self._readers: dict[int, Reader] = {}
-        self._counted: dict[tuple[int, SeriesKey], int] = {}
+        self._readers: Readers | None = None
+        self._counted: dict[SeriesKey, int] = {}
 
     @property
     def names(self) -> StoreNames:
         return self._names
 
-    def attach(self, readers: Mapping[int, Reader]) -> None:
-        self._readers = dict(readers)
+    def attach(self, readers: Readers) -> None:
+        self._readers = readers
 
     def detach(self) -> None:
-        self._readers = {}
+        """The memory is unmapped with the last use of it: a scrape may be under way."""
+        self._readers = None
 
     def series(self) -> Iterable[tuple[SeriesKey, SeriesValues]]:
-        for reader in list(self._readers.values()):
-            yield from reader.series()
+        readers = self._readers
+        return readers.series().items() if readers is not None else ()
 
     def headers(self) -> Mapping[int, Mapping[str, int]]:
-        return {index: reader.header() for index, reader in list(self._readers.items())}
+        readers = self._readers
+        return readers.headers() if readers is not None else {}
 
     async def drain(self) -> None:
         """For ever: move finished requests from the rings to the access log."""
@@ -80,26 +69,24 @@ class DataPath:
 
     def drain_once(self) -> int:
         """One bounded turn. Returns how many records it moved. Without an access log they are read and dropped."""
-        moved = 0
-        for reader in list(self._readers.values()):
-            records = reader.records(DRAIN_RECORDS)
-            moved += len(records)
-            if self._access_log is not None and records:
-                self._access_log.write(records)
-        return moved
+        if self._readers is None:
+            return 0
+        records = self._readers.drain_log(DRAIN_RECORDS)
+        if self._access_log is not None and records:
+            self._access_log.write(records)
+        return len(records)
 
     def used(self) -> set[tuple[str, str]]:
         """(client namespace, service host) between which something was opened or closed since the last call."""
         found = set()
-        for index, reader in list(self._readers.items()):
-            for key, counts in reader.series():
-                total = counts.opened + counts.closed + counts.failed
-                if key.reporter != "source" or self._counted.get((index, key)) == total:
-                    continue
-                self._counted[index, key] = total
-                client, service = self._names.workload(key.source), self._names.service(key.service)
-                if client is not None and service is not None:
-                    found.add((client.namespace, service.hostname))
+        for key, counts in self.series():
+            total = counts.opened + counts.closed + counts.failed
+            if key.reporter != "source" or self._counted.get(key) == total:
+                continue
+            self._counted[key] = total
+            client, service = self._names.workload(key.source), self._names.service(key.service)
+            if client is not None and service is not None:
+                found.add((client.namespace, service.hostname))
         return found
 
     async def watch_use(self, tell: Callable[[set[tuple[str, str]]], None], sweep: Callable[[], None]) -> None:

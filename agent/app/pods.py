@@ -229,7 +229,9 @@ class Pods:
                 one.reason = str(error)
                 if one.deleted:
                     await self._end(one)
-            except (CaptureError, OSError) as error:  # ConnectionError of the keeper and netlink's errors are OSErrors
+            except Exception as error:  # ConnectionError of the keeper and netlink's errors are OSErrors
+                if not isinstance(error, (CaptureError, OSError)):
+                    log.exception("a fault of ours while working on a pod", extra={"about": one.about})
                 # the namespace of a pod that is being removed goes first; that is no failure
                 if one.deleted:
                     await self._end(one)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import traceback
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
@@ -85,9 +84,14 @@ def group() -> None:
 
 def main() -> None:
     """Run `narrows` and exit; never returns."""
-    # Writing to a closed pipe (`narrows status | head`) must not be a traceback.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    # Writing to a closed pipe (`narrows status | head`) must not be a traceback. SIGPIPE itself stays ignored: it would
+    # end the agent when a peer of one of its sockets goes away.
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -120,6 +124,9 @@ def run(arguments: list[str]) -> int:
         _say(str(failed))
         return EX_UNAVAILABLE
     except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] in ("agent", "controlplane", "ext", "protos"):
+            _say(f"{missing.name} is not there: the installation is incomplete. `make build` completes it.")
+            return EX_UNAVAILABLE
         _say(f"the Python package {missing.name!r} is missing. `make setup` installs what Narrows needs; "
              "`narrows doctor` lists it.")
         return EX_UNAVAILABLE

@@ -11,6 +11,9 @@ from agent.model.telemetry import AccessRecord, SeriesKey, SeriesValues
 from ext.core import shm
 
 DRAIN_MOST = 1000  # records of one worker at a time
+# upper bounds of all buckets but the last, for whoever shows histograms without touching the extension
+DURATION_BOUNDS_MS: tuple[float, ...] = shm.DURATION_BOUNDS_MS
+SIZE_BOUNDS: tuple[float, ...] = shm.SIZE_BOUNDS_BYTES
 
 
 class Reader:

@@ -1,0 +1,376 @@
+"""The composition root of the agent: one object that knows every room, and their life from start to SIGTERM.
+
+    pod files -> Pods --------> keeper (listeners), store (POD), capture child (redirects)
+    control plane -> Mesh ----> store -> Committer -> keeper -> workers
+    workers -> keeper -> MISS -> Mesh -> control plane
+    shared memory -> DataPath -> /metrics, access log
+
+The agent may die and come back at any time: what is in force is read from the keeper, the difference is sent. It ends
+without touching the data path.
+"""
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.registry import CollectorRegistry
+
+from agent.admin.server import AdminServer
+from agent.app import dump, logs
+from agent.app.commit import Committer
+from agent.app.events import Events
+from agent.app.keeper import KeeperLink, open_link
+from agent.app.mesh import Mesh
+from agent.app.observe import DataPath
+from agent.app.pods import Pods
+from agent.app.resync import difference, inherit, settle_inheritance
+from agent.capture.reconcile import Reconciler
+from agent.dataplane import blobs
+from agent.dataplane.protocol import WorkerChange, WorkerState
+from agent.dataplane.readers import DURATION_BOUNDS_MS, SIZE_BOUNDS
+from agent.model.settings import ProxySettings
+from agent.state.store import Store
+from agent.telemetry.accesslog import AccessLog
+from agent.telemetry.collector import DataPathCollector
+from agent.telemetry.process import ProcessCollector
+from agent.telemetry.server import Ports
+from agent.workloads.enrol import enrol
+from agent.workloads.files import Delete, FileSource, Malformed, SourceError, Synced, Upsert
+from agent.xds.client import Client, Node
+from agent.xds.session import Session
+from agent.xds.tree import NAMED
+from agent.xds.types import TypeUrl
+
+RETRY_FIRST, RETRY_LAST = 0.05, 2.0  # seconds between attempts to reach the keeper; it is on this machine
+SOURCE_RETRY = 1.0  # seconds until the pod directory is followed again
+
+log = logging.getLogger("narrows.agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    run_dir: Path
+    node: str
+    xds: str
+    cluster: str = "Kubernetes"
+    metrics_address: str | None = None
+    metrics_port: int = 15020
+    readiness_port: int = 15021
+    access_log: str = "json"  # json, text, off
+    idle_seconds: float = 600.0
+
+
+class Agent:
+    """`run` returns when `stop` was called (or a signal came)."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._started = time.time()
+        self._stopping = asyncio.Event()
+        self._events = Events()
+        self._store = Store()
+        self._store.put_settings(ProxySettings(access_log=options.access_log != "off"))
+        self._committer = Committer(self._store)
+        self._mesh = Mesh(self._store, self._committer, idle_seconds=options.idle_seconds)
+        self._session = Session([TypeUrl.ADDRESS], NAMED)
+        self._xds = Client(options.xds, Node(options.node, options.cluster), self._session, self._mesh.apply,
+                           self._acknowledged)
+        instance = str(options.run_dir)
+        self._pods = Pods(node=options.node, cluster=options.cluster, instance=instance, store=self._store,
+                          committer=self._committer, events=self._events, decide=enrol,
+                          reconciler=Reconciler(instance))
+        self._access_log = (AccessLog(str(options.run_dir / "access.log"), options.access_log)
+                            if options.access_log != "off" else None)
+        self._data_path = DataPath(self._store, self._access_log)
+        self._link: KeeperLink | None = None
+        self._keeper_error = "not reached yet"
+        self._restored = False
+        self._informed = False  # the first list of workloads and services is in force, or was restored
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until stopped. Raises OSError when a port or the admin socket cannot be had."""
+        options = self._options
+        registry = CollectorRegistry()
+        registry.register(DataPathCollector(self._data_path.series, self._data_path.headers, self._data_path.names,
+                                            DURATION_BOUNDS_MS, SIZE_BOUNDS))
+        registry.register(ProcessCollector(self._pids))
+        async with AsyncExitStack() as stack:
+            ports = Ports(registry, lambda: "; ".join(self.readiness()))
+            await ports.start(options.metrics_address, options.metrics_port, options.readiness_port)
+            stack.push_async_callback(ports.stop)
+            admin = AdminServer(options.run_dir / "admin.sock", self)
+            await admin.start()
+            stack.push_async_callback(admin.stop)
+            stack.callback(self._close_logs)
+            self._signals()
+            log.info("agent started", extra={"node": options.node, "run_dir": str(options.run_dir), "pid": os.getpid()})
+            tasks = [asyncio.create_task(work, name=name) for name, work in (
+                ("keeper", self._follow_keeper()),
+                ("pods", self._follow_pods()),
+                ("verify", self._pods.verify_all()),
+                ("access-log", self._data_path.drain()),
+                ("use", self._data_path.watch_use(self._mesh.used, self._sweep)),
+            )]
+            stop = asyncio.create_task(self._stopping.wait(), name="stop")
+            try:
+                done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
+                for task in done - {stop}:
+                    task.result()  # none of them ends: this raises
+            finally:
+                for task in [*tasks, stop]:
+                    task.cancel()
+                await asyncio.gather(*tasks, stop, return_exceptions=True)
+                await self._pods.close()
+                if self._link is not None:
+                    await self._link.close()
+        log.info("agent ended; the data path serves on")
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def _signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._reopen)
+
+    def _reload(self) -> None:
+        """SIGHUP: look at everything again now, without waiting for the next retry or event."""
+        log.info("reload")
+        self._xds.hurry()
+        self._pods.again()
+
+    def _reopen(self) -> None:
+        """SIGUSR1: the logs were rotated."""
+        if self._access_log is not None:
+            self._access_log.reopen()
+
+    def _close_logs(self) -> None:
+        if self._access_log is not None:
+            self._data_path.drain_once()
+            self._access_log.close()
+
+    def _sweep(self) -> None:
+        self._mesh.sweep()
+        settle_inheritance(self._store, self._mesh)
+        self._committer.nudge()
+
+    # -- the keeper -------------------------------------------------------------------------------------------------
+
+    async def _follow_keeper(self) -> None:
+        delay = RETRY_FIRST
+        xds: asyncio.Task[None] | None = None
+        path = self._options.run_dir / "keeper.sock"
+        try:
+            while True:
+                try:
+                    link = await open_link(path)
+                except OSError as error:
+                    self._keeper_error = str(error)
+                    log.log(logging.DEBUG if delay < RETRY_LAST else logging.WARNING,
+                            "the keeper does not answer; trying again", extra={"reason": self._keeper_error})
+                    await asyncio.sleep(delay)
+                    delay = min(delay * 2, RETRY_LAST)
+                    continue
+                since = time.monotonic()
+                try:
+                    first = await self._sync(link)
+                    if xds is None:
+                        xds = asyncio.create_task(self._xds.run(), name="xds")
+                    await self._serve(link, first, xds)
+                except OSError as error:
+                    self._keeper_error = str(error) or "it closed the connection"
+                    self._events.add("KeeperLost", "keeper", f"the keeper is away: {self._keeper_error}", warning=True)
+                    if time.monotonic() - since > RETRY_LAST:
+                        delay = RETRY_FIRST
+                    await asyncio.sleep(delay)
+                    delay = min(delay * 2, RETRY_LAST)
+                finally:
+                    self._link = None
+                    self._pods.detach()
+                    self._data_path.detach()
+                    await link.close()
+        finally:
+            if xds is not None:
+                xds.cancel()
+                await asyncio.gather(xds, return_exceptions=True)
+
+    async def _sync(self, link: KeeperLink) -> list[blobs.Entry]:
+        """Learn what the keeper holds; returns what it lacks."""
+        inventory = await link.inventory()
+        if not self._restored:
+            versions = self._mesh.restore(inventory.puts)
+            inherit(self._store, self._mesh, inventory.puts)
+            for type_url, held in versions.items():
+                self._session.restore(type_url, held)
+            self._mesh.connect(self._xds.want)
+            self._restored = True
+            if versions[TypeUrl.ADDRESS]:
+                self._informed = True
+                log.info("restored what an earlier agent left in the keeper",
+                         extra={"resources": sum(map(len, versions.values())), "pods": len(inventory.pods)})
+        self._data_path.attach(await link.readers())
+        first = difference(self._store, inventory.puts)
+        self._link = link
+        self._pods.attach(link, inventory.pods)
+        self._events.add("KeeperFound", "keeper", f"connected to keeper {link.pid}; {len(first)} of "
+                         f"{len(inventory.puts)} entries differ, {len(inventory.pods)} pods attached")
+        return first
+
+    async def _serve(self, link: KeeperLink, first: list[blobs.Entry], xds: asyncio.Task[None]) -> None:
+        """Until the keeper is away (raises OSError) or a task of ours broke (raises its error)."""
+        commits = asyncio.create_task(self._committer.run(link, first), name="commits")
+        lost = asyncio.create_task(link.listen(self._mesh.miss, self._worker_event), name="keeper-events")
+        try:
+            done, _ = await asyncio.wait([commits, lost, xds], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (commits, lost):
+                task.cancel()
+            await asyncio.gather(commits, lost, return_exceptions=True)
+
+    def _worker_event(self, event: WorkerChange) -> None:
+        died = event.state is WorkerState.DIED
+        how = f" (status {event.status})" if died and event.status >= 0 else f" (signal {-event.status})" if died else ""
+        self._events.add(f"Worker{event.state.name.capitalize()}", f"worker {event.index}",
+                         f"worker {event.index}, pid {event.pid}: {event.state.name.lower()}{how}", warning=died)
+
+    def _acknowledged(self, type_url: str) -> None:
+        if type_url == TypeUrl.ADDRESS:
+            self._informed = True
+
+    # -- pods -------------------------------------------------------------------------------------------------------
+
+    async def _follow_pods(self) -> None:
+        source = FileSource(self._options.run_dir / "pods")
+        while True:
+            try:
+                async for event in source.events():
+                    match event:
+                        case Upsert(pod):
+                            self._pods.put(pod)
+                        case Delete(pod):
+                            self._pods.remove(pod.uid)
+                        case Malformed(text, pod):
+                            about = f"pod {pod.ref}" if pod else "pods"
+                            self._events.add("PodFileRefused", about, text, warning=True)
+                        case Synced():
+                            self._pods.synced()
+            except SourceError as error:
+                self._events.add("PodsLost", "pods", f"{error}; trying again", warning=True)
+                await asyncio.sleep(SOURCE_RETRY)
+
+    # -- what operators ask (agent.admin.server.Source) ---------------------------------------------------------------
+
+    def readiness(self) -> list[str]:
+        missing = []
+        if self._link is None:
+            missing.append(f"the keeper is away: {self._keeper_error}")
+        if not self._informed:
+            reason = self._xds.status.error or "no answer yet"
+            missing.append(f"the control plane ({self._options.xds}) has not told who is in the mesh: {reason}")
+        return missing + self._pods.missing()
+
+    def server_info(self) -> dict[str, Any]:
+        try:
+            release = version("narrows")
+        except PackageNotFoundError:
+            release = "unknown"
+        link, xds = self._link, self._xds.status
+        return {
+            "version": release,
+            "node": self._options.node,
+            "pid": os.getpid(),
+            "started": self._started,
+            "uptimeSeconds": round(time.time() - self._started, 3),
+            "runDir": str(self._options.run_dir),
+            "keeper": {"state": "connected", "pid": link.pid, "instance": link.hello.instance,
+                       "started": link.hello.start_us / 1e6}
+            if link else {"state": "away", "reason": self._keeper_error},
+            "controlPlane": {"state": xds.state, "since": xds.since, "target": self._options.xds, "error": xds.error,
+                             "streams": xds.streams, "responses": xds.responses, "rejected": xds.rejected},
+            "commits": self._committer.commits,
+            "refused": [{"table": key[0].name.lower(), "key": key[1], "reason": reason}
+                        for key, reason in self._committer.refused.items()],
+            "misses": self._mesh.misses,
+            "repairs": self._pods.repairs,
+            "accessLogLost": self._access_log.lost if self._access_log else 0,
+        }
+
+    def pods(self) -> list[dict[str, Any]]:
+        return self._pods.shown()
+
+    async def pod(self, namespace: str, name: str, seconds: float) -> dict[str, Any] | None:
+        return await self._pods.wait(namespace, name, seconds)
+
+    def events(self, since: int) -> list[dict[str, Any]]:
+        return self._events.since(since)
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """Raises ConnectionError while the keeper is away."""
+        if self._link is None:
+            raise ConnectionError(f"the keeper is away: {self._keeper_error}")
+        return await self._link.workers()
+
+    def config_dump(self) -> dict[str, Any]:
+        tree = self._mesh.tree
+        destinations = [one for key in tree if (one := tree.published(key)) is not None]
+        shape = dump.everything(self._store, destinations, tree.clusters().values())
+        listeners = [{"kind": kind, "where": f"pod {pod.ref}", "address": f"*:{port}", "state": "listening"}
+                     for pod in self._pods.captured() for kind, port in (("outbound", 15001), ("inbound", 15006))]
+        for key in sorted(tree):
+            scope, _, authority = key.partition("|")
+            waiting = tree.missing(key)
+            listeners.append({"kind": "api", "where": scope, "address": authority,
+                              "state": f"waits for {', '.join(waiting)}" if waiting else "in force"})
+        return shape | {
+            "listeners": listeners,
+            "config": {"node": self._options.node, "clusterId": self._options.cluster, "xds": self._options.xds,
+                       "runDir": str(self._options.run_dir)},
+            "workloadState": {pod["uid"]: {"state": pod["state"], "info": {"name": pod["name"], "namespace":
+                              pod["namespace"]}} for pod in self._pods.shown()},
+            "held": {TypeUrl(url).name.lower(): len(self._session.held(url)) for url in TypeUrl},
+        }
+
+    def log_level(self) -> str:
+        return logs.level()
+
+    def set_log_level(self, level: str) -> None:
+        logs.set_level(level)
+
+    def quit(self) -> None:
+        self.stop()
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _pids(self) -> Mapping[str, int]:
+        """Called from the thread that renders metrics."""
+        found = {"agent": os.getpid()}
+        link = self._link
+        if link is not None:
+            found["keeper"] = link.pid
+            found.update({f"worker-{index}": pid for index, pid in dict(link.worker_pids).items()})
+        return found
+
+
+async def serve(options: Options) -> None:
+    """Run an agent in this event loop until it is stopped."""
+    with suppress(FileNotFoundError):
+        os.chmod(options.run_dir, 0o700)
+    await Agent(options).run()
+
+
+
