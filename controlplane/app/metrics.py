@@ -1,0 +1,70 @@
+"""Prometheus metrics under istiod's names, where the meaning is the same."""
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from controlplane.app.plane import Plane
+from controlplane.model.problems import Severity
+from controlplane.model.routing import DestinationRule, VirtualService
+from controlplane.translate.names import SHORT, TypeUrl
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class _Figures(Collector):
+    def __init__(self, plane: Plane, version: str) -> None:
+        self._plane = plane
+        self._version = version
+
+    def collect(self) -> Iterator[Metric]:
+        plane, counts = self._plane, self._plane.hub.counts
+        yield _gauge("pilot_info", "The control plane.", {"version": self._version}, 1)
+        yield _gauge("istiod_uptime_seconds", "Seconds since the control plane started.", {}, time.time() - plane.started)
+        yield _gauge("pilot_xds", "Clients that are connected.", {"version": self._version}, len(plane.hub))
+        yield _gauge("pilot_services", "Services in force.", {}, sum(1 for _ in plane.mesh.services()))
+        objects = list(plane.mesh.objects())
+        yield _gauge("pilot_virt_services", "VirtualServices in force.", {},
+                     sum(isinstance(one, VirtualService) for one in objects))
+        yield _gauge("narrows_destination_rules", "DestinationRules in force.", {},
+                     sum(isinstance(one, DestinationRule) for one in objects))
+        yield _gauge("narrows_pods", "Pods in force.", {}, sum(1 for _ in plane.mesh.pods()))
+        yield _gauge("narrows_config_generation", "Changes of the configuration that were applied.", {}, plane.generation)
+        problems = Metric("narrows_config_problems", "Problems of the configuration.", "gauge")
+        for severity in Severity:
+            count = sum(problem.severity is severity for problem in plane.problems())
+            problems.add_sample(problems.name, {"severity": str(severity)}, count)
+        yield problems
+        # istiod's counters have no _total; prometheus_client would add it to a counter, so their type is left open
+        pushes = Metric("pilot_xds_pushes", "Responses sent to clients, by type.", "unknown")
+        for type_url in TypeUrl:
+            pushes.add_sample("pilot_xds_pushes", {"type": SHORT[type_url]}, counts.pushes[type_url])
+        yield pushes
+        rejects = Metric("pilot_total_xds_rejects", "Responses that clients rejected, by type.", "unknown")
+        for type_url in TypeUrl:
+            rejects.add_sample("pilot_total_xds_rejects", {"type": SHORT[type_url]}, counts.rejects[type_url])
+        yield rejects
+
+
+def _gauge(name: str, about: str, labels: dict[str, str], value: float) -> Metric:
+    found = GaugeMetricFamily(name, about, labels=list(labels))
+    found.add_metric(list(labels.values()), value)
+    return found
+
+
+class Metrics:
+    """`text` is what a scrape gets."""
+
+    def __init__(self, plane: Plane, version: str) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Figures(plane, version))
+        convergence = Histogram("pilot_proxy_convergence_time", "Seconds from a change to its last byte written to a client.",
+                                registry=self._registry, buckets=(.001, .005, .01, .05, .1, .5, 1, 3, 5, 10, 20, 30))
+        plane.on_converged = convergence.observe
+
+    def text(self) -> bytes:
+        return bytes(generate_latest(self._registry))

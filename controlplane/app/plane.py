@@ -1,0 +1,67 @@
+"""The control plane without its doors: follows the sources, and publishes what follows from them."""
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from controlplane.model.mesh import Mesh
+from controlplane.model.problems import Problem, Severity
+from controlplane.server.hub import Hub
+from controlplane.sources.folder import Changes, Folder
+from controlplane.translate.catalog import Catalog
+
+log = logging.getLogger("narrows.controlplane")
+
+
+class Plane:
+    """`load` first, then `follow` what `sources.watch` says. `generation` counts the changes that were applied."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.folder = Folder(paths)
+        self.mesh = Mesh()
+        self.catalog = Catalog(self.mesh)
+        self.hub = Hub(self.catalog, self._converged)
+        self.generation = 0
+        self.loaded = False
+        self.started = time.time()
+        self._problems: list[Problem] = []
+        self.on_converged: Callable[[float], None] = _ignore
+
+    def load(self) -> None:
+        self._apply(self.folder.refresh(), "read the configuration")
+        self.loaded = True
+
+    def follow(self, changed: Iterable[Path] | None) -> None:
+        """Look at these files, or at everything."""
+        self._apply(self.folder.refresh(changed), "applied a change")
+
+    def problems(self) -> list[Problem]:
+        """Everything that is wrong now, in the order of files and lines."""
+        return self._problems
+
+    def _apply(self, changes: Changes, what: str) -> None:
+        begin = time.monotonic()
+        touched = self.mesh.apply(changes.puts, changes.deletes)
+        differ = self.hub.publish(touched)
+        problems = sorted({*self.folder.problems(), *self.mesh.problems()})
+        before, self._problems = set(self._problems), problems
+        new = [problem for problem in problems if problem not in before]
+        if changes or new or len(problems) != len(before):
+            self.generation += 1
+            log.info(what, extra={
+                "generation": self.generation, "documents": changes.documents, "objects": len(changes.puts),
+                "deleted": len(changes.deletes), "hosts": len(touched.hosts), "addresses": differ,
+                "problems": len(problems), "milliseconds": round((time.monotonic() - begin) * 1000, 1)})
+        for problem in new:
+            level = logging.ERROR if problem.severity is Severity.ERROR else logging.WARNING
+            log.log(level, problem.message, extra={
+                "file": problem.place.file, "line": problem.place.line, "object": problem.about, "hint": problem.hint})
+
+    def _converged(self, seconds: float) -> None:
+        self.on_converged(seconds)
+
+
+def _ignore(_seconds: float) -> None:
+    return

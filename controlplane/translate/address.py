@@ -1,0 +1,88 @@
+"""Pods and services -> istio.workload.Address: who is where. Field by field as istiod fills them for ztunnel."""
+from __future__ import annotations
+
+import re
+
+from controlplane.model.mesh import Mesh
+from controlplane.model.objects import CLUSTER, Pod, Protocol, Service, ServicePort, WorkloadType
+from protos.gen.istio import workload_pb2 as wire
+
+APP_PROTOCOLS = {Protocol.AUTO: wire.UNKNOWN, Protocol.HTTP: wire.HTTP11, Protocol.HTTP2: wire.HTTP2, Protocol.GRPC: wire.GRPC,
+                 Protocol.TCP: wire.TCP, Protocol.TLS: wire.TLS}
+TYPES = {WorkloadType.DEPLOYMENT: wire.DEPLOYMENT, WorkloadType.CRONJOB: wire.CRONJOB, WorkloadType.POD: wire.POD,
+         WorkloadType.JOB: wire.JOB}
+FAMILIES = {(4,): wire.IPV4_ONLY, (6,): wire.IPV6_ONLY, (4, 6): wire.DUAL, (6, 4): wire.DUAL}
+HASH_LABEL = "pod-template-hash"
+# a Job made by a CronJob is named <CronJob>-<minutes since 1970>
+_CRON = re.compile(r"(.+)-[0-9]{8,10}\Z")
+
+
+def service_address(service: Service) -> wire.Address:
+    return wire.Address(service=wire.Service(
+        name=service.meta.key.name,
+        namespace=service.meta.key.namespace,
+        hostname=service.hostname,
+        addresses=[wire.NetworkAddress(address=address.packed) for address in service.addresses],
+        ports=[wire.Port(service_port=port.port, target_port=port.target if isinstance(port.target, int) else 0,
+                         app_protocol=APP_PROTOCOLS[port.protocol]) for port in service.ports],
+        load_balancing=wire.LoadBalancing(health_policy=wire.LoadBalancing.ALLOW_ALL) if service.publish_not_ready else None,
+        ip_families=FAMILIES.get(service.families, wire.AUTOMATIC),
+        canonical=True,
+    ))
+
+
+def workload_address(pod: Pod, mesh: Mesh) -> wire.Address:
+    key, labels = pod.meta.key, dict(pod.meta.labels)
+    name, kind = owner(pod)
+    node = mesh.node(pod.node)
+    return wire.Address(workload=wire.Workload(
+        uid=pod.uid,
+        name=key.name,
+        namespace=key.namespace,
+        addresses=[address.packed for address in pod.addresses],
+        service_account=pod.service_account,
+        node=pod.node,
+        canonical_name=first(labels, "service.istio.io/canonical-name", "app.kubernetes.io/name", "app") or name,
+        canonical_revision=first(labels, "service.istio.io/canonical-revision", "app.kubernetes.io/version",
+                                 "version") or "latest",
+        workload_type=TYPES[kind],
+        workload_name=name,
+        cluster_id=CLUSTER,
+        status=wire.HEALTHY if pod.ready else wire.UNHEALTHY,
+        services={service.address_name: port_list(service, pod) for service in mesh.services_of(pod)},
+        locality=wire.Locality(region=node.region, zone=node.zone) if node and (node.region or node.zone) else None,
+        network_mode=wire.HOST_NETWORK if pod.host_network else wire.STANDARD,
+    ))
+
+
+def port_list(service: Service, pod: Pod) -> wire.PortList:
+    """The ports of the service that this pod serves."""
+    return wire.PortList(ports=[
+        wire.Port(service_port=port.port, target_port=number, app_protocol=APP_PROTOCOLS[port.protocol])
+        for port in service.ports if (number := target_port(port, pod))])
+
+
+def target_port(port: ServicePort, pod: Pod) -> int:
+    """The pod's port that a service port leads to; 0 when its name is none of the pod's ports."""
+    return port.target if isinstance(port.target, int) else dict(pod.ports).get(port.target, 0)
+
+
+def owner(pod: Pod) -> tuple[str, WorkloadType]:
+    """The workload that a person wrote: a ReplicaSet stands for its Deployment, a Job for its CronJob."""
+    kind, name = pod.owner
+    if kind == "ReplicaSet":
+        template = dict(pod.meta.labels).get(HASH_LABEL)
+        if template and name.endswith(f"-{template}"):
+            return name[:-len(template) - 1], WorkloadType.DEPLOYMENT
+        return name, WorkloadType.POD
+    if kind == "Job":
+        cron = _CRON.match(name)
+        return (cron[1], WorkloadType.CRONJOB) if cron else (name, WorkloadType.JOB)
+    if kind:
+        return name, WorkloadType.DEPLOYMENT if kind == "Deployment" else WorkloadType.POD
+    before, mark, _ = pod.meta.key.name.partition(f"-{dict(pod.meta.labels).get(HASH_LABEL, '')}-")
+    return (before, WorkloadType.DEPLOYMENT) if mark != "--" and mark else (pod.meta.key.name, WorkloadType.POD)
+
+
+def first(labels: dict[str, str], *names: str) -> str:
+    return next((labels[name] for name in names if labels.get(name)), "")
