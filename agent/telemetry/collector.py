@@ -6,6 +6,7 @@ workers with the same labels are added up, so that a scrape shows one series per
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -87,6 +88,10 @@ class DataPathCollector(Collector):
         yield from self._http([(at, counts) for at, (key, counts) in merged.items() if key.protocol != "tcp"])
         yield from self._tcp([(at, counts) for at, (key, counts) in merged.items() if key.protocol == "tcp"])
         yield from self._workers()
+        # the labels of Istio's own component versions, so that its dashboards list us beside them
+        build = GaugeMetricFamily("istio_build", "Version of this build", labels=("component", "tag"))
+        build.add_metric(("narrows", metadata.version("narrows")), 1)
+        yield build
 
     def _http(self, rows: list[tuple[tuple[str, ...], SeriesValues]]) -> Iterable[Metric]:
         requests = CounterMetricFamily("istio_requests", "Requests that ended", labels=labels.HTTP)

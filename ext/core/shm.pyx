@@ -430,6 +430,9 @@ cdef str py_address(const uint8_t* raw):
     return ""
 
 
+cdef enum:
+    START_MAX_US = 253402300799000000   # the end of year 9999: what a datetime can say
+
 TEXTS = ("method", "path", "authority", "user_agent", "request_id", "forwarded_for", "route", "cluster", "sni", "failure")
 ADDRESSES = ("downstream_remote", "downstream_local", "upstream_remote", "upstream_local")
 
@@ -441,7 +444,7 @@ cdef dict py_record(const char* data, uint32_t size):
     cdef uint16_t length
     memcpy(&record, data, sizeof(LogRecord))
     if (record.reporter not in REPORTERS or record.protocol not in PROTOCOLS or record.flag >= FLAG_COUNT
-            or record.details >= DETAIL_COUNT):
+            or record.details >= DETAIL_COUNT or record.start_us > START_MAX_US):
         return None
     entry = {
         "reporter": REPORTERS[record.reporter], "protocol": PROTOCOLS[record.protocol], "flag": FLAGS[record.flag],

@@ -239,6 +239,15 @@ def test_a_ring_with_nonsense_in_it_loses_records_and_nothing_else(segments, wri
     assert shm.drain_log(log)[0][-1]["start_us"] == 777
 
 
+@pytest.mark.parametrize("field", [{"start_us": 2**63}, {"reporter": 9}, {"protocol": 0}, {"flag": 99}, {"details": 999}])
+def test_a_record_that_no_worker_writes_is_counted_as_damaged(segments, writer, field) -> None:
+    writer.append(field, NO_TEXTS)
+    writer.append({"start_us": 1}, NO_TEXTS)
+    records, damaged = shm.drain_log(segments[1])
+    assert [record["start_us"] for record in records] == [1]
+    assert damaged > 0
+
+
 def test_cursors_that_make_no_sense_are_survived(segments, writer) -> None:
     log = segments[1]
     writer.append({}, NO_TEXTS)

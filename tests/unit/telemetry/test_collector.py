@@ -13,6 +13,7 @@ from agent.model.telemetry import PASSTHROUGH, SeriesKey, SeriesValues
 from agent.model.workload import Protocol, Service, ServicePort, Workload
 from agent.telemetry.collector import DataPathCollector, cumulative
 from agent.telemetry.server import metrics_app, readiness_app
+from ext.core import shm, shm_door
 
 BOUNDS = (0.5, 1.0, 5.0)
 SIZES = (1.0, 10.0, 100.0)
@@ -92,6 +93,34 @@ async def test_the_series_of_two_workers_are_one() -> None:
         assert samples["istio_request_duration_milliseconds_count"] == 7
         assert samples["istio_request_duration_milliseconds_sum"] == 4.9
         assert not any("_created" in name for name in samples)
+
+
+async def test_a_scrape_names_the_build_beside_istios_components() -> None:
+    samples = [s for family in text(await scrape(registry())) for s in family.samples if s.name == "istio_build"]
+    assert [(s.labels["component"], s.value) for s in samples] == [("narrows", 1)]
+    assert samples[0].labels["tag"]
+
+
+async def test_what_shared_memory_gives_fits_the_families() -> None:
+    """The bounds and dictionaries of the door to shared memory, through to text that a scraper reads."""
+    stats, log = bytearray(shm.stats_bytes()), bytearray(shm.log_bytes())
+    shm.format_stats(stats)
+    shm.format_log(log)
+    writer = shm_door.Writer(stats, log)
+    writer.request((1, 2, 7, 200, 1, 2, 0), 1_500, 0, 100_000)
+    writer.tcp((1, 2, 7, 0, 2, 1, 0), 10, 20)
+    found = [(SeriesKey(**name), SeriesValues(**values)) for name, values in shm.read_series(stats)]
+    made = CollectorRegistry()
+    made.register(DataPathCollector(lambda: found, lambda: {0: shm.read_header(stats)}, Names(), shm.DURATION_BOUNDS_MS,
+                                    shm.SIZE_BOUNDS_BYTES))
+    samples = {(s.name, s.labels.get("le")): s.value for family in text(await scrape(made)) for s in family.samples}
+    assert samples["istio_request_duration_milliseconds_bucket", "1"] == 0
+    assert samples["istio_request_duration_milliseconds_bucket", "5"] == 1
+    assert samples["istio_request_bytes_bucket", "0.5"] == 1
+    assert samples["istio_response_bytes_bucket", "60000"] == 0
+    assert samples["istio_response_bytes_bucket", "+Inf"] == 1
+    assert samples["istio_tcp_sent_bytes_total", None] == 20
+    assert samples["istio_tcp_received_bytes_total", None] == 10
 
 
 async def test_a_scrape_may_be_compressed() -> None:
