@@ -9,8 +9,8 @@ from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.conn cimport conn_new, pod_find, pod_retire
 from ext.proxy.flow cimport flow_start
 from ext.proxy.state cimport ACCEPT_BATCH, ACCEPT_PAUSE_MS, PORTS, Acceptor, Captured, Conn, Worker
-from ext.proxy.stock cimport stock_close, stock_open
-from ext.proxy.upstream cimport pool_close
+from ext.proxy.stock cimport stock_close, stock_open, stock_shed
+from ext.proxy.upstream cimport pool_close, pool_shed
 from ext.sys.stream cimport Peer, stream_abort, stream_accept, stream_original
 
 cdef enum Pause:
@@ -22,6 +22,15 @@ cdef enum Pause:
 cdef void refuse(int fd) noexcept nogil:
     stream_abort(fd)
     close(fd)
+
+
+cdef void shed(Worker* w) noexcept nogil:
+    """What is kept in advance gives way to who is waiting now."""
+    cdef Captured* pod = w.first_pod
+    while pod != NULL:
+        stock_shed(pod)
+        pool_shed(pod)
+        pod = pod.next
 
 
 cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
@@ -42,6 +51,7 @@ cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
             continue
         if fd < 0:
             w.stats.accept_errors += 1
+            shed(w)
             acceptor.paused = PAUSED_DESCRIPTORS
             loop_listen(&w.loop, source, 0)
             timer_set(&w.loop.timers, &acceptor.pause, w.loop.now_ns + <uint64_t>ACCEPT_PAUSE_MS * 1000000)

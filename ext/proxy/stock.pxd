@@ -13,4 +13,6 @@ cdef void stock_wait(Conn* c, uint8_t family) noexcept nogil
 cdef void stock_forget(Conn* c) noexcept nogil                     # out of the queue
 # Takes the descriptors over; those above STOCK_MAX are closed.
 cdef void stock_fill(Captured* pod, uint8_t family, const int* fds, uint32_t n) noexcept nogil
+# Descriptors ran out: half of what is prefetched goes, and orders get smaller.
+cdef void stock_shed(Captured* pod) noexcept nogil
 cdef void stock_close(Captured* pod) noexcept nogil

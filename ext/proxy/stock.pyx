@@ -111,6 +111,21 @@ cdef void stock_fill(Captured* pod, uint8_t family, const int* fds, uint32_t n) 
     order(pod, which)
 
 
+cdef void stock_shed(Captured* pod) noexcept nogil:
+    cdef Stock* stock
+    cdef uint32_t keep
+    cdef int which
+    for which in range(2):
+        stock = &pod.stock[which]
+        keep = stock.n // 2
+        if stock.batch > STOCK_MIN:
+            stock.batch //= 2
+        while stock.n > keep:
+            stock.n -= 1
+            close(stock.fds[stock.n])
+            pod.w.stats.sockets_ready -= 1
+
+
 cdef void stock_close(Captured* pod) noexcept nogil:
     cdef uint32_t i
     cdef int which

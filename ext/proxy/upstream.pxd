@@ -24,3 +24,5 @@ cdef int upstream_get(Conn* c, const Peer* to, const Peer* source, uint32_t conn
 cdef void upstream_keep(Upstream* up) noexcept nogil
 cdef void upstream_drop(Upstream* up, bint abort) noexcept nogil
 cdef void pool_close(Captured* pod) noexcept nogil
+# Descriptors ran out: the older half goes.
+cdef void pool_shed(Captured* pod) noexcept nogil

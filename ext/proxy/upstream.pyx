@@ -124,6 +124,12 @@ cdef void pool_close(Captured* pod) noexcept nogil:
         upstream_drop(pod.oldest, False)
 
 
+cdef void pool_shed(Captured* pod) noexcept nogil:
+    cdef uint32_t keep = pod.idle // 2
+    while pod.idle > keep:
+        upstream_drop(pod.oldest, False)
+
+
 # ---- dialling -----------------------------------------------------------------------------------------------------------------
 
 cdef void on_event(Source* source, uint32_t events) noexcept nogil:
