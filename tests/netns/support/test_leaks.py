@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_a_link_is_seen() -> None:
 
 
 def test_a_cgroup_is_seen() -> None:
-    mount = next(line.split()[1] for line in open("/proc/self/mounts") if line.split()[2] == "cgroup2")
+    mount = next(line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines() if line.split()[2] == "cgroup2")
     before = observe()
     path = f"{mount}/t{os.getpid()}"
     os.mkdir(path)
