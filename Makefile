@@ -2,6 +2,8 @@
 SHELL := /bin/sh
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
+# meson calls `cython` by name when an import rebuilds what changed
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help setup demo test test-unit test-netns test-bpf lint build clean
 
@@ -40,7 +42,7 @@ test-netns: setup
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/cython-lint ext
+	.venv/bin/cython-lint ext
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
