@@ -1,7 +1,7 @@
 """The workers: started, fed, watched, replaced; pods spread over them.
 
-    commit   one at a time; sent to every worker, awaited of those that are ready (of those that start when none is ready)
-             all APPLIED            -> stored, done
+    commit   one at a time; sent to those that are ready, and awaited
+             all APPLIED            -> stored, done; one that starts gets it now, behind its snapshot
              all FAILED             -> nothing stored, the workers' text
              some of each, or late  -> stored when one has it; a worker that differs is replaced, since its tables are not ours
     death    pods to living workers at once, a new process, pods back in balance when that one is ready
@@ -46,8 +46,7 @@ class Commit:
         self.transaction, self.fd, self.done = transaction, fd, done
         self.sequence = 0
         self.awaited = set()        # slots
-        self.answers = {}           # slot -> None or the text of its failure; of awaited ones
-        self.early = {}             # the same, of workers that are starting
+        self.answers = {}           # slot -> None or the text of its failure
         self.timer = None
 
     def close(self) -> None:
@@ -69,7 +68,6 @@ class Crew:
         self._sequence = 0
         self._commits = deque()
         self._commit = None
-        self._refused = deque(maxlen=COMMITS_MAX)   # sequences that are not in force; a worker that starts answers late
         self._drained = None
         self.ending = False
 
@@ -105,8 +103,6 @@ class Crew:
             self._send(slot, MSG_COMMIT, slot.snapshot, b"", (fd,))
         finally:
             os.close(fd)
-        if self._commit is not None and self._commit.fd >= 0:       # it is not in the snapshot
-            self._send(slot, MSG_COMMIT, self._commit.sequence, b"", (self._commit.fd,))
 
     def _on_death(self, slot) -> None:
         pid, was, lived = slot.pid, slot.state, time.monotonic() - slot.began
@@ -125,6 +121,7 @@ class Crew:
             return self._check_drained()
         for pod in orphans:
             self.attach(pod)
+        self._settle(slot)          # before the next starts: it must not meet what may have killed this one
         slot.died = slot.died or time.monotonic()
         slot.quick = 0 if lived > STEADY_SECONDS else slot.quick + 1
         wait = 0.0
@@ -137,7 +134,6 @@ class Crew:
             slot.retry = self._loop.later(wait, lambda: self._spawn(slot))
         else:
             self._spawn(slot)
-        self._settle(slot)
 
     def _replace(self, slot, str why) -> None:
         """It does not do what a worker must; its death brings the next."""
@@ -184,11 +180,11 @@ class Crew:
             self._replace(slot, f"cannot be sent to: {error}; is the limit of open files reached?")
 
     def _on_link(self, slot, int events) -> None:
-        cdef int turn
+        cdef int _turn
         try:
             if events & WRITE:
                 slot.link.flush()
-            for turn in range(MESSAGES_A_TURN):
+            for _turn in range(MESSAGES_A_TURN):
                 message = slot.link.receive() if slot.link is not None else None
                 if message is None:
                     return
@@ -321,11 +317,7 @@ class Crew:
             if commit.timer is not None:
                 commit.timer.cancel()
             commit.sequence = self._next()
-            commit.awaited = awaited
-            commit.timer = self._loop.later(COMMIT_SECONDS, lambda: self._late(commit))
-            for slot in self.slots:
-                if slot.state in (STARTED, READY):
-                    self._send(slot, MSG_COMMIT, commit.sequence, b"", (commit.fd,))
+            self._await(commit, awaited)
 
     def _give_up(self, commit) -> None:
         self._commits.remove(commit)
@@ -333,26 +325,22 @@ class Crew:
         commit.done((True, f"no worker is ready; it was waited for {AWAY_SECONDS:.0f} s. The keeper's log says why workers end"))
         self._advance()
 
+    def _await(self, commit, set awaited) -> None:
+        if commit.timer is not None:
+            commit.timer.cancel()
+        commit.awaited = awaited
+        commit.timer = self._loop.later(COMMIT_SECONDS, lambda: self._late(commit))
+        for slot in awaited:
+            self._send(slot, MSG_COMMIT, commit.sequence, b"", (commit.fd,))
+
     def _answered(self, slot, sequence, txn_id, failure) -> None:
         commit = self._commit
-        if sequence == slot.snapshot:
-            if failure is not None:
-                self._replace(slot, f"refuses the snapshot of what is in force: {failure}")
-        elif commit is not None and sequence == commit.sequence:
-            if slot in commit.awaited:
-                commit.awaited.discard(slot)
-                commit.answers[slot] = failure
-                self._conclude()
-            else:
-                commit.early[slot] = failure
-        else:                                       # it was starting when the others answered
-            self._compare(slot, txn_id, failure, sequence not in self._refused)
-
-    def _compare(self, slot, txn_id, failure, bint in_force) -> None:
-        if in_force and failure is not None:
-            self._replace(slot, f"refuses transaction {txn_id}, which is in force: {failure}")
-        elif not in_force and failure is None:
-            self._replace(slot, f"applied transaction {txn_id}, which others refused")
+        if commit is not None and sequence == commit.sequence and slot in commit.awaited:
+            commit.awaited.discard(slot)
+            commit.answers[slot] = failure
+            self._conclude()
+        elif failure is not None:                   # its snapshot, or what came into force while it started
+            self._replace(slot, f"refuses what is in force (transaction {txn_id}): {failure}")
 
     def _settle(self, slot) -> None:
         """A worker that may be awaited died."""
@@ -360,31 +348,38 @@ class Crew:
         if commit is not None:
             commit.awaited.discard(slot)
             commit.answers.pop(slot, None)
-            commit.early.pop(slot, None)
             self._conclude()
 
     def _late(self, commit) -> None:
         late, commit.awaited = commit.awaited, set()
         for slot in late:
             self._replace(slot, f"did not apply transaction {commit.transaction.id} within {COMMIT_SECONDS:.0f} s")
+            commit.answers[slot] = "late"
         self._conclude()
 
     def _conclude(self) -> None:
         commit = self._commit
         if commit.awaited:
             return
+        in_force = None in commit.answers.values()
+        if in_force:
+            newly = {slot for slot in self.slots if slot.state == READY and slot not in commit.answers}
+            if newly:                               # became ready meanwhile
+                return self._await(commit, newly)
         self._commit = None
-        failures = [failure for failure in commit.answers.values() if failure is not None]
-        in_force = len(failures) < len(commit.answers)
         result = None
+        refused = {slot: failure for slot, failure in commit.answers.items() if failure not in (None, "late")}
         if in_force:
             self._table.store(commit.transaction)
+            for slot, failure in refused.items():
+                self._replace(slot, f"refuses transaction {commit.transaction.id}, which is in force: {failure}")
+            for slot in self.slots:
+                if slot.state == STARTED:
+                    self._send(slot, MSG_COMMIT, commit.sequence, b"", (commit.fd,))
+        elif refused:
+            result = (False, next(iter(refused.values())))
         else:
-            self._refused.append(commit.sequence)
-            result = (False, failures[0]) if failures else \
-                (True, f"no worker answered to transaction {commit.transaction.id}; they are replaced")
-        for slot, failure in (*commit.answers.items(), *commit.early.items()):
-            self._compare(slot, commit.transaction.id, failure, in_force)
+            result = (True, f"no worker answered to transaction {commit.transaction.id}; they are replaced")
         commit.close()
         commit.done(result)
         self._advance()

@@ -221,7 +221,7 @@ def main() -> None:
 
 
 def raise_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     for wanted in ((max(hard, OPEN_FILES), max(hard, OPEN_FILES)), (hard, hard)):
         try:
             return resource.setrlimit(resource.RLIMIT_NOFILE, wanted)

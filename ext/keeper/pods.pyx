@@ -80,7 +80,8 @@ def shut(int fd) -> None:
 def check_namespace(int fd) -> int:
     """Its inode. Raises PodError."""
     if not namespace_is(fd):
-        raise PodError("the descriptor is not a network namespace; if it came from a file in /run/netns, the mount is gone and so is the pod")
+        raise PodError("the descriptor is not a network namespace; if it came from a file in /run/netns, its mount is gone "
+                       "and so is the pod")
     return namespace_inode(fd)
 
 

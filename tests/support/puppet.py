@@ -6,11 +6,11 @@ It speaks the worker's end of ext/core/protocol.pxd on descriptor 3. A transacti
     silence      not answer at all            crash               end with status 3
     greedy       ask for sockets of a pod that it does not have, and of an unknown family
 
-From each captured connection it reads nothing; it writes `INDEX PID` and closes. When it gets sockets it says over them,
-to whoever listens on 127.0.0.1:9 of the pod, nothing: it only keeps them.
+Of a captured connection it reads nothing; it writes `INDEX PID` and closes. Sockets that it gets it keeps.
 """
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import select
@@ -40,10 +40,11 @@ def main() -> None:
     while True:
         struct.pack_into("<Q", header, 16, time.monotonic_ns())
         for fd, _ in poll.poll(500):
-            if fd in listeners:
-                peer, _ = listeners[fd][1].accept()
-                peer.send(f"{index} {os.getpid()}\n".encode())
-                peer.close()
+            if fd != 3:
+                with contextlib.suppress(OSError, KeyError):  # detached, or the client is gone
+                    peer, _ = listeners[fd][1].accept()
+                    with peer:
+                        peer.send(f"{index} {os.getpid()}\n".encode())
                 continue
             data, fds, _, _ = socket.recv_fds(control, 65536, 253)
             if not data:
@@ -73,7 +74,6 @@ def main() -> None:
                 handle = struct.unpack_from("<I", payload)[0]
                 for fd in fds:
                     listener = socket.socket(fileno=fd)
-                    listener.setblocking(True)
                     listeners[fd] = (handle, listener)
                     poll.register(fd, select.POLLIN)
                 send(NEED, 0, struct.pack("<IBH", handle, 4, 3))
