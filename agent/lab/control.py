@@ -3,7 +3,7 @@
     GET  /status            pods, nodes, services, processes
     GET  /pod?ref=NS/NAME   one pod with its containers: how to exec into them, where their logs are
     GET  /metrics/NODE      the node's metrics page (text)
-    GET  /events            what happened, oldest first
+    GET  /events            what happened, in the lab and on its nodes, oldest first
     POST /apply             {"paths": [...]}: read, check and apply files
     POST /delete            {"kind", "namespace", "name"}
     POST /wait?seconds=S    until nothing is missing; answers what still is
@@ -123,7 +123,7 @@ class Control:
         return web.Response(text=await asyncio.to_thread(fetch_metrics, self._lab.place, node))
 
     async def _events(self, _: web.Request) -> web.Response:
-        return web.json_response(list(self._lab.events))
+        return web.json_response(await self._lab.all_events())
 
     async def _apply(self, request: web.Request) -> web.Response:
         body = await request.json()

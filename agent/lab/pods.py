@@ -38,7 +38,10 @@ class Agents(Protocol):
     """The agents of the nodes, as pods need them."""
 
     async def decision(self, node: str, namespace: str, name: str, seconds: float) -> dict[str, Any] | None:
-        """What the node's agent says of a pod, None while it says nothing final. OSError when it cannot be asked."""
+        """What the node's agent says of a pod as soon as that is final, or after `seconds`; None if it does not know it.
+
+        OSError when it cannot be asked.
+        """
 
 
 @dataclass(slots=True)
@@ -243,9 +246,10 @@ class LabPod:
         started, said = time.monotonic(), ""
         while True:
             try:
-                if await agents.decision(self.node, self.namespace.name, self.name, ASK_SECONDS) is not None:
+                told = await agents.decision(self.node, self.namespace.name, self.name, ASK_SECONDS)
+                if told is not None and settled(told):
                     return
-                text = "its agent has not decided yet"
+                text = f"its agent says: {told['reason']}" if told else "its agent does not know it yet"
             except OSError as error:
                 text = f"its agent cannot be asked ({error})"
             waited = time.monotonic() - started
@@ -254,7 +258,7 @@ class LabPod:
                 return
             if text != said and waited > 2:
                 said = text
-                self.host.event(f"pod {self.ref}", f"not started: it asks for the mesh and {text}; see the agent's "
+                self.host.event(f"pod {self.ref}", f"not started, for it asks for the mesh: {text}; see the agent's "
                                 f"log in {self.host.place.node(self.node)}")
             await asyncio.sleep(RETRY)
 
@@ -346,6 +350,11 @@ class LabPod:
 def _period(probe: Probe, ready: bool) -> float:
     """A lab asks a container that is not ready yet at least every 0.2 s, so that starting is quick; then as told."""
     return probe.period if ready else min(probe.period, 0.2)
+
+
+def settled(told: dict[str, Any]) -> bool:
+    """Whether an agent's word on a pod lets it start: it is captured, or it shall not be. A failed try is neither."""
+    return bool(told["captured"]) or (bool(told["final"]) and told["state"] == "out")
 
 
 def asks_for_mesh(template: PodTemplate, namespace: Namespace) -> bool:

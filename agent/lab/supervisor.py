@@ -12,7 +12,6 @@ import dataclasses
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from agent import netlink
@@ -338,6 +337,8 @@ class Supervisor:
         if not self._settled.is_set():
             texts.append(self._trouble or "changes are being made")
         if self.options.mesh:
+            if text := await self.admins.control_plane():
+                texts.append(f"control plane: {text}")
             for node in self.nodes:
                 if text := await self.admins.missing(node):
                     texts.append(f"agent {node}: {text}")
@@ -369,7 +370,7 @@ class Supervisor:
                 "ips": [str(address) for address in pod.addresses], "ready": pod.ready, "state": pod.state(),
                 "restarts": sum(container.restarts for container in pod.containers), "workload": pod.owner or pod.name,
                 "captured": bool(told.get("captured", False)), "reason": told.get("reason", why),
-                "method": told.get("method", "")})
+                "method": told.get("method") or ""})
         nodes = [{"name": name, "address": str(NodeAddresses(number).fabric_4), "netns": self.place.node_netns(name),
                   "runDir": str(self.place.node(name))} for name, number in self.nodes.items()]
         return {
@@ -380,6 +381,15 @@ class Supervisor:
             "processes": [{"name": process.name, "pid": process.pid, "restarts": process.restarts,
                            "log": str(process.log)}
                           for process in self.processes]}
+
+    async def all_events(self) -> list[dict[str, Any]]:
+        """What happened in the lab and on its nodes, oldest first."""
+        found = list(self.events)
+        if self.options.mesh:
+            for node, told in zip(self.nodes, await asyncio.gather(*(self.admins.events(node) for node in self.nodes)),
+                                  strict=True):
+                found += [{"time": one["time"], "subject": f"{node}: {one['about']}", "text": one["message"]} for one in told]
+        return sorted(found, key=lambda one: one["time"])
 
     def find(self, ref: str) -> LabPod:
         """The pod that `[NAMESPACE/]NAME` means: its name, its Deployment's, or the beginning of one name."""
@@ -422,7 +432,3 @@ def service_manifest(item: services.Exposed) -> dict[str, Any]:
 
 def _node_name(thing: Object) -> str:
     return thing.template.node_name if isinstance(thing, Pod | Deployment) else ""
-
-
-def config_path(place: Place, thing: MeshObject) -> Path:
-    return place.config / f"{thing.kind.lower()}.{thing.namespace}.{thing.name}.yaml"

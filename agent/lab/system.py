@@ -134,7 +134,7 @@ class Admins:
     async def decision(self, node: str, namespace: str, name: str, seconds: float) -> dict[str, Any] | None:
         status, pod = await self.get(self._place.node(node) / "admin.sock",
                                      f"/pods/{namespace}/{name}?wait={seconds:g}", seconds + ASK)
-        return pod if status == 200 and isinstance(pod, dict) and pod.get("final", True) else None
+        return pod if status == 200 and isinstance(pod, dict) else None
 
     async def pods(self, node: str) -> dict[tuple[str, str], dict[str, Any]]:
         """What a node's agent says of its pods; {} when it does not answer."""
@@ -143,6 +143,22 @@ class Admins:
         except OSError:
             return {}
         return {(pod["namespace"], pod["name"]): pod for pod in pods} if status == 200 else {}
+
+    async def events(self, node: str) -> list[dict[str, Any]]:
+        """What happened on a node, as its agent tells; [] when it does not answer."""
+        try:
+            status, events = await self.get(self._place.node(node) / "admin.sock", "/events")
+        except OSError:
+            return []
+        return events if status == 200 else []
+
+    async def control_plane(self) -> str:
+        """"" if the control plane has read its configuration, else why not."""
+        try:
+            status, _ = await self.get(self._place.control_plane, "/debug/problems")
+        except OSError as error:
+            return str(error)
+        return "" if status == 200 else f"answered {status}"
 
     async def missing(self, node: str) -> str:
         """"" if the node's agent is ready, else what is missing."""

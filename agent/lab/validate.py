@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
-from agent.lab.manifest import Problem, Source
+from agent.lab.manifest import Map, Problem, Source
 from agent.lab.objects import MESH_GROUPS
 from agent.lab.system import narrows
 
@@ -23,7 +23,7 @@ def _for_mesh(body: dict[str, object]) -> bool:
     return str(body.get("apiVersion", "")).rpartition("/")[0].endswith(MESH_GROUPS)
 
 
-async def validate(sources: Iterable[Source], config: Path | None = None) -> list[Problem]:
+async def validate(sources: Sequence[Source], config: Path | None = None) -> list[Problem]:
     """Problems of the mesh resources in `sources`. `config`: the folder of what is in force already, their context."""
     chosen = [source for source in sources if any(_for_mesh(document.body) for document in source.documents)]
     if not chosen:
@@ -42,14 +42,29 @@ async def validate(sources: Iterable[Source], config: Path | None = None) -> lis
     return _problems(out, err, process.returncode or 0, shown, chosen)
 
 
-def _prepare(folder: Path, sources: Iterable[Source], config: Path | None) -> tuple[dict[str, str], list[str]]:
-    """Write the files to judge: which path stands for which file of the user, and the paths of their context."""
+def _prepare(folder: Path, sources: Sequence[Source], config: Path | None) -> tuple[dict[str, str], list[str]]:
+    """Write the files to judge: which path stands for which file of the user, and the paths of their context.
+
+    What is in force and is defined anew in `sources` is no context, it is replaced.
+    """
     shown: dict[str, str] = {}
+    replaced = set()
     for index, source in enumerate(sources):
         path = folder / f"{index}.yaml"
         path.write_text(_blanked(source))
         shown[str(path)] = source.path
-    return shown, [str(path) for path in sorted(config.glob("service.*.yaml"))] if config else []
+        replaced |= {_config_name(document.body) for document in source.documents}
+    context = sorted(path for path in config.glob("*.yaml")) if config else []
+    return shown, [str(path) for path in context if path.name not in replaced and not path.name.startswith("pod.")]
+
+
+def _config_name(body: Map) -> str:
+    """The file that holds this object in the lab's config folder (`Supervisor` writes it)."""
+    meta = body.get("metadata")
+    given = meta if isinstance(meta, dict) else {}
+    if body.get("kind") == "Namespace":
+        return f"namespace.{given.get('name')}.yaml"
+    return f"{str(body.get('kind')).lower()}.{given.get('namespace', 'default')}.{given.get('name')}.yaml"
 
 
 def _blanked(source: Source) -> str:
@@ -75,4 +90,6 @@ def _problems(out: bytes, err: bytes, status: int, shown: dict[str, str], chosen
 
 
 def _text(item: dict[str, object]) -> str:
-    return str(item.get("text") or item.get("message") or item)
+    """What the control plane says: object, message, hint."""
+    about = f"{item['object']}: " if item.get("object") else ""
+    return f"{about}{item['message']}" + (f"; {item['hint']}" if item.get("hint") else "")
