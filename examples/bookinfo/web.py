@@ -42,6 +42,10 @@ def serve(name: str, route: Route) -> None:
         protocol_version = "HTTP/1.1"
         server_version = f"bookinfo-{name}"
         timeout = 60  # seconds a kept-alive connection may be silent
+        # Head and body leave in one segment. Two of them, with Nagle's algorithm against delayed acknowledgements,
+        # make every answer on a kept connection 40 ms late.
+        wbufsize = 1 << 16
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
