@@ -1,0 +1,183 @@
+"""The agent with a real keeper, control plane and pods: what survives the death of whom."""
+from __future__ import annotations
+
+import signal
+import socket
+
+import pytest
+
+from agent import netlink
+from tests.netns.agent.conftest import PORT, VIRTUAL, Instance
+from tests.support.wait import until
+
+pytestmark = pytest.mark.netns
+
+
+def served(instance: Instance) -> bool:
+    return instance.get() == f"served / to {instance.client.ip} 200"
+
+
+class Connection:
+    """A keep-alive connection of the client pod to the service."""
+
+    def __init__(self, instance: Instance) -> None:
+        def connect() -> socket.socket:
+            return socket.create_connection((VIRTUAL, PORT), timeout=10)
+        self.socket: socket.socket = netlink.in_netns(instance.client.path, connect)
+
+    def get(self) -> bytes:
+        self.socket.sendall(b"GET /live HTTP/1.1\r\nHost: web\r\n\r\n")
+        data = b""
+        while b"served /live" not in data:
+            more = self.socket.recv(4096)
+            assert more, f"the connection ended after {data!r}"
+            data += more
+        return data
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def test_one_request_end_to_end_is_routed_and_counted_on_both_sides(instance: Instance) -> None:
+    instance.up()
+    assert [pod["captured"] for pod in instance.ask("/pods")] == [True, True]
+    for _ in range(10):
+        assert served(instance)
+    until(lambda: instance.requests("source") == instance.requests("destination") == 10, "10 requests counted twice")
+    dump = instance.ask("/config_dump")
+    assert [one["authority"] for one in dump["destinations"]] == [f"web.default.svc.cluster.local:{PORT}"]
+    assert {one["kind"] for one in dump["listeners"]} == {"outbound", "inbound", "api"}
+    lines = until(lambda: (instance.run_dir / "access.log").read_text().splitlines(), "an access log")
+    assert any('"response_code":200' in line and '"reporter":"source"' in line for line in lines)
+
+
+def test_an_agent_that_is_killed_and_started_again_adopts_what_runs_and_changes_nothing(instance: Instance) -> None:
+    instance.up()
+    assert served(instance)
+    live = Connection(instance)
+    live.get()
+    before = instance.client.iptables_save(), instance.ask("/config_dump")
+    counted = instance.requests("source")
+    instance.kill("agent")
+    assert served(instance)
+    live.get()
+    instance.start_agent()
+    instance.ready()
+    live.get()
+    live.close()
+    assert served(instance)
+    found = instance.events("KeeperFound")[0]["message"]
+    assert "; 0 of " in found and "2 pods attached" in found, found
+    assert instance.client.iptables_save() == before[0]
+    after = instance.ask("/config_dump")
+    for part in ("workloads", "services", "destinations", "clusters"):
+        assert after[part] == before[1][part], part
+    until(lambda: instance.requests("source") >= counted + 4, "what was counted while no agent looked")
+
+
+def test_without_a_control_plane_everything_serves_on_also_across_an_agent_restart(instance: Instance) -> None:
+    instance.up()
+    assert served(instance)
+    instance.kill("plane")
+    assert served(instance)
+    instance.kill("agent", signal.SIGTERM)
+    assert served(instance)
+    instance.start_agent()
+    instance.ready()
+    assert served(instance)
+    assert instance.ask("/server_info")["controlPlane"]["state"] == "connecting"
+    (instance.config / "more.yaml").write_text((instance.config / "web.yaml").read_text()
+                                              .replace("name: web", "name: more").replace(VIRTUAL, "10.96.0.11"))
+    instance.start_plane()
+    until(lambda: any(one["name"] == "more" for one in instance.ask("/config_dump")["services"]),
+          "the control plane is followed again", 20)
+    assert served(instance)
+
+
+def test_a_malformed_annotation_is_refused_with_an_event_and_the_pod_stays_what_it_was(instance: Instance) -> None:
+    instance.up()
+    before = instance.client.iptables_save()
+    bad = {"traffic.sidecar.istio.io/excludeOutboundPorts": "80,http"}
+    instance.pod("client", instance.client, **bad)
+    event = until(lambda: instance.events("AnnotationRefused"), "an event")[0]
+    assert event["warning"] and event["about"] == "pod default/client"
+    assert "excludeOutboundPorts" in event["message"] and "80,http" in event["message"]
+    assert instance.shown("client")["captured"] and instance.client.iptables_save() == before
+    assert served(instance)
+    fresh = instance.node.pod("fresh")
+    instance.pod("fresh", fresh, **bad)
+    shown = instance.shown("fresh")
+    assert not shown["captured"] and shown["final"] and "80,http" in shown["reason"]
+    assert "NARROWS" not in fresh.iptables_save()
+
+
+def test_opting_out_acts_on_new_connections_and_live_ones_finish(instance: Instance) -> None:
+    instance.up()
+    live = Connection(instance)
+    live.get()
+    instance.pod("client", instance.client, intercept="disabled")
+    until(lambda: not instance.ask("/pods/default/client")["captured"], "the pod is released")
+    assert "REDIRECT" not in instance.client.iptables_save()
+    counted = instance.requests("source")
+    assert "200" not in instance.get()  # the virtual address is routed to nowhere without the mesh
+    live.get()
+    until(lambda: instance.requests("source") == counted + 1, "the live connection is still ours")
+    live.close()
+    until(lambda: "NARROWS" not in instance.client.iptables_save(), "nothing of ours is left after the last connection", 20)
+    until(lambda: instance.shown("client")["handle"] is None, "the keeper has let the pod go")
+    instance.pod("client", instance.client)
+    until(lambda: instance.ask("/pods/default/client")["captured"], "captured again")
+    assert served(instance)
+
+
+def test_rules_that_somebody_else_removes_come_back(instance: Instance) -> None:
+    instance.up()
+    before = instance.client.iptables_save()
+    instance.client.run("iptables-legacy", "-t", "nat", "-F")
+    until(lambda: instance.client.iptables_save() == before, "the rules are repaired", 30)
+    until(lambda: instance.shown("client")["repairs"] == 1 and instance.events("Repaired"), "the repair is told")
+    assert served(instance)
+
+
+def test_a_new_keeper_gets_everything_and_captures_go_on(instance: Instance) -> None:
+    instance.up()
+    assert served(instance)
+    instance.kill("keeper")
+    until(lambda: not instance.ask("/ready")["ready"], "the agent says that it is not ready")
+    instance.start_keeper()
+    instance.ready()
+    until(lambda: served(instance), "requests are served again")
+
+
+def test_a_pod_that_goes_leaves_nothing_in_the_keeper_and_its_number_is_not_given_again(instance: Instance) -> None:
+    instance.up()
+    handle = instance.shown("client")["handle"]
+    instance.remove_pod("client")
+    until(lambda: [pod["name"] for pod in instance.ask("/pods")] == ["web-0"], "the pod is gone")
+    until(lambda: sum(worker["pods"] for worker in instance.ask("/workers")) == 1, "the keeper holds one pod")
+    instance.pod("client", instance.client)
+    until(lambda: len(instance.ask("/pods")) == 2, "the pod is back")
+    assert instance.shown("client")["captured"] and instance.shown("client")["handle"] > handle
+    until(lambda: served(instance), "requests are served")
+
+
+def test_the_agent_ends_with_0_on_sigterm_and_leaves_the_data_path_serving(instance: Instance) -> None:
+    instance.up()
+    assert served(instance)
+    assert instance.kill("agent", signal.SIGTERM) == 0
+    assert not (instance.run_dir / "admin.sock").exists()
+    for _ in range(5):
+        assert served(instance)
+
+
+def test_readiness_names_what_is_missing(instance: Instance) -> None:
+    instance.start_agent()
+    until(lambda: (instance.run_dir / "admin.sock").exists(), "the admin socket")
+    missing = until(lambda: instance.ask("/ready"), "an answer")["missing"]
+    assert any("keeper is away" in text for text in missing) and any("control plane" in text for text in missing)
+    answer = instance.node.netns.run("curl", "-s", "-w", "%{http_code}", "http://127.0.0.1:15021/healthz/ready").stdout
+    assert answer.endswith("503") and "keeper" in answer
+    instance.start_keeper()
+    instance.start_plane()
+    instance.ready()
+    assert instance.node.netns.run("curl", "-s", "http://127.0.0.1:15021/healthz/ready").stdout == "ready\n"
