@@ -13,7 +13,7 @@ from agent.dataplane.client import KeeperClient, KeeperRefused, connect
 from agent.dataplane.protocol import Hello, Miss, WorkerChange, WorkerState
 from agent.dataplane.readers import Readers
 
-GONE = frozenset({WorkerState.DIED, WorkerState.REPLACED, WorkerState.DOWN})
+GONE = frozenset({WorkerState.DIED, WorkerState.DOWN})  # REPLACED names the new one
 
 
 @dataclass(frozen=True, slots=True)
