@@ -215,7 +215,10 @@ def main() -> None:
         keeper.loop.run()
     finally:
         keeper.close()
-        os.unlink(os.path.join(run_dir, "keeper.lock"))
+        try:
+            os.unlink(os.path.join(run_dir, "keeper.lock"))
+        except OSError:
+            pass                    # somebody removed the run directory; there is nothing left to do
         os.close(held)
     log("info", "keeper ended", pid=os.getpid())
 
