@@ -63,7 +63,8 @@ def documents(text: str) -> Iterator[Map | Broken]:
         if body is None:
             continue
         if not isinstance(body, Map):
-            yield Broken(first + 1, "an object with apiVersion, kind and metadata is expected here")
+            line = body.lines[0] if isinstance(body, Items) and body else first + 1 + part.startswith("---")
+            yield Broken(line, "an object with apiVersion, kind and metadata is expected here")
         elif body.get("kind") == "List" and isinstance(body.get("items"), Items):
             items = body["items"]
             for item, line in zip(items, items.lines, strict=True):
