@@ -1,6 +1,7 @@
 """`narrows agent`: the agent of one node. The composition root of the agent's rooms; see agent.py."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -26,6 +27,10 @@ def command(log_level: str, **options: object) -> int:
     It reads from the keeper what is in force, follows pods and the control plane, and sends differences. SIGTERM ends
     it and leaves the data path serving; SIGHUP looks at everything again; SIGUSR1 reopens access.log.
     """
+    # before grpc is imported: we exec children and never fork on, so its fork handlers have nothing to do but write
+    # lines that are no JSON to our log; why a stream ended we say ourselves
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from agent.app import logs
     from agent.app.run import run
 

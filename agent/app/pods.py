@@ -30,8 +30,8 @@ from agent.state.store import Store
 RETRY_FIRST, RETRY_LAST = 0.2, 30.0  # seconds, doubling
 LINGER_SECONDS = 3600.0  # an un-enrolled pod's last connections may go on for so long (tcp_idle_timeout's bound)
 LINGER_POLL = 2.0  # seconds between two looks whether they have ended
-VERIFY_SECONDS = 5.0  # each pod is verified so often, or, with many pods, one pod a second (a child is 50 ms of CPU)
-VERIFY_PACE = 1.0
+VERIFY_SECONDS = 10.0  # each pod is verified so often, or, with many pods, one after the other at VERIFY_PACE
+VERIFY_PACE = 2.0  # a child is 50 ms of CPU: 2.5 % of a core at most
 
 log = logging.getLogger("narrows.pods")
 
@@ -94,6 +94,7 @@ class Tracked:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     deleted: bool = False
+    old: bool = False  # it was there before this agent: an earlier one may have left its rules
 
     @property
     def about(self) -> str:
@@ -134,7 +135,7 @@ class Pods:
         if tracked is None:
             for other in [one for one in self._pods.values() if one.pod.ref == pod.ref and not one.deleted]:
                 self.remove(other.pod.uid)  # made again under the same name before its removal was seen
-            tracked = self._pods[pod.uid] = Tracked(pod)
+            tracked = self._pods[pod.uid] = Tracked(pod, old=not self._synced)
             tracked.task = asyncio.create_task(self._work(tracked), name=f"pod {pod.ref}")
         elif tracked.pod == pod:
             return
@@ -269,8 +270,7 @@ class Pods:
     async def _adopt(self, one: Tracked) -> bool:
         """Whether this pod is captured by an earlier agent of this instance already."""
         self._present()
-        attached = self._attached.get(one.pod.uid)
-        if attached is None or not await self._reconciler.chains(one.pod.netns):
+        if one.pod.uid not in self._attached or not await self._redirected(one):
             return False
         one.step(State.ENTERING, one.reason)
         self._know(one)
@@ -316,6 +316,14 @@ class Pods:
         finally:
             os.close(netns)
 
+    async def _redirected(self, one: Tracked) -> bool:
+        """Whether connections in the pod's namespace are turned to us. A namespace that cannot be looked into has none."""
+        try:
+            chains = await self._reconciler.chains(one.pod.netns)
+        except (CaptureError, OSError):
+            return False
+        return any(names and "nat" in table for table, names in chains.items())
+
     def _know(self, one: Tracked) -> None:
         pod = one.pod
         self._store.put_pod(pod.uid, f"{self._cluster}//Pod/{pod.namespace}/{pod.name}", f"ns={pod.namespace}",
@@ -325,7 +333,7 @@ class Pods:
         pod = one.pod
         if one.state is State.NEW:
             self._present()
-            if pod.uid not in self._attached:
+            if pod.uid not in self._attached and not (one.old and await self._redirected(one)):
                 one.step(State.OUT, reason)
                 return
             one.step(State.ENTERING, "captured by an earlier agent")

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
+import time
 from typing import Any
 
 import click
@@ -14,12 +16,33 @@ from agent.app.agent import Options, serve
 log = logging.getLogger("narrows.agent")
 
 
+LOCK_SECONDS = 5.0  # the agent before this one may be ending just now
+
+
+def locked(fd: int) -> bool:
+    """Whether this process has the lock alone; waits LOCK_SECONDS for the one that has it."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+
+
 def run(options: dict[str, Any]) -> int:
     """Returns the exit code: 0 after SIGTERM, 69 when a port or socket cannot be had, 70 on a fault of ours."""
     chosen = Options(**options)
     if not chosen.run_dir.is_dir():
         click.echo(f"narrows: {chosen.run_dir} is no directory; make it (mode 0700) before keeper and agent start", err=True)
         return os.EX_CONFIG
+    lock = os.open(chosen.run_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if not locked(lock):
+        click.echo(f"narrows: another agent serves {chosen.run_dir} (agent.lock); end it first. Two would take the keeper "
+                   "from each other.", err=True)
+        return os.EX_UNAVAILABLE
     (chosen.run_dir / "pods").mkdir(mode=0o700, exist_ok=True)
     chosen.run_dir.chmod(0o700)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

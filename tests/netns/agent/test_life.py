@@ -181,3 +181,26 @@ def test_readiness_names_what_is_missing(instance: Instance) -> None:
     instance.start_plane()
     instance.ready()
     assert instance.node.netns.run("curl", "-s", "http://127.0.0.1:15021/healthz/ready").stdout == "ready\n"
+
+
+def test_opting_out_while_agent_and_keeper_were_down_is_made_good(instance: Instance) -> None:
+    instance.up()
+    instance.kill("agent")
+    instance.kill("keeper")
+    instance.pod("client", instance.client, intercept="disabled")
+    instance.start_keeper()
+    instance.start_agent()
+    until(lambda: "NARROWS" not in instance.client.iptables_save(), "the rules of the last agent are gone", 20)
+    assert not instance.shown("client")["captured"] and instance.shown("web-0")["captured"]
+
+
+def test_a_second_agent_of_the_same_instance_does_not_start(instance: Instance) -> None:
+    instance.up()
+    first = instance.processes.pop("agent")
+    try:
+        instance.start_agent()
+        assert instance.processes["agent"].wait(timeout=30) == 69
+        assert "another agent serves" in (instance.run_dir / "agent.log").read_text()
+    finally:
+        instance.processes["agent"] = first
+    assert served(instance)
