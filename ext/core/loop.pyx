@@ -1,5 +1,5 @@
 """See loop.pxd."""
-from libc.errno cimport EINTR, errno
+from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from posix.unistd cimport close

@@ -38,8 +38,8 @@ cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
     cdef Worker* w = acceptor.w
     cdef Peer client, target
     cdef Conn* c
-    cdef int i, fd
-    for i in range(ACCEPT_BATCH):
+    cdef int _turn, fd
+    for _turn in range(ACCEPT_BATCH):
         if acceptor.pod.conns >= w.tables.settings.connections_per_pod:
             acceptor.paused = PAUSED_FULL
             loop_listen(&w.loop, source, 0)

@@ -9,7 +9,7 @@ from ext.core.timer cimport timer_clear, timer_set
 from ext.proxy.account cimport account_begin_http, account_end
 from ext.proxy.conn cimport conn_end, conn_linger, conn_release
 from ext.proxy.held cimport held_forget
-from ext.proxy.state cimport (HALF_CLOSED_MS, Q_HELD, Q_STOCK, X_FLOW, X_HEAD, X_IDLE, X_REPLY, X_TUNNEL, X_UPSTREAM, Conn,
+from ext.proxy.state cimport (HALF_CLOSED_MS, Q_HELD, Q_STOCK, X_HEAD, X_IDLE, X_REPLY, X_TUNNEL, Conn,
                               Exchange)
 from ext.proxy.stock cimport stock_forget
 from ext.proxy.upstream cimport upstream_drop

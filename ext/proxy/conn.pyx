@@ -8,8 +8,7 @@ from ext.core.slab cimport slab_give, slab_take
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.account cimport account_end
 from ext.proxy.held cimport held_forget
-from ext.proxy.state cimport (C_DEAD, C_LINGER, LINGER_BYTES, LINGER_MS, PORTS, Acceptor, Captured, Conn, Upstream,
-                              Worker)
+from ext.proxy.state cimport (C_DEAD, C_LINGER, LINGER_BYTES, LINGER_MS, PORTS, Acceptor, Captured, Conn, Worker)
 from ext.proxy.stock cimport stock_close, stock_forget
 from ext.proxy.upstream cimport pool_close, upstream_drop
 from ext.route.balance cimport endpoint_end

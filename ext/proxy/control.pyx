@@ -9,6 +9,7 @@ from ext.core.shm cimport DETAIL_DRAIN, FLAG_DT
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.accept cimport pod_attach, pod_detach
 from ext.proxy.conn cimport conn_end, pod_find
+from ext.proxy.forget cimport forget_prepare
 from ext.proxy.held cimport held_wake
 from ext.proxy.outbox cimport outbox_flush, send_applied, send_drained, send_failed, send_ready
 from ext.proxy.state cimport C_HTTP, X_IDLE, Captured, Conn, Worker
@@ -85,9 +86,9 @@ cdef void on_event(Source* source, uint32_t events) noexcept nogil:
     cdef int[253] fds
     cdef uint32_t n, i
     cdef int64_t size
-    cdef int turn
+    cdef int _turn
     outbox_flush(w)
-    for turn in range(MESSAGES_A_TURN):
+    for _turn in range(MESSAGES_A_TURN):
         if not source.readable or w.pending_fd >= 0:
             return
         size = receive(source.fd, data, sizeof(data), fds, &n)
@@ -178,6 +179,7 @@ cdef void control_apply(Worker* w) noexcept nogil:
     if prepared == NULL:
         send_failed(w, w.pending_sequence, transaction, error)
     else:
+        forget_prepare(w, prepared)
         tables_apply(w.tables, prepared)
         send_applied(w, w.pending_sequence, transaction)
         if not w.ready:

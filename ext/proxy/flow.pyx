@@ -3,7 +3,8 @@ from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from ext.core.buffer cimport buffer_reserve, buffer_room, buffer_used
 from ext.core.protocol cimport LISTEN_INBOUND
-from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NO_CONFIG, DETAIL_CONNECT_FAILURE, DETAIL_CONNECT_TIMEOUT, DETAIL_NO_HEALTHY_UPSTREAM,
+from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NO_CONFIG, DETAIL_CONNECT_FAILURE, DETAIL_CONNECT_TIMEOUT,
+                           DETAIL_NO_HEALTHY_UPSTREAM,
                            DETAIL_NO_SOCKET, DETAIL_OVERLOAD, DETAIL_HELD_OVERFLOW, FLAG_DC, FLAG_NC, FLAG_OM, FLAG_UF, FLAG_UH, FLAG_UO)
 from ext.core.timer cimport Timer, timer_clear
 from ext.proxy.account cimport account_begin_tcp

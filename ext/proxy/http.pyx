@@ -1,29 +1,31 @@
 """See http.pxd. Steps return True when the next one is to be tried at once, False when an event has to come first."""
 from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memset
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcmp
 from ext.core.buffer cimport buffer_drop, buffer_reserve, buffer_room, buffer_used
 from ext.core.loop cimport clock_ns, loop_again, wall_us
 from ext.core.protocol cimport LISTEN_INBOUND
 from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NO_CLUSTER, DETAIL_NO_CONFIG, DETAIL_CONNECT_FAILURE, DETAIL_CONNECT_TIMEOUT,
-                           DETAIL_NO_HEALTHY_UPSTREAM, DETAIL_NO_SOCKET, DETAIL_OVERLOAD, DETAIL_REQUEST_HEAD_TIMEOUT, DETAIL_RESPONSE_TIMEOUT,
+                           DETAIL_NO_HEALTHY_UPSTREAM, DETAIL_NO_SOCKET, DETAIL_OVERLOAD, DETAIL_REQUEST_HEAD_TIMEOUT,
+                           DETAIL_RESPONSE_TIMEOUT,
                            DETAIL_ROUTE_NOT_FOUND, DETAIL_STREAM_IDLE, DETAIL_HELD_OVERFLOW, FLAG_DC, FLAG_DT, FLAG_NC, FLAG_NR, FLAG_OM,
                            FLAG_SI, FLAG_UF, FLAG_UH, FLAG_UO, FLAG_UT)
 from ext.core.timer cimport Timer, timer_clear, timer_set
 from ext.proxy.account cimport account_begin_http, account_text
-from ext.proxy.answer cimport answer, answer_advance, answer_malformed, client_close, exchange_arm, exchange_next
-from ext.proxy.conn cimport conn_end, conn_release
-from ext.proxy.decide cimport FOUND, FOUND_FULL, FOUND_LATER, FOUND_NONE, find_destination, identify
-from ext.proxy.exchange cimport exchange_begin, exchange_feed, exchange_flow, tunnel_advance
+from ext.proxy.answer cimport answer, answer_advance, answer_malformed, exchange_arm, exchange_next
+from ext.proxy.conn cimport conn_end
+from ext.proxy.decide cimport FOUND_FULL, FOUND_LATER, FOUND_NONE, find_destination, identify
+from ext.proxy.exchange cimport exchange_flow, tunnel_advance
+from ext.proxy.request cimport request_begin, request_feed
 from ext.proxy.state cimport (C_HTTP, Q_HELD, Q_STOCK, STOCK_WAIT_MS, U_CONNECTING, U_DEAD, X_FLOW, X_HEAD, X_HELD, X_IDLE,
                               X_REPLY, X_TUNNEL, X_UPSTREAM, Conn, Exchange)
-from ext.proxy.upstream cimport FAILED, QUEUED, upstream_drop, upstream_get
+from ext.proxy.upstream cimport FAILED, QUEUED, idempotent, upstream_get
 from ext.route.balance cimport balance_pick, endpoint_begin
 from ext.route.match cimport route_find, route_pick
 from ext.route.shapes cimport Cluster, Destination, endpoint_workload, weighted_cluster
 from ext.route.tables cimport cluster_hold, tables_random
 from ext.sys.stream cimport Peer, same_ip, stream_read
-from ext.wire.http1 cimport (M_CONNECT, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE, body_start, parse_request)
+from ext.wire.http1 cimport M_CONNECT, body_start, parse_request
 
 cdef enum:
     STEPS = 64              # of one connection per turn: a client that pipelines leaves time for the others
@@ -125,7 +127,7 @@ cdef void begin_request(Conn* c, uint32_t size) noexcept nogil:
     body_start(&x.request, &c.w.head)
     x.state = X_UPSTREAM
     c.wait_until_ns = 0
-    if exchange_feed(c) < 0:
+    if request_feed(c) < 0:
         answer_malformed(c, 400)
 
 
@@ -191,12 +193,6 @@ cdef bint choose(Conn* c) noexcept nogil:
     return True
 
 
-cdef bint idempotent(uint8_t method) noexcept nogil:
-    """RFC 9110 9.2.2: may be sent again when a pooled connection turns out to be dead."""
-    return method == M_GET or method == M_HEAD or method == M_PUT or method == M_DELETE or method == M_OPTIONS \
-        or method == M_TRACE
-
-
 cdef bint find_upstream(Conn* c) noexcept nogil:
     cdef const Peer* source = NULL
     cdef int error = 0, got
@@ -238,7 +234,7 @@ cdef bint find_upstream(Conn* c) noexcept nogil:
     if not know_head(c):
         answer_malformed(c, 400)
         return True
-    exchange_begin(c)
+    request_begin(c)
     return True
 
 

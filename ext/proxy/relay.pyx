@@ -4,7 +4,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from ext.core.buffer cimport (BUFFER_LARGE, BUFFER_SMALL, Buffer, buffer_compact, buffer_drop, buffer_reserve, buffer_room,
                               buffer_used)
 from ext.core.loop cimport Source, loop_again
-from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NONE, DETAIL_OVERLOAD, DETAIL_IDLE, DETAIL_UPSTREAM_RESET, FLAG_DC, FLAG_DT, FLAG_OM,
+from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NONE, DETAIL_OVERLOAD, DETAIL_IDLE, DETAIL_UPSTREAM_RESET,
+                           FLAG_DC, FLAG_DT, FLAG_OM,
                            FLAG_UC)
 from ext.core.timer cimport timer_set
 from ext.proxy.account cimport account_bytes

@@ -10,7 +10,7 @@
 
     DIAL  a socket from the pod's stock (waits at most 1 s), connect          TCP only; HTTP dials per request
     RELAY bytes both ways until both ends said end, or one reset             ext/proxy/relay
-    HTTP  exchange after exchange, see below                                 ext/proxy/http
+    HTTP  exchange after exchange, see below                                 ext/proxy/http, request, response, answer
     LINGER the last answer is out; reads what still comes (1 s, 256 KiB), so that no reset overtakes the answer
     DEAD  closed; memory goes at the turn's end
 
@@ -18,8 +18,8 @@
                          └──── answer of our own ──> REPLY -> IDLE | LINGER
                                                     FLOW -> TUNNEL (101, or 2xx to CONNECT)
 
-Who owns what. A Conn owns its downstream socket, its four buffers, its timers, a held Destination and Cluster while it uses them, and the Upstream that
-works for it. An idle Upstream is owned by its pod's pool. A Captured (pod) outlives its connections. Every end goes
+Who owns what. A Conn owns its downstream socket, its four buffers, its timers, a held Destination and Cluster while it uses them, and
+the Upstream that works for it. An idle Upstream is owned by its pod's pool. A Captured (pod) outlives its connections. Every end goes
 through account: `account_end`, once per TCP connection or HTTP exchange.
 
     din    bytes from the client: request head, body, pipelined requests (HTTP); client -> server (RELAY)
@@ -250,6 +250,11 @@ cdef struct Outbox:         # datagrams to the keeper that its socket did not ta
     uint32_t end
     uint32_t size
 
+cdef struct Gone:           # see forget.pxd
+    uint64_t due_ns
+    uint32_t index
+    uint8_t kind            # KIND_WORKLOAD, KIND_SERVICE
+
 cdef struct Worker:
     Loop loop
     Buffers buffers
@@ -280,5 +285,8 @@ cdef struct Worker:
     uint8_t stop
     uint32_t drain_sequence
     Timer drain_timer
+    Gone gone[1024]
+    uint32_t gone_first
+    uint32_t gone_last
     int pending_fd          # transaction to apply between two turns, -1
     uint32_t pending_sequence

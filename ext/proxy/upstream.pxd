@@ -9,9 +9,10 @@
 The pool belongs to a pod; its key is (source address it is bound to, endpoint). Any event on an idle connection closes it: an end,
 or bytes that nobody asked for.
 """
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from ext.proxy.state cimport Captured, Conn, Upstream
 from ext.sys.stream cimport Peer
+from ext.wire.http1 cimport M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE
 
 cdef enum Got:
     DIALLED = 0
@@ -26,3 +27,8 @@ cdef void upstream_drop(Upstream* up, bint abort) noexcept nogil
 cdef void pool_close(Captured* pod) noexcept nogil
 # Descriptors ran out: the older half goes.
 cdef void pool_shed(Captured* pod) noexcept nogil
+
+# RFC 9110 9.2.2: may be sent again when a pooled connection turns out to be dead. The others are sent once, and only on a pooled
+# connection that the kernel still calls open.
+cdef inline bint idempotent(uint8_t method) noexcept nogil:
+    return method == M_GET or method == M_HEAD or method == M_PUT or method == M_DELETE or method == M_OPTIONS or method == M_TRACE

@@ -8,6 +8,7 @@ from ext.core.protocol cimport FD_CONTROL, FD_LOG, FD_STATS
 from ext.core.shm cimport gauge, log_attach, stats_attach
 from ext.proxy.control cimport control_apply, control_check_drained, control_open
 from ext.proxy.flow cimport flow_advance, flow_expire
+from ext.proxy.forget cimport forget_turn
 from ext.proxy.outbox cimport OUTBOX_BYTES
 from ext.sys.privilege cimport privilege_drop
 from ext.proxy.state cimport Captured, Conn, Texts, Upstream, Worker
@@ -90,6 +91,7 @@ cdef void worker_run(Worker* w) noexcept nogil:
         loop_turn(&w.loop)
         if w.pending_fd >= 0:
             control_apply(w)
+        forget_turn(w)
         if w.draining:
             control_check_drained(w)
         gauge(&w.stats.heartbeat_ns, w.loop.now_ns)

@@ -546,3 +546,67 @@ def test_a_slow_client_stops_the_server_and_memory_stays_bounded(mesh: Mesh) -> 
     until(lambda: mesh.origins[0].open == 0, "the server's send timed out", timeout=15)
     assert sent[0] < 64 << 20
     assert mesh.worker.resident() - before < 2 << 20
+
+
+def test_a_post_is_never_sent_twice(mesh: Mesh) -> None:
+    """The server dies with the second request in hand, on a pooled connection: a GET comes again, a POST does not."""
+    seen: list[str] = []
+
+    def second_dies(connection: socket.socket) -> None:
+        seen.append(read_message(connection).first.split(" ")[0])
+        connection.sendall(response())
+        seen.append(read_message(connection).first.split(" ")[0])
+
+    mesh.configure(*everything(mesh))
+    mesh.origin(8080, second_dies)
+    connection = mesh.dial()
+    for method, status, wanted in (("POST", 503, ["GET", "POST"]), ("GET", 200, ["GET", "GET", "GET"])):
+        seen.clear()
+        connection.sendall(request())
+        assert read_message(connection).status == 200
+        connection.sendall(request(method=method, body=b"x" if method == "POST" else b""))
+        assert read_message(connection).status == status
+        assert seen == wanted
+        connection.close()
+        mesh.quiet()
+        connection = mesh.dial()
+
+
+def test_many_clients_at_once_each_get_their_own_answer(mesh: Mesh) -> None:
+    def mirror(connection: socket.socket) -> None:
+        while True:
+            try:
+                seen = read_message(connection)
+            except ConnectionError:
+                return
+            body = (seen.first.split(" ")[1] + "|").encode() * 300 + seen.body
+            connection.sendall(response(body))
+
+    mesh.configure(*everything(mesh))
+    mesh.origin(8080, mirror)
+    wrong: list[str] = []
+
+    def client(number: int) -> None:
+        connection = mesh.dial()
+        for turn in range(20):
+            path, body = f"/{number}-{turn}", f"body {number} {turn}".encode() * 50
+            connection.sendall(request(path, method="POST", body=body))
+            if read_message(connection).body != (path + "|").encode() * 300 + body:
+                wrong.append(path)
+        connection.close()
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert wrong == []
+    mesh.quiet()
+
+
+def test_a_sniffed_request_uses_the_connection_that_was_dialled_meanwhile(mesh: Mesh) -> None:
+    start(mesh)
+    connection = mesh.dial(port=AUTO_PORT)
+    until(lambda: mesh.origins[0].open == 1 or mesh.worker.header["upstream_open"] >= 1, "dialled for a server that speaks first")
+    connection.sendall(request())
+    assert read_message(connection).body == b"ok"
