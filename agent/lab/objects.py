@@ -1,7 +1,6 @@
 """From the documents of a file to the objects of spec.py."""
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -156,7 +155,7 @@ def _template(spec: Reader, labels: Strings, annotations: Strings, folder: str) 
     if security:
         security.done(("runAsNonRoot", "fsGroup", "seccompProfile", "supplementalGroups", "fsGroupChangePolicy"),
                       not_done={"sysctls": "are not set", "seLinuxOptions": "are not set"})
-    containers = tuple(_container(child, uid, gid, folder) for child in spec.children("containers", required=True))
+    containers = tuple(_container(child, uid, gid) for child in spec.children("containers", required=True))
     if not containers:
         spec.error("containers", "a pod needs a container")
     names = [container.name for container in containers]
@@ -168,7 +167,8 @@ def _template(spec: Reader, labels: Strings, annotations: Strings, folder: str) 
         spec.error("hostNetwork", "hostNetwork: true is not possible in the lab: each pod has a namespace of its own")
     template = PodTemplate(labels, annotations, spec.name("nodeName", "", DNS_LABEL),
                            spec.name("serviceAccountName", spec.name("serviceAccount", "default")), containers,
-                           spec.name("hostname", "", DNS_LABEL), spec.name("subdomain", "", DNS_LABEL))
+                           spec.name("hostname", "", DNS_LABEL), spec.name("subdomain", "", DNS_LABEL),
+                           folder)
     spec.done(
         ("terminationGracePeriodSeconds", "dnsPolicy", "schedulerName", "enableServiceLinks", "imagePullSecrets",
          "automountServiceAccountToken", "priorityClassName", "priority", "preemptionPolicy", "shareProcessNamespace"),
@@ -189,7 +189,7 @@ def _user(security: Reader | None) -> tuple[int | None, int | None]:
     return uid, gid
 
 
-def _container(reader: Reader, pod_uid: int | None, pod_gid: int | None, folder: str) -> Container:
+def _container(reader: Reader, pod_uid: int | None, pod_gid: int | None) -> Container:
     name = reader.name("name", pattern=DNS_LABEL)
     reader.string("image", "")
     argv = reader.strings("command") + reader.strings("args")
@@ -207,9 +207,8 @@ def _container(reader: Reader, pod_uid: int | None, pod_gid: int | None, folder:
     for port in reader.children("ports"):
         ports.append((port.string("name", ""), port.integer("containerPort", 1, 65535), port.string("protocol", "TCP")))
         port.done(("hostPort", "hostIP"))
-    working_dir = os.path.normpath(os.path.join(folder, reader.string("workingDir", "")))
     probe = reader.child("readinessProbe")
-    container = Container(name, argv, tuple(_env(reader)), working_dir, uid, gid, tuple(sorted(capabilities.values())),
+    container = Container(name, argv, tuple(_env(reader)), reader.string("workingDir", ""), uid, gid, tuple(sorted(capabilities.values())),
                           tuple(ports), _probe(probe, ports) if probe else None)
     reader.done(("imagePullPolicy", "resources", "terminationMessagePath", "terminationMessagePolicy", "stdin", "tty"),
                 not_done={"livenessProbe": "is not run", "startupProbe": "is not run", "lifecycle": "hooks are not run",

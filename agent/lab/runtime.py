@@ -94,7 +94,7 @@ def container_launch(container: Container, context: PodContext, *, cgroup: Path,
     uid = container.uid if container.uid is not None else 0
     gid = container.gid if container.gid is not None else (user.pw_gid if user else 0)
     return Launch(
-        argv=[expand(word, env) for word in container.argv], env=env, cgroup=str(cgroup), cwd=container.working_dir,
+        argv=[expand(word, env) for word in container.argv], env=env, cgroup=str(cgroup), cwd=context.template.directory(container),
         netns=netns, isolate=True, hostname=(context.template.hostname or context.name)[:63], hide=list(HIDDEN),
         binds=[[str(files / "resolv.conf"), "/etc/resolv.conf"], [str(files / "hosts"), "/etc/hosts"]],
         uid=uid, gid=gid, groups=[gid], capabilities=list(container.capabilities))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -51,7 +52,7 @@ class Container:
     name: str
     argv: tuple[str, ...]  # command and args, $(VAR) not expanded yet
     env: tuple[EnvVar, ...]
-    working_dir: str  # absolute
+    working_dir: str  # as written; relative or empty: below PodTemplate.folder
     uid: int | None
     gid: int | None
     capabilities: tuple[int, ...]
@@ -70,6 +71,11 @@ class PodTemplate:
     containers: tuple[Container, ...]
     hostname: str = ""
     subdomain: str = ""
+    folder: str = "/"  # of the manifest that defined it first
+
+    def directory(self, container: Container) -> str:
+        """Where a container's process starts, absolute."""
+        return os.path.normpath(os.path.join(self.folder, container.working_dir))
 
     def hash(self) -> str:
         """Ten letters that change when anything of the template changes; in pods' names as in Kubernetes."""

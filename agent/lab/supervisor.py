@@ -145,8 +145,12 @@ class Supervisor:
             for thing in things:
                 key = key_of(thing)
                 before = self.wanted.get(key)
-                self.wanted[key] = thing
-                did = "created" if before is None else "unchanged" if before == thing else "configured"
+                wanted = thing
+                if isinstance(before, Pod | Deployment) and isinstance(thing, Pod | Deployment):
+                    # an edited copy, applied from elsewhere, still finds the files of its programs
+                    wanted = _keep_folder(thing, before.template.folder)
+                self.wanted[key] = wanted
+                did = "created" if before is None else "unchanged" if before == wanted else "configured"
                 lines.append(f"{key[0].lower()}/{key[2]} {did}")
             self._changed()
             return lines
@@ -408,6 +412,10 @@ class Supervisor:
                     raise Refused(f"{ref} may be {', '.join(sorted(pod.ref for pod in match))}; give more of the name")
                 return sorted(match, key=lambda pod: (not pod.ready, pod.name))[0]
         raise Refused(f"there is no pod {ref}; there are {', '.join(sorted(pod.ref for pod in living)) or 'none'}")
+
+
+def _keep_folder(thing: Pod | Deployment, folder: str) -> Pod | Deployment:
+    return dataclasses.replace(thing, template=dataclasses.replace(thing.template, folder=folder))
 
 
 def service_manifest(item: services.Exposed) -> dict[str, Any]:

@@ -196,12 +196,15 @@ def test_a_program_that_cannot_run_is_explained(name: str, tmp_path: Path) -> No
     assert "no such program on this machine" in this.run("logs", "odd").stdout
 
 
-def test_labels_and_annotations_change_without_a_restart_and_everything_else_with_one(name: str, manifest: Path) -> None:
+def test_labels_and_annotations_change_without_a_restart_and_everything_else_with_one(name: str, manifest: Path,
+                                                                                      tmp_path: Path) -> None:
     this = Lab(name)
     this.run("up", str(manifest), "--no-mesh", "--detach")
     first = this.exec("one", "cat", "/proc/1/stat").stdout.split()[21]  # start time
-    manifest.write_text((ONE % "one").replace("labels: {app: one}", "labels: {app: db}"))
-    this.apply(manifest)
+    copy = tmp_path / "elsewhere" / "copy.yaml"
+    copy.parent.mkdir()
+    copy.write_text((ONE % "one").replace("labels: {app: one}", "labels: {app: db}"))
+    this.apply(copy)
     assert this.exec("one", "cat", "/proc/1/stat").stdout.split()[21] == first
     manifest.write_text((ONE % "one").replace("infinity", "9999s"))
     this.apply(manifest)

@@ -61,7 +61,7 @@ def test_a_pod_is_read_with_everything_it_says() -> None:
     assert pod.template.service_account == "web"
     main = pod.template.containers[0]
     assert main.argv == ("server", "--port", "80")
-    assert main.working_dir == "/base/files"
+    assert pod.template.directory(main) == "/base/files"
     assert (main.uid, main.gid) == (7, 8)
     assert main.capabilities == tuple(sorted(DEFAULT_CAPABILITIES.values()))
     assert [(v.name, v.value, v.field_path) for v in main.env] == [("A", "x", ""), ("IP", "", "status.podIP")]
@@ -75,7 +75,7 @@ def test_a_working_directory_is_the_folder_of_the_manifest_unless_said_otherwise
         pod = one(f"apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec:\n  containers:\n  - name: m\n"
                   f"    command: [x]\n    {text}\n")
         assert isinstance(pod, Pod)
-        assert pod.template.containers[0].working_dir == expected
+        assert pod.template.directory(pod.template.containers[0]) == expected
 
 
 def test_the_other_kinds_are_read() -> None:
