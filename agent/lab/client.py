@@ -46,6 +46,8 @@ class Client:
         finally:
             connection.close()
         value = json.loads(text) if "json" in (answer.getheader("Content-Type") or "") else text
+        if answer.status == 503:
+            raise OSError(value["error"] if isinstance(value, dict) else text)
         if answer.status != 200:
             raise LabRefused(value["error"] if isinstance(value, dict) else text)
         return value

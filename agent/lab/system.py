@@ -174,7 +174,22 @@ class Admins:
 
 
 def fetch_metrics(place: Place, node: str) -> str:
-    """The metrics page of a node, asked for inside its namespace. OSError when nobody answers."""
+    """The metrics page of a node, asked for inside its namespace. OSError when nobody answers.
+
+    An agent that starts again is waited for: it is away for half a second.
+    """
+    deadline = time.monotonic() + ASK
+    while True:
+        try:
+            return _fetch(place, node)
+        except ConnectionRefusedError as error:
+            if time.monotonic() > deadline:
+                raise OSError(f"the agent of {node} does not answer on port {METRICS_PORT} ({error.strerror}); see its log "
+                              f"{place.node(node) / 'agent.log'}") from error
+            time.sleep(0.1)
+
+
+def _fetch(place: Place, node: str) -> str:
     def ask() -> str:
         connection = http.client.HTTPConnection("127.0.0.1", METRICS_PORT, timeout=ASK)
         try:

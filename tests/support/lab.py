@@ -61,7 +61,8 @@ class Lab:
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 ours = f"/{self.name}/" in (entry / "cgroup").read_text()
-                if ours and role in (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode():
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if ours and command and role in command:  # without a command line: dead, and not collected yet
                     found.append(int(entry.name))
             except OSError:
                 continue
