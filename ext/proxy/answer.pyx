@@ -133,6 +133,7 @@ cdef void exchange_next(Conn* c) noexcept nogil:
         buffer_consume(&c.w.buffers, &c.din, c.x.fed)
     memset(&c.x, 0, sizeof(Exchange))
     c.goal.family = 0
+    c.unconfigured = 0                  # the next request may ask again
     if c.w.draining or not c.pod.attached:
         client_close(c)
         return

@@ -62,7 +62,6 @@ cdef int find_destination(Conn* c, Destination** out) noexcept nogil:
     out[0] = destination_find(c.w.tables, pod, port)
     if out[0] == NULL:
         if c.unconfigured:
-            c.unconfigured = 0
             return FOUND_NONE
         return FOUND_LATER if held_wait(c, pod, port) == 0 else FOUND_FULL
     c.unconfigured = 0

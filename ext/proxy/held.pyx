@@ -80,7 +80,8 @@ cdef void held_wake(Worker* w) noexcept nogil:
 
 cdef void held_expire(Conn* c) noexcept nogil:
     if c.w.loop.now_ns < c.wait_until_ns:
-        send_miss(c.w, c.slot.key, c.slot.key_len)
+        if c.wait_prev == NULL or c.wait_prev.slot != c.slot:   # of those who wait for the same, the first asks
+            send_miss(c.w, c.slot.key, c.slot.key_len)
         arm(c)
         return
     held_forget(c)

@@ -1,6 +1,6 @@
 """See http.pxd. Steps return True when the next one is to be tried at once, False when an event has to come first."""
 from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 from ext.core.buffer cimport buffer_drop, buffer_reserve, buffer_room, buffer_used
 from ext.core.loop cimport clock_ns, loop_again, wall_us
@@ -32,9 +32,11 @@ cdef enum:
 
 
 cdef void http_start(Conn* c) noexcept nogil:
+    cdef uint8_t waited = c.unconfigured
     c.state = C_HTTP
     timer_clear(&c.w.loop.timers, &c.timer)
     exchange_next(c)
+    c.unconfigured = waited             # the first request does not wait a second time
     http_advance(c)
 
 

@@ -1,5 +1,5 @@
 """See upstream.pxd."""
-from libc.errno cimport EHOSTUNREACH, EINPROGRESS, ENOMEM, ETIMEDOUT
+from libc.errno cimport EAGAIN, EHOSTUNREACH, EINPROGRESS, ENOMEM, ETIMEDOUT, errno
 from libc.stdint cimport uint32_t, uint64_t
 from posix.unistd cimport close
 from ext.core.loop cimport Source, loop_add, loop_bury, source_close
@@ -58,7 +58,7 @@ cdef void pool_take(Upstream* up) noexcept nogil:
 cdef bint still_open(Upstream* up) noexcept nogil:
     """Asks the kernel, since the event that says otherwise may not have been read yet."""
     cdef char byte
-    return recv(up.source.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0
+    return recv(up.source.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 and errno == EAGAIN
 
 
 cdef Upstream* pool_find(Captured* pod, const Peer* to, const Peer* source, bint probe) noexcept nogil:

@@ -279,3 +279,11 @@ def test_an_endpoint_elsewhere_is_dialled_plainly(mesh: Mesh) -> None:
 def test_the_first_transaction_makes_the_worker_ready(mesh: Mesh) -> None:
     assert mesh.worker.events == [READY]
     assert [kind for kind, _ in mesh.worker.answers.values()] == [APPLIED]
+
+
+def test_what_is_missing_is_asked_for_again_each_second_and_once_for_all_who_wait(mesh: Mesh) -> None:
+    mesh.configure()
+    connections = [mesh.dial(port=TCP_PORT) for _ in range(5)]
+    until(lambda: mesh.worker.header["held"] == len(connections), "all are held")
+    until(lambda: len(mesh.worker.misses) == 2, "asked again", timeout=3)
+    assert len(set(mesh.worker.misses)) == 1

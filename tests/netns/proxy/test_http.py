@@ -317,10 +317,14 @@ def test_an_unknown_destination_of_the_mesh_is_503_nc(mesh: Mesh) -> None:
     assert outcome(mesh) == (503, "NC")
 
 
-def test_configuration_that_never_comes_is_503_nc(mesh: Mesh) -> None:
+@pytest.mark.parametrize("port", [HTTP_PORT, AUTO_PORT])
+def test_configuration_that_never_comes_is_503_nc_after_one_hold(mesh: Mesh, port: int) -> None:
     mesh.configure()
-    mesh.settings(hold_timeout_ms=300)
-    assert ask(mesh).status == 503
+    mesh.settings(hold_timeout_ms=600)
+    connection = mesh.dial(port=port)
+    connection.settimeout(1.1)
+    connection.sendall(request())
+    assert read_message(connection).status == 503
     assert outcome(mesh) == (503, "NC")
 
 
