@@ -79,11 +79,13 @@ class DataPath:
     def used(self) -> set[tuple[str, str]]:
         """(client namespace, service host) between which something was opened or closed since the last call."""
         found = set()
+        before, self._counted = self._counted, {}
         for key, counts in self.series():
-            total = counts.opened + counts.closed + counts.failed
-            if key.reporter != "source" or self._counted.get(key) == total:
+            if key.reporter != "source":
                 continue
-            self._counted[key] = total
+            total = self._counted[key] = counts.opened + counts.closed + counts.failed
+            if before.get(key) == total:
+                continue
             client, service = self._names.workload(key.source), self._names.service(key.service)
             if client is not None and service is not None:
                 found.add((client.namespace, service.hostname))
