@@ -73,6 +73,11 @@ def requests(mesh: Lab) -> float:
     return mesh.total("istio_requests_total", reporter="source", source_workload="sleep", destination_service_name="details")
 
 
+def answering(mesh: Lab) -> bool:
+    """Every node's metrics can be fetched: a restarted agent needs a moment."""
+    return all(mesh.run("metrics", node, check=False).returncode == 0 for node in mesh.nodes())
+
+
 def test_a_killed_worker_is_replaced_and_no_connect_is_refused(mesh: Lab) -> None:
     workers = mesh.processes("ext.proxy.worker")
     counted = requests(mesh)
@@ -126,6 +131,7 @@ def test_without_a_control_plane_the_mesh_serves_on_even_across_an_agents_restar
             for pid in agents:
                 os.kill(pid, signal.SIGKILL)
             until(lambda: len(set(mesh.processes("narrows agent")) - set(agents)) == len(agents), "the agents are back", timeout=20)
+            until(lambda: answering(mesh), "the agents answer on their metrics port", timeout=20)
             counted = requests(mesh)
             until(lambda: requests(mesh) > counted + 20, "requests are routed and counted under their names", timeout=20)
         assert traffic.failures == []
