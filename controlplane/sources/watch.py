@@ -56,7 +56,7 @@ class Watch:
         except TimeoutError:
             self._all = True
         deadline = time.monotonic() + LONGEST
-        while (now := time.monotonic()) < min(deadline, self._last + QUIET):  # noqa: ASYNC110  the events are the kernel's
+        while (now := time.monotonic()) < min(deadline, self._last + QUIET):
             await asyncio.sleep(min(deadline, self._last + QUIET) - now)
         self._woken.clear()
         changed, everything = self._changed, self._all

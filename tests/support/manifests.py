@@ -1,4 +1,5 @@
 """Small manifests for tests of the control plane: text in, objects or a mesh out."""
+
 from __future__ import annotations
 
 from controlplane.model.mesh import Mesh
@@ -15,8 +16,18 @@ spec: {{clusterIP: "{ip}", selector: {{app: {name}}}, ports: {ports}{more}}}
 """
 
 
-def pod(name: str, ip: str, app: str, *, labels: str = "", ready: str = "True", namespace: str = "default", node: str = "n1",
-        meta: str = "", ports: str = "") -> str:
+def pod(
+    name: str,
+    ip: str,
+    app: str,
+    *,
+    labels: str = "",
+    ready: str = "True",
+    namespace: str = "default",
+    node: str = "n1",
+    meta: str = "",
+    ports: str = "",
+) -> str:
     return f"""
 ---
 apiVersion: v1
@@ -49,8 +60,12 @@ subsets:
 - {name: v1, labels: {version: v1}}
 - {name: v2, labels: {version: v2}}
 """
-REVIEWS = service("reviews", "[{name: http, port: 9080}]") + pod("reviews-v1-0", "10.244.1.5", "reviews", labels=", version: v1") + \
-    pod("reviews-v2-0", "10.244.2.6", "reviews", labels=", version: v2", node="n2") + destination_rule("reviews", SUBSETS)
+REVIEWS = (
+    service("reviews", "[{name: http, port: 9080}]")
+    + pod("reviews-v1-0", "10.244.1.5", "reviews", labels=", version: v1")
+    + pod("reviews-v2-0", "10.244.2.6", "reviews", labels=", version: v2", node="n2")
+    + destination_rule("reviews", SUBSETS)
+)
 
 
 def good(text: str) -> Parsed:

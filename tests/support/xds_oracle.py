@@ -4,6 +4,7 @@ It lives in a virtual environment of its own, `.cache/xds-oracle`, and runs as a
 of other packages, and two definitions of one message do not fit into one process. Made once; a machine that cannot make it
 fails the tests that need it, with pip's words.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -26,20 +27,24 @@ def python() -> Path:
     with (HOME / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (done.exists() and done.read_text() == REQUIREMENT):
-            for argv in ([sys.executable, "-m", "venv", "--clear", str(HOME / "venv")],
-                         [str(interpreter), "-m", "pip", "install", "-q", "--disable-pip-version-check", REQUIREMENT]):
+            for argv in (
+                [sys.executable, "-m", "venv", "--clear", str(HOME / "venv")],
+                [str(interpreter), "-m", "pip", "install", "-q", "--disable-pip-version-check", REQUIREMENT],
+            ):
                 made = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
                 if made.returncode != 0:
-                    raise AssertionError(f"the oracle's environment cannot be made: {' '.join(argv)} ended with "
-                                         f"{made.returncode}: {made.stderr}")
+                    raise AssertionError(
+                        f"the oracle's environment cannot be made: {' '.join(argv)} ended with {made.returncode}: {made.stderr}"
+                    )
             done.write_text(REQUIREMENT)
     return interpreter
 
 
 def ask(question: dict[str, Any]) -> dict[str, Any]:
     """One question as JSON in, one answer as JSON out. Raises AssertionError with the oracle's traceback."""
-    done = subprocess.run([str(python()), "-I", str(SCRIPT)], input=json.dumps(question), capture_output=True,
-                          text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [str(python()), "-I", str(SCRIPT)], input=json.dumps(question), capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

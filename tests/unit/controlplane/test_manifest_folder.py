@@ -1,4 +1,5 @@
 """A folder of manifests: what is good is applied, what is refused keeps its last good version, whatever happens to the rest."""
+
 from __future__ import annotations
 
 import asyncio
@@ -51,7 +52,8 @@ def test_a_refused_document_keeps_its_last_good_version_and_says_so(folder: Fold
     (tmp_path / "a.yaml").write_text(service("a", ip="nonsense") + service("b", ip="10.96.0.99"))
     assert named(folder.refresh()) == (["b"], [])
     assert [str(one) for one in folder.problems()] == [
-        f"{tmp_path}/a.yaml:6: Service default/a: spec.clusterIP 'nonsense' is no IP address; the last good version stays in force"]
+        f"{tmp_path}/a.yaml:6: Service default/a: spec.clusterIP 'nonsense' is no IP address; the last good version stays in force"
+    ]
     (tmp_path / "a.yaml").write_text(service("a", ip="10.96.0.98") + service("b", ip="10.96.0.99"))
     assert named(folder.refresh()) == (["a"], []) and folder.problems() == []
 
@@ -75,7 +77,8 @@ def test_of_two_definitions_that_of_the_first_file_counts_until_it_goes(folder: 
     (tmp_path / "0.yaml").write_text(service("a", ip="10.96.9.9"))
     assert [str(one.addresses[0]) for one in folder.refresh().puts] == ["10.96.9.9"]  # type: ignore[union-attr]
     assert [str(one) for one in folder.problems()] == [
-        f"{tmp_path}/a.yaml:5: Service default/a: is already defined in {tmp_path}/0.yaml:5, whose version is in force; remove one of them"]
+        f"{tmp_path}/a.yaml:5: Service default/a: is already defined in {tmp_path}/0.yaml:5, whose version is in force; remove one of them"
+    ]
     (tmp_path / "0.yaml").unlink()
     assert [str(one.addresses[0]) for one in folder.refresh().puts] == ["10.96.0.10"]  # type: ignore[union-attr]
     assert folder.problems() == []
@@ -86,7 +89,8 @@ def test_the_same_object_twice_in_one_file_is_said(tmp_path: Path) -> None:
     folder = Folder([tmp_path])
     folder.refresh()
     assert [str(one) for one in folder.problems()] == [
-        f"{tmp_path}/a.yaml:9: Service default/a: is already defined in line 5; remove one of them"]
+        f"{tmp_path}/a.yaml:9: Service default/a: is already defined in line 5; remove one of them"
+    ]
 
 
 def test_one_file_can_be_named_and_one_that_is_not_there_is_said(tmp_path: Path) -> None:
@@ -122,7 +126,9 @@ async def test_a_file_that_is_written_renamed_into_place_or_removed_is_seen(tmp_
 async def test_the_swap_of_a_mounted_configmap_and_a_new_folder_mean_everything(tmp_path: Path) -> None:
     for version in ("..1", "..2"):
         (tmp_path / version).mkdir()
-        (tmp_path / version / "a.yaml").write_text(virtual_service(f"vs{version[2:]}", "hosts: [a]\nhttp: [{route: [{destination: {host: a}}]}]"))
+        (tmp_path / version / "a.yaml").write_text(
+            virtual_service(f"vs{version[2:]}", "hosts: [a]\nhttp: [{route: [{destination: {host: a}}]}]")
+        )
     (tmp_path / "..data").symlink_to("..1")
     (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
     folder, watch = Folder([tmp_path]), Watch([tmp_path])

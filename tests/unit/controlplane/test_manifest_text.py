@@ -1,4 +1,5 @@
 """YAML is read as Kubernetes reads it, with lines, one document at a time, and nothing in it can run away."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -16,12 +17,38 @@ def only(text: str) -> Any:
     return found[0]
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("1", 1), ("-7", -7), ("0", 0), ("0x1f", 31), ("0o17", 15), ("017", 15), ("1_000", 1000), ("1.5", 1.5), ("1e3", 1000.0),
-    ("true", True), ("yes", True), ("off", False), ("null", None), ("~", None), ("", None),
-    ("12:30:45", "12:30:45"), ("2001-01-01", "2001-01-01"), ("=", "="), ("1.2.3.4", "1.2.3.4"), ("v1", "v1"), ("1h", "1h"),
-    ('"1"', "1"), ("'true'", "true"), ('"yes"', "yes"), ("0.0.0.0/0", "0.0.0.0/0"), ("10s", "10s"), ("fd00::1", "fd00::1"),
-])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("-7", -7),
+        ("0", 0),
+        ("0x1f", 31),
+        ("0o17", 15),
+        ("017", 15),
+        ("1_000", 1000),
+        ("1.5", 1.5),
+        ("1e3", 1000.0),
+        ("true", True),
+        ("yes", True),
+        ("off", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("12:30:45", "12:30:45"),
+        ("2001-01-01", "2001-01-01"),
+        ("=", "="),
+        ("1.2.3.4", "1.2.3.4"),
+        ("v1", "v1"),
+        ("1h", "1h"),
+        ('"1"', "1"),
+        ("'true'", "true"),
+        ('"yes"', "yes"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("10s", "10s"),
+        ("fd00::1", "fd00::1"),
+    ],
+)
 def test_a_scalar_is_what_kubernetes_makes_of_it(text: str, value: object) -> None:
     found = only(f"a: {text}")["a"]
     assert found == value and type(found) is type(value)
@@ -36,8 +63,7 @@ def test_every_key_and_item_knows_its_line_in_the_file() -> None:
 
 def test_one_broken_document_costs_no_other() -> None:
     found = list(documents("a: 1\n---\nb: [1\n---\nc: 3\n---\n- no\n--- \nd: 4\n...\n"))
-    assert [one if isinstance(one, Broken) else dict(one) for one in found] == [
-        {"a": 1}, found[1], {"c": 3}, found[3], {"d": 4}]
+    assert [one if isinstance(one, Broken) else dict(one) for one in found] == [{"a": 1}, found[1], {"c": 3}, found[3], {"d": 4}]
     broken = [one for one in found if isinstance(one, Broken)]
     assert [one.line for one in broken] == [4, 7] and "broken YAML" in broken[0].message
 
@@ -45,7 +71,10 @@ def test_one_broken_document_costs_no_other() -> None:
 def test_json_is_read_too_and_a_list_is_its_items() -> None:
     found = list(documents('{"kind": "List", "items": [{"kind": "A"}, {"kind": "B"}, 7]}'))
     assert [dict(one) if isinstance(one, Map) else one.message for one in found] == [
-        {"kind": "A"}, {"kind": "B"}, "an object is expected as item of a List"]
+        {"kind": "A"},
+        {"kind": "B"},
+        "an object is expected as item of a List",
+    ]
 
 
 def test_a_key_that_is_there_twice_is_refused_with_both_lines() -> None:
@@ -69,8 +98,9 @@ def test_nesting_is_bounded_also_when_an_alias_holds_itself() -> None:
         assert isinstance(found, Broken) and "deeper" in found.message
 
 
-@pytest.mark.parametrize("text", ["a: !!python/object:os.system x", "a: !Ref b", "a: \x01", "? [a]\n: b", "a: &x\n  <<: [*x]\n",
-                                  "a: 1" + "0" * 5000])
+@pytest.mark.parametrize(
+    "text", ["a: !!python/object:os.system x", "a: !Ref b", "a: \x01", "? [a]\n: b", "a: &x\n  <<: [*x]\n", "a: 1" + "0" * 5000]
+)
 def test_what_kubernetes_would_not_take_is_refused_with_a_line(text: str) -> None:
     found = only(text)
     assert isinstance(found, Broken) and found.line == 1 and found.message

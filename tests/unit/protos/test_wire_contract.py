@@ -1,4 +1,5 @@
 """Our .proto files say on the wire what upstream's say, and the generated code is current."""
+
 from __future__ import annotations
 
 import base64
@@ -24,8 +25,7 @@ from tests.support import xds_oracle
 
 
 def modules() -> list[Any]:
-    return [importlib.import_module(f"protos.gen.{source[:-len('.proto')].replace('/', '.')}_pb2")
-            for source in generate.sources()]
+    return [importlib.import_module(f"protos.gen.{source[: -len('.proto')].replace('/', '.')}_pb2") for source in generate.sources()]
 
 
 def filled(message: Any, depth: int = 0) -> Any:
@@ -49,8 +49,11 @@ def filled(message: Any, depth: int = 0) -> Any:
                 inner.SetInParent() if not field.is_repeated else None
                 filled(inner, depth + 1)
         else:
-            sample = {field.CPPTYPE_STRING: b"\x0a\x00\x00\x01" if field.type == field.TYPE_BYTES else f"the {field.name}",
-                      field.CPPTYPE_BOOL: True, field.CPPTYPE_ENUM: 1}.get(field.cpp_type, 7)
+            sample = {
+                field.CPPTYPE_STRING: b"\x0a\x00\x00\x01" if field.type == field.TYPE_BYTES else f"the {field.name}",
+                field.CPPTYPE_BOOL: True,
+                field.CPPTYPE_ENUM: 1,
+            }.get(field.cpp_type, 7)
             if field.is_repeated:
                 value.append(sample)
             else:
@@ -91,10 +94,20 @@ def test_the_oracle_finds_a_wrong_field_number() -> None:
 
 
 def test_an_independent_decoder_reads_every_field_of_every_resource_and_request() -> None:
-    types = [discovery_pb2.DiscoveryRequest, discovery_pb2.DiscoveryResponse, discovery_pb2.DeltaDiscoveryRequest,
-             discovery_pb2.DeltaDiscoveryResponse, core_pb2.ConfigSource, core_pb2.Metadata, listener_pb2.Listener,
-             route_pb2.RouteConfiguration, cluster_pb2.Cluster, endpoint_pb2.ClusterLoadAssignment,
-             http_connection_manager_pb2.HttpConnectionManager, tcp_proxy_pb2.TcpProxy]
+    types = [
+        discovery_pb2.DiscoveryRequest,
+        discovery_pb2.DiscoveryResponse,
+        discovery_pb2.DeltaDiscoveryRequest,
+        discovery_pb2.DeltaDiscoveryResponse,
+        core_pb2.ConfigSource,
+        core_pb2.Metadata,
+        listener_pb2.Listener,
+        route_pb2.RouteConfiguration,
+        cluster_pb2.Cluster,
+        endpoint_pb2.ClusterLoadAssignment,
+        http_connection_manager_pb2.HttpConnectionManager,
+        tcp_proxy_pb2.TcpProxy,
+    ]
     ours = [filled(one()) for one in types]
     asked = [[one.DESCRIPTOR.full_name, base64.b64encode(one.SerializeToString()).decode()] for one in ours]
     answers = xds_oracle.ask({"decode": asked})["messages"]
@@ -109,11 +122,11 @@ def test_an_independent_decoder_reads_every_field_of_every_resource_and_request(
 WORKLOAD_API = {
     "Address": "workload=1 service=2",
     "Workload": "name=1 namespace=2 addresses=3 network=4 tunnel_protocol=5 trust_domain=6 service_account=7 waypoint=8 node=9 "
-                "canonical_name=10 canonical_revision=11 workload_type=12 workload_name=13 native_tunnel=14 "
-                "authorization_policies=16 status=17 cluster_id=18 network_gateway=19 uid=20 hostname=21 services=22 "
-                "application_tunnel=23 locality=24 network_mode=25 extensions=26 capacity=27",
+    "canonical_name=10 canonical_revision=11 workload_type=12 workload_name=13 native_tunnel=14 "
+    "authorization_policies=16 status=17 cluster_id=18 network_gateway=19 uid=20 hostname=21 services=22 "
+    "application_tunnel=23 locality=24 network_mode=25 extensions=26 capacity=27",
     "Service": "name=1 namespace=2 hostname=3 addresses=4 ports=5 subject_alt_names=6 waypoint=7 load_balancing=8 ip_families=9 "
-               "extensions=10 canonical=11 ingress_use_waypoint=12 weighted_waypoints=13 visibility=14",
+    "extensions=10 canonical=11 ingress_use_waypoint=12 weighted_waypoints=13 visibility=14",
     "Port": "service_port=1 target_port=2 app_protocol=3",
     "PortList": "ports=1",
     "NetworkAddress": "network=1 address=2 length=3",
@@ -143,19 +156,22 @@ def test_the_workload_api_has_istios_field_numbers(message: str) -> None:
 
 def test_the_workload_api_has_istios_messages_and_enums() -> None:
     assert set(workload_pb2.DESCRIPTOR.message_types_by_name) == set(WORKLOAD_API)
-    assert {name: " ".join(value.name for value in sorted(enum.values, key=lambda value: value.number))
-            for name, enum in workload_pb2.DESCRIPTOR.enum_types_by_name.items()} == WORKLOAD_ENUMS
+    assert {
+        name: " ".join(value.name for value in sorted(enum.values, key=lambda value: value.number))
+        for name, enum in workload_pb2.DESCRIPTOR.enum_types_by_name.items()
+    } == WORKLOAD_ENUMS
 
 
 def test_a_workload_is_the_bytes_that_ztunnel_expects() -> None:
     port = workload_pb2.Port(service_port=80, target_port=8080, app_protocol=workload_pb2.HTTP11)
-    one = workload_pb2.Address(workload=workload_pb2.Workload(
-        uid="u", name="n", addresses=[b"\x0a\x00\x00\x01"], services={"d/h": workload_pb2.PortList(ports=[port])}))
-    inner = (b"\x0a\x01n" b"\x1a\x04\x0a\x00\x00\x01" b"\xa2\x01\x01u"
-             b"\xb2\x01\x10" b"\x0a\x03d/h" b"\x12\x09" b"\x0a\x07" b"\x08\x50\x10\x90\x3f\x18\x01")
+    one = workload_pb2.Address(
+        workload=workload_pb2.Workload(
+            uid="u", name="n", addresses=[b"\x0a\x00\x00\x01"], services={"d/h": workload_pb2.PortList(ports=[port])}
+        )
+    )
+    inner = b"\x0a\x01n\x1a\x04\x0a\x00\x00\x01\xa2\x01\x01u\xb2\x01\x10\x0a\x03d/h\x12\x09\x0a\x07\x08\x50\x10\x90\x3f\x18\x01"
     assert one.SerializeToString(deterministic=True) == b"\x0a" + bytes([len(inner)]) + inner
 
 
 def test_every_source_is_generated() -> None:
-    assert {Path(module.__file__).stem for module in modules()} == {
-        f"{Path(source).stem}_pb2" for source in generate.sources()}
+    assert {Path(module.__file__).stem for module in modules()} == {f"{Path(source).stem}_pb2" for source in generate.sources()}
