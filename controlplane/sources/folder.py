@@ -2,7 +2,8 @@
 
 Per file it is known which objects it holds. A refused document keeps the last good version of its object. A document of
 which nobody can tell what it was to be (broken YAML, no name) keeps every object of its file that is not in it any more, since it
-may be one of those. An object that two files hold is that of the file that comes first by name.
+may be one of those. An object that two files hold is that of the path that is given first, then of the file that is first by
+name.
 """
 from __future__ import annotations
 
@@ -82,7 +83,7 @@ class Folder:
         for file in self._files.values():
             found += file.problems
         for key in self._twice:
-            first, *others = sorted(self._owners[key])
+            first, *others = sorted(self._owners[key], key=self._rank)
             before = self._files[first].held[key].meta.place
             found += [error(self._files[path].held[key].meta.place, str(key),
                             f"is already defined in {before}, whose version is in force", "remove one of them")
@@ -149,6 +150,11 @@ class Folder:
             self._disown(key, path)
         return set(file.held)
 
+    def _rank(self, path: Path) -> tuple[int, Path]:
+        """What comes first counts: the position of the path it was found by, then its name."""
+        given = (number for number, root in enumerate(self.paths) if root == path or root in path.parents)
+        return next(given, len(self.paths)), path
+
     def _disown(self, key: ObjectKey, path: Path) -> None:
         owners = self._owners[key]
         owners.discard(path)
@@ -162,7 +168,7 @@ class Folder:
             if self._current.pop(key, None) is not None:
                 changes.deletes.append(key)
             return
-        now = self._files[min(owners)].held[key]
+        now = self._files[min(owners, key=self._rank)].held[key]
         if now != self._current.get(key):
             self._current[key] = now
             changes.puts.append(now)

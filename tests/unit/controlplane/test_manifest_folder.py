@@ -84,6 +84,15 @@ def test_of_two_definitions_that_of_the_first_file_counts_until_it_goes(folder: 
     assert folder.problems() == []
 
 
+def test_of_two_paths_that_hold_an_object_the_one_given_first_counts(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.yaml").write_text(service("x", ip=f"10.96.0.{ord(name)}"))
+    folder = Folder([tmp_path / "b", tmp_path / "a" / "x.yaml"])
+    assert [str(one.addresses[0]) for one in folder.refresh().puts] == ["10.96.0.98"]  # type: ignore[union-attr]
+    assert [problem.place.file for problem in folder.problems()] == [f"{tmp_path}/a/x.yaml"]
+
+
 def test_the_same_object_twice_in_one_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(service("a") + service("a"))
     folder = Folder([tmp_path])
