@@ -29,7 +29,7 @@ BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before the n-th resta
 STEADY = 30.0  # seconds of running after which a container's count of failures starts anew
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL; a cluster gives 30, a lab should not make its user wait
 UNDECIDED = 10.0  # seconds that a pod which asked for no mesh waits for an agent that says nothing
-ASK_SECONDS = 5.0  # one question to the agent
+ASK_SECONDS = 3.0  # one question to the agent
 QUIET = 5.0  # seconds in which a starting container may fail its probe without an event
 RETRY = 0.25  # seconds between two questions to an agent that does not answer
 

@@ -9,6 +9,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ class Supervisor:
     async def start(self, found: Iterable[Found]) -> None:
         """Make the fabric, the nodes and the mesh, then bring up what is wanted. Refused or OSError when that fails."""
         wanted = list(found)
+        if shutil.which("nft") is None:
+            raise Refused("nft is not installed, which makes cluster IPs: apt-get install nftables")
         top = self.place.directory
         for directory in (self.place.config, self.place.logs, top / "nodes", top / "pods"):
             directory.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ BACKOFF = (0.1, 0.5, 1.0, 2.0, 5.0)  # seconds before the n-th restart in a row
 STEADY = 10.0  # seconds after which a process counts as running well
 LOG_BYTES = 16 << 20  # of one log; then it starts anew
 LOG_LOOK = 10.0  # seconds between two looks at the size of a log
-ASK = 5.0  # seconds for an answer on an admin socket
+ASK = 2.0  # seconds for an answer on an admin socket; it comes in milliseconds, or its process hangs
 METRICS_PORT = 15020
 
 

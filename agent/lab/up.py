@@ -52,8 +52,9 @@ def locked(place: Place) -> Iterator[None]:
     finally:
         place.lock.unlink(missing_ok=True)
         os.close(file)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # others live there
             RUN.rmdir()
+            RUN.parent.rmdir()
 
 
 def owner(place: Place) -> int:

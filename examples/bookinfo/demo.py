@@ -9,6 +9,8 @@ import contextlib
 import json
 import math
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -62,6 +64,7 @@ class Lab:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.nodes: list[str] = []
 
     def run(self, verb: str, *arguments: str, seconds: float = 90) -> str:
         done = subprocess.run([NARROWS, "lab", verb, "--name", self.name, *arguments], stdin=subprocess.DEVNULL,
@@ -81,7 +84,9 @@ class Lab:
         return found
 
     def metrics(self) -> Snapshot:
-        return Snapshot(self.run("metrics", node["name"]) for node in self.status()["nodes"])
+        if not self.nodes:
+            self.nodes = [node["name"] for node in self.status()["nodes"]]
+        return Snapshot(self.run("metrics", node) for node in self.nodes)
 
 
 def free_name() -> str:
@@ -100,8 +105,10 @@ def running() -> Iterator[Lab]:
         console.print(f"Up and ready after {time.monotonic() - began:.1f} s.\n")
         yield lab
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it
         console.print("Tearing down.")
-        subprocess.run([NARROWS, "lab", "down", "--name", lab.name], stdout=subprocess.DEVNULL, check=False, timeout=90)
+        subprocess.run([NARROWS, "lab", "down", "--name", lab.name], stdout=subprocess.DEVNULL, check=False, timeout=90,
+                       start_new_session=True)
 
 
 def show_pods(lab: Lab) -> None:
@@ -208,17 +215,15 @@ def settle(lab: Lab, name: str, user: str, shares: dict[str, float]) -> None:
 
 
 def further(lab: Lab) -> None:
+    command = "narrows" if shutil.which("narrows") == NARROWS else os.path.relpath(NARROWS)
     name = f" --name {lab.name}"
-    console.print(f"""
-[bold]Look further[/], in another terminal:
-  narrows lab status{name}
-  narrows lab exec{name} sleep -- curl -s http://productpage:9080/productpage
-  narrows lab apply{name} {os.path.relpath(HERE)}/reviews-canary-10.yaml
-  narrows lab metrics{name} n1
-  narrows config routes{name}
-  narrows lab logs{name} reviews-v3 -f
-  narrows doctor
-""")
+    exercise = os.path.relpath(HERE / "reviews-canary-10.yaml")
+    console.print("\n[bold]Look further[/], in another terminal:")
+    for line in (f"lab status{name}", f"lab exec{name} sleep -- curl -s http://productpage:9080/productpage",
+                 f"lab apply{name} {exercise}", f"lab metrics{name} n1", f"lab logs{name} reviews-v3 -f",
+                 f"config routes{name}", "doctor"):
+        console.print(f"  {command} {line}", soft_wrap=True)
+    console.print()
 
 
 def main() -> int:

@@ -137,6 +137,17 @@ def test_logs_are_what_the_container_wrote(plain: Lab) -> None:
     assert plain.run("logs", "default/client").stdout == f"client is client at {pod['ip']}\n"
 
 
+def test_logs_follow_what_it_writes_from_now_on(plain: Lab) -> None:
+    from tests.support.lab import NARROWS
+    with subprocess.Popen([NARROWS, "lab", "logs", "--name", plain.name, "client", "-f"], stdout=subprocess.PIPE,
+                          text=True) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline().startswith("client is client at")
+        plain.exec("client", "sh", "-c", "echo said later > /proc/1/fd/1")
+        assert follower.stdout.readline() == "said later\n"
+        follower.terminate()
+
+
 def test_probes_come_from_the_address_that_capture_lets_pass(plain: Lab) -> None:
     web = next(pod["name"] for pod in plain.status() if pod["workload"] == "web")
     until(lambda: "169.254.7.127" in plain.run("logs", web).stdout, "a probe in the server's log")
