@@ -43,6 +43,10 @@ class ListenError(OSError):
     """Nobody can be served at that place; the text says why and what to do."""
 
 
+class EndingError(Exception):
+    """The control plane ends, and with it the stream."""
+
+
 class Server:
     """ADS for one hub at one place: `unix:PATH` or `HOST:PORT` (plain text; for loopback and sockets)."""
 
@@ -85,6 +89,7 @@ class Server:
         return where
 
     async def stop(self, grace: float = 1.0) -> None:
+        self._hub.end()
         if self._server is not None:
             await self._server.stop(grace)
         if self._path is not None:
@@ -126,6 +131,9 @@ class Server:
             reason = str(error)
             self._hub.counts.errors["protocol"] += 1
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, reason)
+        except EndingError:
+            reason = "the control plane ends"
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"{reason}; connect again")
         except asyncio.CancelledError:
             reason = "the connection ended"
             raise
@@ -151,6 +159,8 @@ class Server:
         while True:
             await client.wake.wait()
             client.wake.clear()
+            if self._hub.ending:
+                raise EndingError
             for response in client.session.responses():
                 await context.write(write(response, self._who))
                 self._hub.wrote(client, response.type_url)

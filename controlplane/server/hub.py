@@ -52,6 +52,7 @@ class Hub:
         self.counts = Counts()
         self._converged = converged
         self._clients: set[Client] = set()
+        self.ending = False
 
     def join(self, peer: str, node: str, scope: str, protocol: str) -> Client | None:
         """None: there are too many already."""
@@ -79,6 +80,12 @@ class Hub:
                 client.changed_at = client.changed_at or now
                 client.wake.set()
         return len(addresses)
+
+    def end(self) -> None:
+        """Tell every stream to end in order."""
+        self.ending = True
+        for client in self._clients:
+            client.wake.set()
 
     def heard(self, client: Client, heard: Heard) -> None:
         """Take note of what a request said beside its subscriptions."""

@@ -62,7 +62,7 @@ class Stream:
 
 
 @asynccontextmanager
-async def stream(plane: ControlPlane, node: str = "n1") -> AsyncIterator[Stream]:
+async def stream(plane: ControlPlane, node: str = "n1", held: dict[str, str] | None = None) -> AsyncIterator[Stream]:
     async with grpc.aio.insecure_channel(plane.listen, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         call = channel.stream_stream(
             METHOD,
@@ -70,7 +70,7 @@ async def stream(plane: ControlPlane, node: str = "n1") -> AsyncIterator[Stream]
             response_deserializer=discovery_pb2.DeltaDiscoveryResponse.FromString,
         )()
         made = Stream(call)
-        await made.write(type_url=TypeUrl.ADDRESS, node={"id": node})
+        await made.write(type_url=TypeUrl.ADDRESS, node={"id": node}, initial_resource_versions=held or {})
         yield made
         call.cancel()
 
@@ -188,6 +188,20 @@ def test_it_ends_with_zero_when_told_and_takes_its_sockets_along(tmp_path: Path)
         with control_plane(tmp_path, REVIEWS) as plane:
             assert plane.end(number) == 0
         assert not plane.socket.exists() and not plane.admin.exists()
+
+
+async def test_a_client_is_told_that_it_ends_and_after_a_restart_gets_only_what_differs(tmp_path: Path) -> None:
+    with control_plane(tmp_path, REVIEWS) as plane:
+        async with stream(plane) as one:
+            held = {found.name: found.version for found in (await one.read()).resources}
+            ending = asyncio.create_task(asyncio.to_thread(plane.end))
+            with pytest.raises(grpc.aio.AioRpcError, match="the control plane ends; connect again") as told:
+                await one.read()
+            assert told.value.code() is grpc.StatusCode.UNAVAILABLE and await ending == 0
+        plane.apply("all.yaml", REVIEWS.replace("version: v2", "version: v3", 1))
+        await asyncio.to_thread(plane.start)
+        async with stream(plane, held=held) as one:
+            assert [found.name for found in (await one.read()).resources] == ["Kubernetes//Pod/default/reviews-v2-0"]
 
 
 def test_sockets_of_one_that_was_killed_are_taken_over_and_those_of_a_living_one_are_not(tmp_path: Path) -> None:
