@@ -22,7 +22,7 @@ from typing import Any
 
 from aiohttp import web
 
-from agent.lab import manifest, objects
+from agent.lab import manifest, objects, overview
 from agent.lab.manifest import Problem, Source
 from agent.lab.objects import Found
 from agent.lab.spec import key_of
@@ -103,10 +103,10 @@ class Control:
             await self._runner.cleanup()
 
     async def _status(self, _: web.Request) -> web.Response:
-        return web.json_response(await self._lab.status())
+        return web.json_response(await overview.status(self._lab))
 
     async def _pod(self, request: web.Request) -> web.Response:
-        pod = self._lab.find(request.query.get("ref", ""))
+        pod = overview.find(self._lab, request.query.get("ref", ""))
         containers = [{"name": container.spec.name, "pid": container.pid, "state": container.text,
                        "log": str(pod.files / f"{container.spec.name}.log"),
                        "launch": dataclasses.asdict(container.launch) if container.launch else None}
@@ -123,7 +123,7 @@ class Control:
         return web.Response(text=await asyncio.to_thread(fetch_metrics, self._lab.place, node))
 
     async def _events(self, _: web.Request) -> web.Response:
-        return web.json_response(await self._lab.all_events())
+        return web.json_response(await overview.all_events(self._lab))
 
     async def _apply(self, request: web.Request) -> web.Response:
         body = await request.json()

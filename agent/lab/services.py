@@ -68,6 +68,15 @@ class ClusterIPs:
         self._of[key] = tuple(chosen)
         return self._of[key]
 
+    def holders(self) -> list[Key]:
+        return list(self._of)
+
+    def copy(self) -> ClusterIPs:
+        """The same, to try something out."""
+        other = ClusterIPs()
+        other._of = dict(self._of)
+        return other
+
     def release(self, key: Key) -> None:
         self._of.pop(key, None)
 

@@ -17,9 +17,10 @@ from typing import Any
 
 from agent import netlink
 from agent.lab import dns, network, schedule, services, system
-from agent.lab.objects import Found, plain
+from agent.lab.config import ConfigFolder
+from agent.lab.objects import Found
 from agent.lab.place import MAX_NODES, NodeAddresses, Place
-from agent.lab.pods import Host, LabPod, replace_file
+from agent.lab.pods import Host, LabPod
 from agent.lab.spec import (
     Deployment,
     Key,
@@ -29,7 +30,6 @@ from agent.lab.spec import (
     Pod,
     PodTemplate,
     Service,
-    dump,
     key_of,
     same_workload,
 )
@@ -74,7 +74,7 @@ class Supervisor:
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
-        self._written: dict[str, str] = {}
+        self._config = ConfigFolder(place.config)
         self._rules = ""
         self._trouble = ""
         self._apply_lock = asyncio.Lock()
@@ -162,8 +162,7 @@ class Supervisor:
         """Refuse what does not fit together, before anything changes."""
         known = {"default"} | {key[2] for key in self.wanted if key[0] == "Namespace"}
         known |= {thing.name for thing in things if isinstance(thing, Namespace)}
-        trial = services.ClusterIPs()
-        trial._of = dict(self._ips._of)
+        trial = self._ips.copy()
         for thing in things:
             if not isinstance(thing, Namespace | MeshObject) and thing.namespace not in known:
                 raise Refused(f"{type(thing).__name__} {thing.namespace}/{thing.name}: there is no namespace "
@@ -304,7 +303,7 @@ class Supervisor:
         return found
 
     async def _publish(self) -> None:
-        for key in [key for key in self._ips._of if key not in self.wanted]:
+        for key in [key for key in self._ips.holders() if key not in self.wanted]:
             self._ips.release(key)
         exposed = self.exposed()
         self._zone.replace(services.names(exposed))
@@ -314,27 +313,7 @@ class Supervisor:
                                    for node in self.nodes))
             self._rules = rules
         if self.options.mesh:
-            self._write_config(exposed)
-
-    def _write_config(self, exposed: list[services.Exposed]) -> None:
-        files: dict[str, str] = {}
-        for pod in self.pods.values():
-            files[f"pod.{pod.namespace.name}.{pod.name}.yaml"] = dump(pod.manifest())
-        for item in exposed:
-            files[f"service.{item.service.namespace}.{item.service.name}.yaml"] = dump(service_manifest(item))
-        for key, thing in self.wanted.items():
-            if isinstance(thing, MeshObject):
-                files[f"{key[0].lower()}.{key[1]}.{key[2]}.yaml"] = dump(plain(thing.body))
-            elif isinstance(thing, Namespace):
-                files[f"namespace.{thing.name}.yaml"] = dump({
-                    "apiVersion": "v1", "kind": "Namespace",
-                    "metadata": {"name": thing.name, "labels": thing.labels, "annotations": thing.annotations}})
-        for name, text in files.items():
-            if self._written.get(name) != text:
-                replace_file(self.place.config / name, text)
-        for name in self._written.keys() - files.keys():
-            (self.place.config / name).unlink(missing_ok=True)
-        self._written = files
+            self._config.write(self.pods.values(), exposed, self.wanted)
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -362,83 +341,9 @@ class Supervisor:
                 return missing
             await asyncio.sleep(0.05)
 
-    async def status(self) -> dict[str, Any]:
-        """Everything that `narrows lab status` shows."""
-        said: dict[tuple[str, str], dict[str, Any]] = {}
-        if self.options.mesh:
-            for answer in await asyncio.gather(*(self.admins.pods(node) for node in self.nodes)):
-                said |= answer
-        pods = []
-        for key, pod in sorted(self.pods.items()):
-            told = said.get(key, {})
-            why = "the lab runs without a mesh" if not self.options.mesh else "its agent does not know it (yet)"
-            pods.append({
-                "namespace": key[0], "name": key[1], "node": pod.node, "ip": str(pod.addresses[0]),
-                "ips": [str(address) for address in pod.addresses], "ready": pod.ready, "state": pod.state(),
-                "restarts": sum(container.restarts for container in pod.containers), "workload": pod.owner or pod.name,
-                "captured": bool(told.get("captured", False)), "reason": told.get("reason", why),
-                "method": told.get("method") or ""})
-        nodes = [{"name": name, "address": str(NodeAddresses(number).fabric_4), "netns": self.place.node_netns(name),
-                  "runDir": str(self.place.node(name))} for name, number in self.nodes.items()]
-        return {
-            "name": self.place.name, "mesh": self.options.mesh, "began": self.began, "nodes": nodes, "pods": pods,
-            "services": [{"namespace": item.service.namespace, "name": item.service.name,
-                          "clusterIPs": [str(address) for address in item.addresses], "headless": item.service.headless,
-                          "ready": len(item.serving), "pods": len(item.members)} for item in self.exposed()],
-            "processes": [{"name": process.name, "pid": process.pid, "restarts": process.restarts,
-                           "log": str(process.log)}
-                          for process in self.processes]}
-
-    async def all_events(self) -> list[dict[str, Any]]:
-        """What happened in the lab and on its nodes, oldest first."""
-        found = list(self.events)
-        if self.options.mesh:
-            for node, told in zip(self.nodes, await asyncio.gather(*(self.admins.events(node) for node in self.nodes)),
-                                  strict=True):
-                found += [{"time": one["time"], "subject": f"{node}: {one['about']}", "text": one["message"]} for one in told]
-        return sorted(found, key=lambda one: one["time"])
-
-    def find(self, ref: str) -> LabPod:
-        """The pod that `[NAMESPACE/]NAME` means: its name, its Deployment's, or the beginning of one name."""
-        namespace, _, name = ref.rpartition("/")
-        living = [pod for pod in self.pods.values() if not pod.terminating]
-        if namespace:
-            inside = [pod for pod in living if pod.namespace.name == namespace]
-        else:
-            inside = [pod for pod in living if pod.namespace.name == "default"] or living
-            if not any(pod.name.startswith(name) for pod in inside):
-                inside = living
-        for match in ([pod for pod in inside if pod.name == name], [pod for pod in inside if pod.owner == name],
-                      [pod for pod in inside if pod.name.startswith(name)]):
-            if match:
-                if len(match) > 1 and len({pod.owner or pod.name for pod in match}) > 1:
-                    raise Refused(f"{ref} may be {', '.join(sorted(pod.ref for pod in match))}; give more of the name")
-                return sorted(match, key=lambda pod: (not pod.ready, pod.name))[0]
-        raise Refused(f"there is no pod {ref}; there are {', '.join(sorted(pod.ref for pod in living)) or 'none'}")
-
 
 def _keep_folder(thing: Pod | Deployment, folder: str) -> Pod | Deployment:
     return dataclasses.replace(thing, template=dataclasses.replace(thing.template, folder=folder))
-
-
-def service_manifest(item: services.Exposed) -> dict[str, Any]:
-    """A service as a cluster's API would show it, with its addresses."""
-    service = item.service
-    addresses = [str(address) for address in item.addresses] or ["None"]
-    ports = []
-    for port in service.ports:
-        shape: dict[str, Any] = {"port": port.port, "targetPort": port.target, "protocol": port.protocol}
-        if port.name:
-            shape["name"] = port.name
-        if port.app_protocol:
-            shape["appProtocol"] = port.app_protocol
-        ports.append(shape)
-    return {"apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": service.name, "namespace": service.namespace, "labels": service.labels,
-                         "annotations": service.annotations},
-            "spec": {"selector": service.selector, "ports": ports, "clusterIP": addresses[0], "clusterIPs": addresses,
-                     "ipFamilies": [f"IPv{family}" for family in service.families],
-                     "publishNotReadyAddresses": service.publish_not_ready}}
 
 
 def _node_name(thing: Object) -> str:

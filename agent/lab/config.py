@@ -1,0 +1,63 @@
+"""The folder that the control plane watches: one file per object, as a cluster's API would show it.
+
+A file is written when its text changes, by renaming, and goes with its object. `validate` knows how files are called.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from agent.lab.objects import plain
+from agent.lab.pods import LabPod, replace_file
+from agent.lab.services import Exposed
+from agent.lab.spec import Key, MeshObject, Namespace, Object, dump
+
+
+class ConfigFolder:
+    """What was written last, so that only what changed is written again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._written: dict[str, str] = {}
+
+    def write(self, pods: Iterable[LabPod], exposed: Iterable[Exposed], wanted: Mapping[Key, Object]) -> None:
+        """Bring the folder to these pods, services, and the namespaces and mesh resources of `wanted`."""
+        files: dict[str, str] = {}
+        for pod in pods:
+            files[f"pod.{pod.namespace.name}.{pod.name}.yaml"] = dump(pod.manifest())
+        for item in exposed:
+            files[f"service.{item.service.namespace}.{item.service.name}.yaml"] = dump(service_manifest(item))
+        for thing in wanted.values():
+            if isinstance(thing, MeshObject):
+                files[f"{thing.kind.lower()}.{thing.namespace}.{thing.name}.yaml"] = dump(plain(thing.body))
+            elif isinstance(thing, Namespace):
+                files[f"namespace.{thing.name}.yaml"] = dump({
+                    "apiVersion": "v1", "kind": "Namespace",
+                    "metadata": {"name": thing.name, "labels": thing.labels, "annotations": thing.annotations}})
+        for name, text in files.items():
+            if self._written.get(name) != text:
+                replace_file(self._folder / name, text)
+        for name in self._written.keys() - files.keys():
+            (self._folder / name).unlink(missing_ok=True)
+        self._written = files
+
+
+def service_manifest(item: Exposed) -> dict[str, Any]:
+    """A service as a cluster's API would show it, with its addresses."""
+    service = item.service
+    addresses = [str(address) for address in item.addresses] or ["None"]
+    ports = []
+    for port in service.ports:
+        shape: dict[str, Any] = {"port": port.port, "targetPort": port.target, "protocol": port.protocol}
+        if port.name:
+            shape["name"] = port.name
+        if port.app_protocol:
+            shape["appProtocol"] = port.app_protocol
+        ports.append(shape)
+    return {"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": service.name, "namespace": service.namespace, "labels": service.labels,
+                         "annotations": service.annotations},
+            "spec": {"selector": service.selector, "ports": ports, "clusterIP": addresses[0], "clusterIPs": addresses,
+                     "ipFamilies": [f"IPv{family}" for family in service.families],
+                     "publishNotReadyAddresses": service.publish_not_ready}}
