@@ -100,6 +100,7 @@ cdef void detect(Conn* c) noexcept nogil:
             if n < buffer_room(&c.din) and not c.source.hung:
                 c.source.readable = 0
             c.din.end += <uint32_t>n
+            c.facts.received += <uint64_t>n
     if buffer_used(&c.din) > 0:
         said = sniff(<const uint8_t*>c.din.data + c.din.start, buffer_used(&c.din))
     if said == SNIFF_HTTP1:

@@ -173,6 +173,10 @@ def test_a_client_that_speaks_something_else_first_is_relayed(mesh: Mesh) -> Non
     connection = mesh.dial(port=AUTO_PORT)
     connection.sendall(b"\x00\x01\x02PING")
     assert receive(connection, 7) == b"\x00\x01\x02PING"
+    connection.close()
+    mesh.quiet()
+    # the bytes that were sniffed count like all others
+    assert {(record["received"], record["sent"]) for record in mesh.worker.records()} == {(7, 7)}
 
 
 def test_detection_ends_also_when_neither_speaks(mesh: Mesh) -> None:
