@@ -83,7 +83,6 @@ cdef void relay_start(Conn* c) noexcept nogil:
     c.state = C_RELAY
     c.up_reached = 1
     c.active_ns = c.w.loop.now_ns
-    c.facts.received += buffer_used(&c.din)     # read while the protocol was looked for
     conn_timer(c, c.w.tables.settings.tcp_idle_timeout_ms)
     relay_advance(c)
 
