@@ -83,6 +83,7 @@ cdef void relay_start(Conn* c) noexcept nogil:
     c.state = C_RELAY
     c.up_reached = 1
     c.active_ns = c.w.loop.now_ns
+    account_bytes(c)                    # what was read (and counted) while the protocol was looked for shows from now on
     conn_timer(c, c.w.tables.settings.tcp_idle_timeout_ms)
     relay_advance(c)
 
