@@ -24,6 +24,8 @@ STUB_HEADERS = BPF / "headers"
 STUB_VERSION = "395776"  # 6.10.0 as LINUX_VERSION_CODE; bpf/headers/include/linux/version.h says the same
 DEADLINE = 60.0  # s; it takes 0.4, with a cold cache of LLVM's pages several
 
+# How the child's answer begins: libbcc warns on stdout too, and what C has buffered comes out after Python's, at exit.
+_ANSWER = b"narrows-bpf "
 _CGROUP_SOCK_ADDR, _CGROUP_INET4_CONNECT = 18, 10  # linux/bpf.h: program type, expected attach type
 
 
@@ -49,8 +51,8 @@ def check(source: Path = PROBE, *, deadline: float = DEADLINE) -> Check:
             return Check(f"compiling {source} took longer than {deadline:g} s; is the machine overloaded?", headers, {})
     noise = done.stderr.decode(errors="replace")
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError):
+        answer = json.loads(next(line for line in done.stdout.splitlines() if line.startswith(_ANSWER))[len(_ANSWER):])
+    except (ValueError, StopIteration):
         return Check(f"the child ended with {done.returncode}: {noise.strip()[-500:] or 'silence'}", headers, {})
     return Check(_problem(answer, noise, headers), headers, answer.get("loaded", {}))
 
@@ -130,6 +132,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["child"]:
-        print("\n" + json.dumps(_child(sys.argv[2])))
+        print(f"\n{_ANSWER.decode()}{json.dumps(_child(sys.argv[2]))}")
     else:
         sys.exit(main())

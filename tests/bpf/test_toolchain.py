@@ -27,6 +27,15 @@ def test_the_probe_compiles_and_the_kernel_has_it() -> None:
     assert re.fullmatch("[0-9a-f]{16}", found.loaded["prog_tag"])
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_bcc_itself_prints_is_not_taken_for_the_answer(monkeypatch: pytest.MonkeyPatch, unbuffered: str) -> None:
+    """With buffers, C's comes out last: it warns that it was told a version."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", str(bpf.STUB_HEADERS))
+    monkeypatch.setenv("BCC_LINUX_VERSION_CODE", bpf.STUB_VERSION)
+    assert bpf.check().problem == ""
+
+
 def test_the_stubs_alone_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BCC_KERNEL_SOURCE", str(bpf.STUB_HEADERS))
     monkeypatch.setenv("BCC_LINUX_VERSION_CODE", bpf.STUB_VERSION)
