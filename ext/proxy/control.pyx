@@ -8,7 +8,7 @@ from ext.core.protocol cimport (MSG_COMMIT, MSG_DRAIN, MSG_POD_ATTACH, MSG_POD_D
 from ext.core.shm cimport DETAIL_DRAIN, FLAG_DT
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.accept cimport pod_attach, pod_detach
-from ext.proxy.conn cimport conn_end, pod_find
+from ext.proxy.conn cimport conn_end, pod_find, pod_resume
 from ext.proxy.forget cimport forget_prepare
 from ext.proxy.held cimport held_wake
 from ext.proxy.outbox cimport outbox_flush, send_applied, send_drained, send_failed, send_ready
@@ -160,6 +160,7 @@ cdef void control_apply(Worker* w) noexcept nogil:
     cdef stat_t facts
     cdef void* data
     cdef Prepared* prepared = NULL
+    cdef Captured* pod
     cdef uint64_t transaction = 0
     cdef int fd = w.pending_fd
     error[0] = 0
@@ -181,6 +182,10 @@ cdef void control_apply(Worker* w) noexcept nogil:
     else:
         forget_prepare(w, prepared)
         tables_apply(w.tables, prepared)
+        pod = w.first_pod
+        while pod != NULL:              # the bound of connections may have been raised
+            pod_resume(pod)
+            pod = pod.next
         send_applied(w, w.pending_sequence, transaction)
         if not w.ready:
             w.ready = 1

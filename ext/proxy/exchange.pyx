@@ -1,4 +1,5 @@
 """See exchange.pxd."""
+from libc.stdint cimport uint64_t
 from ext.core.buffer cimport buffer_drop, buffer_used
 from ext.core.loop cimport loop_again
 from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_OVERLOAD, DETAIL_UPSTREAM_LATE, DETAIL_VIA_UPSTREAM, FLAG_DC, FLAG_OM,
@@ -62,6 +63,7 @@ cdef void complete(Conn* c) noexcept nogil:
 cdef bint tunnel_advance(Conn* c) noexcept nogil:
     """Opaque bytes until both sides ended; what came behind the heads goes first."""
     cdef int up, down
+    cdef uint64_t before
     if response_send(c) == STEP_OVER:
         return False
     if buffer_used(&c.dhead) > 0 or buffer_used(&c.uhead) > 0:
@@ -70,14 +72,17 @@ cdef bint tunnel_advance(Conn* c) noexcept nogil:
         c.x.tunnelling = 1
         c.facts.received += buffer_used(&c.din)
         c.facts.sent += buffer_used(&c.uin)
+        c.active_ns = c.w.loop.now_ns
         timer_clear(&c.w.loop.timers, &c.request_timer)
         if c.source.hung:
             c.source.readable = 1
         if c.up.source.hung:
             c.up.source.readable = 1
+    before = c.facts.received + c.facts.sent
     up = pump(c.w, &c.source, &c.up.source, &c.din, &c.down_ended, &c.down_shut, &c.facts.received)
     down = pump(c.w, &c.up.source, &c.source, &c.uin, &c.up_ended, &c.up_shut, &c.facts.sent)
-    c.active_ns = c.w.loop.now_ns
+    if c.facts.received + c.facts.sent != before:
+        c.active_ns = c.w.loop.now_ns   # bytes alone: a look at the clock is no sign of life
     if up == PUMP_NO_MEMORY or down == PUMP_NO_MEMORY:
         conn_end(c, FLAG_OM, DETAIL_OVERLOAD, True)
     elif up == PUMP_READ_BROKE or down == PUMP_WRITE_BROKE or (c.source.failed and c.down_ended):

@@ -146,7 +146,7 @@ cdef void dial_early(Conn* c) noexcept nogil:
     if choose_tcp(c) != 0:
         c.dialled_early = 2             # nowhere to dial: the end of detection says it
         return
-    if upstream_get(c, &c.goal, NULL, c.connect_ms, False, False, &error) != QUEUED:
+    if upstream_get(c, &c.goal, NULL, c.connect_ms, False, &error) != QUEUED:
         c.dialled_early = 2
 
 
@@ -217,7 +217,7 @@ cdef void dial(Conn* c) noexcept nogil:
             return
         if c.kind == LISTEN_INBOUND and not same_ip(&c.client, &c.target):
             source = &c.client
-        got = upstream_get(c, &c.goal, source, c.connect_ms, False, False, &error)
+        got = upstream_get(c, &c.goal, source, c.connect_ms, False, &error)
         if got == QUEUED:
             conn_timer(c, STOCK_WAIT_MS)
             return

@@ -19,7 +19,7 @@ from ext.proxy.exchange cimport exchange_flow, tunnel_advance
 from ext.proxy.request cimport request_begin, request_feed
 from ext.proxy.state cimport (C_HTTP, Q_HELD, Q_STOCK, STOCK_WAIT_MS, U_CONNECTING, U_DEAD, X_FLOW, X_HEAD, X_HELD, X_IDLE,
                               X_REPLY, X_TUNNEL, X_UPSTREAM, Conn, Exchange)
-from ext.proxy.upstream cimport FAILED, QUEUED, idempotent, upstream_get
+from ext.proxy.upstream cimport FAILED, QUEUED, upstream_get
 from ext.route.balance cimport balance_pick, endpoint_begin
 from ext.route.match cimport route_find, route_pick
 from ext.route.shapes cimport Cluster, Destination, endpoint_workload, weighted_cluster
@@ -215,7 +215,7 @@ cdef bint find_upstream(Conn* c) noexcept nogil:
         start_clock(c)
         if c.kind == LISTEN_INBOUND and not same_ip(&c.client, &c.target):
             source = &c.client
-        got = upstream_get(c, &c.goal, source, c.connect_ms, not c.x.retried, not idempotent(c.x.method), &error)
+        got = upstream_get(c, &c.goal, source, c.connect_ms, not c.x.retried, &error)
         if got == QUEUED:
             c.w.head_of = NULL
             if c.wait_until_ns == 0:

@@ -11,6 +11,7 @@ cdef enum Step:             # of a request's or a response's flow
     STEP_WAIT = 0           # nothing to do now
     STEP_MORE = 1           # fairness: go on next turn
     STEP_OVER = 2           # the exchange or the connection left FLOW
+    STEP_ROOM = 3           # a head waits until what was written before it is sent
 
 # Writes the forwarded head: w.head holds the request's. FLOW from now on, or an answer.
 cdef void request_begin(Conn* c) noexcept nogil

@@ -9,7 +9,7 @@ from ext.core.shm cimport (DETAIL_CANNOT_SAY, DETAIL_DOWNSTREAM_CLOSED, DETAIL_O
                            FLAG_UC, FLAG_UPE)
 from ext.proxy.answer cimport answer
 from ext.proxy.conn cimport conn_end
-from ext.proxy.request cimport STEP_MORE, STEP_OVER, STEP_WAIT, edits_size, give_up_replay
+from ext.proxy.request cimport STEP_MORE, STEP_OVER, STEP_ROOM, STEP_WAIT, edits_size, give_up_replay
 from ext.proxy.state cimport C_DEAD, PUMP_ROUNDS, X_FLOW, X_TUNNEL, X_UPSTREAM, Conn, Exchange, Upstream
 from ext.proxy.upstream cimport idempotent, upstream_drop
 from ext.route.match cimport response_edits
@@ -75,7 +75,8 @@ cdef int put_head(Conn* c, bint final) noexcept nogil:
 
 
 cdef int response_head(Conn* c) noexcept nogil:
-    """Parses heads until the final one is there: STEP_WAIT (more bytes needed), STEP_MORE (it is there), STEP_OVER."""
+    """Parses heads until the final one is there: STEP_WAIT (more bytes needed), STEP_ROOM (dhead is to be sent first), STEP_MORE (it
+    is there), STEP_OVER."""
     cdef Exchange* x = &c.x
     cdef int n, put
     while not x.responding:
@@ -92,7 +93,7 @@ cdef int response_head(Conn* c) noexcept nogil:
             if x.version_minor == 1:    # an HTTP/1.0 client knows no interim responses (RFC 9110 15.2)
                 put = put_head(c, False)
                 if put == -1:
-                    return STEP_WAIT
+                    return STEP_ROOM
                 if put < 0:
                     return upstream_failed(c, FLAG_UPE, False)
             buffer_consume(&c.w.buffers, &c.uin, <uint32_t>n)
@@ -101,7 +102,7 @@ cdef int response_head(Conn* c) noexcept nogil:
             continue
         put = put_head(c, True)
         if put == -1:
-            return STEP_WAIT
+            return STEP_ROOM
         if put < 0:
             answer(c, 502, FLAG_UPE, DETAIL_CANNOT_SAY)
             return STEP_OVER
@@ -191,17 +192,21 @@ cdef int response_read(Conn* c) noexcept nogil:
     cdef Exchange* x = &c.x
     cdef int64_t n
     cdef int step, rounds = 0
-    cdef bint bulk = c.uin.size == BUFFER_LARGE
+    cdef bint blocked, bulk = c.uin.size == BUFFER_LARGE
     while True:
+        blocked = False
         if buffer_used(&c.uin) > 0 and not x.responding:
             step = response_head(c)
             if step == STEP_OVER:
                 return STEP_OVER
+            blocked = step == STEP_ROOM
         if x.responding and not x.response_done:
             if feed_response(c) < 0:
                 return upstream_failed(c, FLAG_UPE, False)
         if response_send(c) == STEP_OVER:
             return STEP_OVER
+        if blocked and buffer_used(&c.dhead) == 0:
+            continue                         # the head that had no room has it now, and no event will say so
         if x.response_done or not c.up.source.readable:
             return STEP_WAIT
         if rounds == PUMP_ROUNDS:

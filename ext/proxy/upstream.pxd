@@ -19,9 +19,8 @@ cdef enum Got:
     QUEUED = 1
     FAILED = 2
 
-# `source` (or NULL) is the address to bind. `fresh`: not from the pool. `probe`: look whether a pooled one has ended before using it.
-cdef int upstream_get(Conn* c, const Peer* to, const Peer* source, uint32_t connect_ms, bint pooled, bint probe,
-                      int* error) noexcept nogil
+# `source` (or NULL) is the address to bind. `pooled`: an idle one will do, if the kernel still calls it open and silent.
+cdef int upstream_get(Conn* c, const Peer* to, const Peer* source, uint32_t connect_ms, bint pooled, int* error) noexcept nogil
 cdef void upstream_keep(Upstream* up) noexcept nogil
 cdef void upstream_drop(Upstream* up, bint abort) noexcept nogil
 cdef void pool_close(Captured* pod) noexcept nogil

@@ -33,7 +33,7 @@ cdef bint serves(const Upstream* up, const Peer* to, const Peer* source) noexcep
 
 
 cdef void pool_take(Upstream* up) noexcept nogil:
-    """Out of both lists of its pod; its timer is off."""
+    """Out of both lists of its pod; its timer is off. From here on it is nobody's, and whoever drops it must not take it again."""
     cdef Captured* pod = up.pod
     if up.prev != NULL:
         up.prev.next = up.next
@@ -50,25 +50,27 @@ cdef void pool_take(Upstream* up) noexcept nogil:
     else:
         pod.newest = up.older
     up.prev = up.next = up.older = up.newer = NULL
+    up.state = U_READY
     pod.idle -= 1
     up.w.stats.upstream_idle -= 1
     timer_clear(&up.w.loop.timers, &up.timer)
 
 
 cdef bint still_open(Upstream* up) noexcept nogil:
-    """Asks the kernel, since the event that says otherwise may not have been read yet."""
+    """Asks the kernel, since the event that says otherwise may not have been read yet: an end, or bytes that nobody asked for,
+    which would be taken for the answer to the next request."""
     cdef char byte
     return recv(up.source.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 and errno == EAGAIN
 
 
-cdef Upstream* pool_find(Captured* pod, const Peer* to, const Peer* source, bint probe) noexcept nogil:
+cdef Upstream* pool_find(Captured* pod, const Peer* to, const Peer* source) noexcept nogil:
     cdef Upstream* up = pod.pool[bucket_of(to)]
     cdef Upstream* after
     while up != NULL:
         after = up.next
         if serves(up, to, source):
             pool_take(up)
-            if not probe or still_open(up):
+            if still_open(up):
                 return up
             upstream_drop(up, False)
         up = after
@@ -204,7 +206,7 @@ cdef Upstream* dial(Conn* c, int fd, const Peer* to, const Peer* source, uint32_
     return up
 
 
-cdef int upstream_get(Conn* c, const Peer* to, const Peer* source, uint32_t connect_ms, bint pooled, bint probe,
+cdef int upstream_get(Conn* c, const Peer* to, const Peer* source, uint32_t connect_ms, bint pooled,
                       int* error) noexcept nogil:
     cdef int fd
     cdef Upstream* up
@@ -213,10 +215,9 @@ cdef int upstream_get(Conn* c, const Peer* to, const Peer* source, uint32_t conn
         error[0] = -EHOSTUNREACH        # ourselves: a loop
         return FAILED
     if pooled:
-        up = pool_find(c.pod, to, source, probe)
+        up = pool_find(c.pod, to, source)
         if up != NULL:
             up.conn = c
-            up.state = U_READY
             c.up = up
             return DIALLED
     fd = stock_take(c.pod, to.family)
