@@ -16,6 +16,21 @@ from tests.support.lab import Lab, lab
 HERE = Path(__file__).parent
 
 
+NGINX = """
+user root;
+worker_processes 1;
+pid @WWW@/nginx.pid;
+error_log stderr warn;
+events {}
+http {
+  access_log off;
+  client_body_temp_path @WWW@/body;
+  client_max_body_size 100m;
+  server { listen 8081; root @WWW@; location /put { dav_methods PUT; } }
+}
+"""
+
+
 def postgres_bin() -> Path:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     assert found, "PostgreSQL is not installed: make setup"
@@ -33,6 +48,10 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     www.mkdir()
     (www / "hello.txt").write_text("hello\n")
     (www / "large.bin").write_bytes(os.urandom(1 << 16) * 64)
+    (www / "nginx.conf").write_text(NGINX.replace("@WWW@", str(www)))
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+                    "-subj", "/CN=secret", "-keyout", str(www / "key.pem"), "-out", str(www / "cert.pem")],
+                   check=True, capture_output=True, timeout=30)
     user = pwd.getpwnam("postgres")
     data.mkdir(mode=0o700)
     shutil.chown(data, user.pw_uid, user.pw_gid)
@@ -43,7 +62,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         hba.write("host all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n")
     text = (HERE / "manifests.yaml").read_text()
     for name, value in {"PGUID": user.pw_uid, "PGBIN": postgres_bin(), "PGDATA": data, "WWW": www,
-                        "PYTHON": "/usr/bin/python3", "GREETER": HERE / "greeter.py"}.items():
+                        "PYTHON": "/usr/bin/python3", "GREETER": HERE / "greeter.py", "HERE": HERE,
+                        "VENV": sys.executable}.items():
         text = text.replace(f"@{name}@", str(value))
     manifests = base / "manifests.yaml"
     manifests.write_text(text)
