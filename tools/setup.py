@@ -122,8 +122,9 @@ def venv() -> None:
     path = f"{VENV / 'bin'}:{os.environ.get('PATH', '')}"
     run("venv", [*pip, *build_requirements()], hint, PATH=path)
     print("setup: building the extension", flush=True)
+    # meson writes cython's path down: `.venv/bin/narrows` rebuilds what changed from any shell, without .venv on its PATH
     run("build", [*pip, "--no-build-isolation", "--config-settings=build-dir=build", "-e", ".[dev]"],
-        "see the compiler's message above; `make clean` starts from nothing", PATH=path)
+        "see the compiler's message above; `make clean` starts from nothing", PATH=path, CYTHON=str(VENV / "bin" / "cython"))
     write_stamp(venv=inputs())
 
 

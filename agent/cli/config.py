@@ -65,6 +65,13 @@ def _listeners(dump: Json) -> Iterable[Row]:
         yield one["kind"], one["where"], one["address"], one["state"]
 
 
+def _sections(view: str, dump: Json) -> Any:
+    """What `-o json` shows of a view: a list of objects."""
+    if view != "endpoints":
+        return dump[VIEWS[view][0]]
+    return [{"scope": one["scope"], "cluster": one["name"], **end} for one in dump["clusters"] for end in one["endpoints"]]
+
+
 def match_text(match: Json) -> str:
     """One line for a person: `prefix=/ headers: end-user exact=jason`."""
     def one(part: Json) -> str:
@@ -105,7 +112,7 @@ EMPTY = {
 
 
 def _add(view: str) -> None:
-    section, rows, heads = VIEWS[view]
+    _, rows, heads = VIEWS[view]
 
     @command.command(view, help=f"The {view} that are in force.")
     @click.option("--name", help="Name of the lab (default: default).")
@@ -120,7 +127,7 @@ def _add(view: str) -> None:
             found = {node: found[node]}
         dumps = {one: ask(path / "admin.sock", "/config_dump") for one, path in found.items()}
         if output == "json":
-            as_json({one: dump[section] for one, dump in dumps.items()})
+            as_json({one: _sections(view, dump) for one, dump in dumps.items()})
             return
         # nodes know the same services and workloads: the column is told only where it says something
         table = [(one, *row) for one, dump in dumps.items() for row in rows(dump)]

@@ -1,7 +1,8 @@
 """The `narrows` command: subcommands come from entry points and are imported only when they are called.
 
 Exit codes are those of sysexits.h: 0 done, 64 used wrongly, 65 bad input, 69 something needed is not there, 70 our
-own fault (with a traceback when NARROWS_TRACEBACK is set), 77 not permitted, 78 bad configuration; 130 on Ctrl-C.
+own fault (with a traceback when NARROWS_TRACEBACK is set), 74 the output cannot be written, 77 not permitted, 78 bad
+configuration; 130 on Ctrl-C.
 A failure is one line that says what failed and what to do. NO_COLOR is respected; a closed pipe ends us quietly.
 """
 from __future__ import annotations
@@ -16,7 +17,7 @@ import click
 
 GROUP = "narrows.commands"
 
-EX_USAGE, EX_DATAERR, EX_UNAVAILABLE, EX_SOFTWARE, EX_NOPERM, EX_CONFIG = 64, 65, 69, 70, 77, 78
+EX_USAGE, EX_DATAERR, EX_UNAVAILABLE, EX_SOFTWARE, EX_IOERR, EX_NOPERM, EX_CONFIG = 64, 65, 69, 70, 74, 77, 78
 
 # one line each for `narrows --help`, so that help imports nothing
 ABOUT = {
@@ -89,8 +90,11 @@ def main() -> None:
     # end the agent when a peer of one of its sockets goes away.
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE and not code:
+            _say(f"the output cannot be written: {error.strerror}")
+            code = EX_IOERR
     sys.exit(code)
 
 
@@ -121,6 +125,9 @@ def run(arguments: list[str]) -> int:
     except OSError as failed:
         if failed.errno == errno.EPIPE:
             return 0
+        if failed.filename is None and failed.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # stdout: files have names
+            _say(f"the output cannot be written: {failed.strerror}")
+            return EX_IOERR
         _say(str(failed))
         return EX_UNAVAILABLE
     except ModuleNotFoundError as missing:

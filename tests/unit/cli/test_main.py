@@ -93,6 +93,36 @@ def test_a_closed_pipe_ends_it_quietly() -> None:
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor"], ["config", "--help"]])
+def test_a_full_disk_is_74_in_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", "from agent.cli.main import main; main()", *arguments], stdout=full,
+                              stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (74, "narrows: the output cannot be written: No space left on device\n")
+
+
+def walk(command: click.Command, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every command and group, as the words that call it."""
+    found = [words]
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            found += walk(below, (*words, name))
+    return found
+
+
+def test_every_command_has_help_that_says_something(capsys: pytest.CaptureFixture[str]) -> None:
+    calls = walk(cli.group)
+    assert ("lab", "up") in calls and ("config", "routes") in calls and len(calls) > 25
+    for words in calls:
+        assert run([*words, "--help"]) == 0
+        usage, about, *_ = capsys.readouterr().out.split("\n\n")
+        assert usage.startswith(f"Usage: narrows {' '.join(words)}".rstrip()), words
+        assert len(about.split()) >= 3, f"narrows {' '.join(words)} --help says nothing"
+
+
 def test_an_agent_without_its_directory_says_so(tmp_path: Path) -> None:
     done = narrows("agent", "--run-dir", str(tmp_path / "none"), "--node", "n1", "--xds", "unix:/none")
     assert done.returncode == 78 and "is no directory" in done.stderr

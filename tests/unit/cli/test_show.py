@@ -124,6 +124,14 @@ def test_json_holds_the_same_by_node(node: Path, capsys: pytest.CaptureFixture[s
     assert service["hostname"] == HOST and service["endpoints"][UID]["port"] == {"9080": 9080}
 
 
+def test_endpoints_as_json_are_one_object_each(node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["config", "endpoints", "--run-dir", str(node), "-o", "json"]) == 0
+    healthy, unhealthy = json.loads(capsys.readouterr().out)["n1"]
+    assert healthy == {"scope": "ns=default", "cluster": "v1", "address": "10.244.1.5", "port": 9080, "weight": 1,
+                       "status": "Healthy"}
+    assert unhealthy["status"] == "Unhealthy"
+
+
 def test_status_shows_who_is_captured_and_ends_with_69_when_something_is_missing(
         node: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["status", "--run-dir", str(node)]) == 69
