@@ -47,6 +47,12 @@ def test_the_extension_is_built() -> None:
     assert built_modules(), "no extension modules under build/: run make build"
 
 
+def test_every_module_of_the_data_path_is_looked_at() -> None:
+    looked_at = {(so.parent.name, so.name.partition(".")[0]) for so in built_modules()}
+    sources = {(pyx.parent.name, pyx.stem) for room in ROOMS for pyx in (ROOT / "ext" / room).glob("*.pyx")}
+    assert ("proxy", "relay") in sources and sources <= looked_at, f"not built: {sources - looked_at}"
+
+
 @pytest.mark.parametrize("module", built_modules(), ids=lambda p: f"{p.parent.name}/{p.name.split('.')[0]}")
 def test_no_datapath_function_calls_python(module: Path) -> None:
     assert python_calls(disassemble(module)) == {}
