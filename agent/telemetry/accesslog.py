@@ -23,9 +23,14 @@ def protocol(record: AccessRecord) -> str | None:
     return None if record.protocol == "tcp" else f"HTTP/1.{record.version_minor}"
 
 
+def service_ms(record: AccessRecord) -> int | None:
+    """Until the response began: a notion of HTTP, which a TCP connection has not."""
+    return record.upstream_us // 1000 if record.upstream_us and record.protocol != "tcp" else None
+
+
 def json_line(record: AccessRecord) -> str:
     """One JSON object with Istio's keys; what does not apply is null. `reporter` is ours: a node logs both sides."""
-    upstream_ms = record.upstream_us // 1000 if record.upstream_us else None
+    upstream_ms = service_ms(record)
     fields = {
         "start_time": start_time(record),
         "method": record.method or None,
@@ -64,10 +69,11 @@ def quoted(text: str) -> str:
 def text_line(record: AccessRecord) -> str:
     """Istio's default text format; `-` for what does not apply."""
     request = f"{record.method or '-'} {record.path or '-'} {protocol(record) or '-'}"
-    upstream_ms = record.upstream_us // 1000 if record.upstream_us else "-"
+    upstream_ms = service_ms(record)
     parts = (
         f"[{start_time(record)}]", quoted(request), record.code, record.flag, record.details or "-", "-",
-        quoted(record.failure), record.received, record.sent, record.duration_us // 1000, upstream_ms,
+        quoted(record.failure), record.received, record.sent, record.duration_us // 1000,
+        "-" if upstream_ms is None else upstream_ms,
         quoted(record.forwarded_for), quoted(record.user_agent), quoted(record.request_id), quoted(record.authority),
         quoted(record.upstream_remote), record.cluster or "-", record.upstream_local or "-",
         record.downstream_local or "-", record.downstream_remote or "-", record.sni or "-", record.route or "-",

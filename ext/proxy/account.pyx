@@ -1,10 +1,11 @@
 """See account.pxd."""
+from libc.errno cimport EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memset, strlen
 from ext.core.loop cimport clock_ns
 from ext.core.protocol cimport INDEX_PASSTHROUGH, LISTEN_INBOUND
 from ext.core.shm cimport (REPORTER_DESTINATION, REPORTER_SOURCE, SERIES_GRPC, SERIES_HTTP, SERIES_TCP, TEXT_AUTHORITY,
-                           TEXT_CLUSTER, TEXT_COUNT, TEXT_FORWARDED_FOR, TEXT_METHOD, TEXT_PATH, TEXT_REQUEST_ID,
+                           TEXT_CLUSTER, TEXT_COUNT, TEXT_FAILURE, TEXT_FORWARDED_FOR, TEXT_METHOD, TEXT_PATH, TEXT_REQUEST_ID,
                            TEXT_ROUTE, TEXT_USER_AGENT, LogAddress, LogRecord, Series, SeriesKey, bump, log_append,
                            series_drop, series_hold, series_request, stats_series)
 from ext.core.slab cimport slab_give, slab_take
@@ -63,6 +64,7 @@ cdef void account_begin_http(Conn* c) noexcept nogil:
     facts.version_minor = c.x.version_minor
     facts.code = 0
     facts.first_byte_ns = 0
+    facts.failure = 0
     facts.received = facts.sent = facts.request_bytes = facts.response_bytes = 0
 
 
@@ -178,7 +180,28 @@ cdef void write_log(Conn* c, uint64_t took_us) noexcept nogil:
     elif c.kind == LISTEN_INBOUND:
         texts[<int>TEXT_CLUSTER].p = inbound
         texts[<int>TEXT_CLUSTER].n = inbound_name(inbound, c.target.port)
+    if c.facts.failure != 0:
+        failure_text(&texts[<int>TEXT_FAILURE], -c.facts.failure)
     log_append(&c.w.log, &c.w.table, &record, texts)
+
+
+cdef void failure_text(Span* out, int error) noexcept nogil:
+    """As Envoy writes it. A connect that nobody answered in time has no text: its details say so."""
+    if error == ECONNREFUSED:
+        out.p = b"delayed_connect_error:_Connection_refused"
+    elif error == ECONNRESET:
+        out.p = b"delayed_connect_error:_Connection_reset_by_peer"
+    elif error == EHOSTUNREACH:
+        out.p = b"delayed_connect_error:_No_route_to_host"
+    elif error == ENETUNREACH:
+        out.p = b"delayed_connect_error:_Network_is_unreachable"
+    elif error == EADDRNOTAVAIL:
+        out.p = b"immediate_connect_error:_Cannot_assign_requested_address"
+    elif error != ETIMEDOUT:
+        out.p = b"delayed_connect_error"
+    else:
+        return
+    out.n = <uint32_t>strlen(out.p)
 
 
 cdef uint32_t inbound_name(char* out, uint16_t port) noexcept nogil:

@@ -180,11 +180,11 @@ cdef int choose_tcp(Conn* c) noexcept nogil:
         return FLAG_NC
     if cluster.service != 0:
         c.facts.service = cluster.service
+    cluster_hold(cluster)
+    c.x.cluster = cluster
     c.x.endpoint = balance_pick(cluster, tables_random(c.w.tables), NULL)
     if c.x.endpoint == NULL:
         return FLAG_UH
-    cluster_hold(cluster)
-    c.x.cluster = cluster
     endpoint_begin(c.x.endpoint)
     c.facts.destination = endpoint_workload(c.x.endpoint)
     c.connect_ms = cluster.connect_timeout_ms
@@ -222,10 +222,12 @@ cdef void dial(Conn* c) noexcept nogil:
             conn_timer(c, STOCK_WAIT_MS)
             return
         if got == FAILED:
+            c.facts.failure = error
             conn_end(c, FLAG_UF, DETAIL_CONNECT_FAILURE, True)
             return
         timer_clear(&c.w.loop.timers, &c.timer)
     if c.up.state == U_DEAD:
+        c.facts.failure = c.up.error
         conn_end(c, FLAG_UF, DETAIL_CONNECT_TIMEOUT if c.up.error == -ETIMEDOUT else DETAIL_CONNECT_FAILURE, True)
     elif c.up.state == U_READY:
         relay_start(c)

@@ -223,6 +223,7 @@ cdef bint find_upstream(Conn* c) noexcept nogil:
             exchange_arm(c)
             return False
         if got == FAILED:
+            c.facts.failure = error
             answer(c, 503, FLAG_UF, DETAIL_CONNECT_FAILURE)
             return True
     if c.up.state == U_CONNECTING:
@@ -231,6 +232,7 @@ cdef bint find_upstream(Conn* c) noexcept nogil:
             conn_end(c, FLAG_DC, DETAIL_DOWNSTREAM_CLOSED, True)
         return False
     if c.up.state == U_DEAD:
+        c.facts.failure = c.up.error
         answer(c, 503, FLAG_UF, DETAIL_CONNECT_TIMEOUT if c.up.error == -ETIMEDOUT else DETAIL_CONNECT_FAILURE)
         return True
     if not know_head(c):

@@ -112,6 +112,7 @@ cdef struct Facts:          # what account needs of a TCP connection or of one H
     uint8_t flag
     uint8_t version_minor
     uint8_t open            # begun and not yet ended
+    int failure             # -errno of a connect that failed
 
 cdef struct Upstream:
     Source source           # first: a Source* is its Upstream*

@@ -119,7 +119,8 @@ def line_address(servers: Lab) -> str:
 
 @pytest.mark.parametrize(("args", "route"), [
     (["/exact"], "exact"), (["/exact/not"], None), (["/prefix/x"], "prefix"), (["/regex/12"], "regex"), (["/regex/12x"], None),
-    (["/m"], None), (["/m?q=1"], "query"), (["/m?q=12"], None), (["/m", "-X", "DELETE"], "method"), (["/m", "-H", "X-Kind: special"], "header"),
+    (["/m"], None), (["/m?q=1"], "query"), (["/m?q=12"], None),
+    (["/m", "-X", "DELETE"], "method"), (["/m", "-H", "X-Kind: special"], "header"),
 ])
 def test_each_kind_of_match_decides_alone(servers: Lab, args: list[str], route: str | None) -> None:
     done = servers.exec("client", "curl", "-sS", "-i", "-m", "5", f"http://origin{args[0]}", *args[1:])
@@ -161,6 +162,8 @@ def test_each_fault_has_its_code_and_flag_in_log_and_metrics(
     assert curl(servers, url).split()[0] == code
     assert time.monotonic() - start < 8
     assert log.outcome("source", path=path) == source
+    refused = "delayed_connect_error:_Connection_refused" if source[2].endswith("{remote_connection_failure}") else None
+    assert log.one("source", path=path)["upstream_transport_failure_reason"] == refused
     expected = {("source", str(source[0]), source[1]): 1}
     if destination is not None:
         assert log.outcome("destination", path=path) == destination

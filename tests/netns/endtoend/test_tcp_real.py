@@ -79,10 +79,14 @@ def test_an_address_that_the_mesh_does_not_know_passes_untouched(servers: Lab) -
     assert (line["upstream_cluster"], line["protocol"]) == ("PassthroughCluster", None)
 
 
-@pytest.mark.parametrize(("service", "port", "flag"), [("nobody", 90, "UH"), ("plain", 9998, "UF")])
-def test_a_connection_that_reaches_no_server_ends_with_its_flag(servers: Lab, service: str, port: int, flag: str) -> None:
+@pytest.mark.parametrize(("service", "port", "flag", "reason"), [
+    ("nobody", 90, "UH", None), ("plain", 9998, "UF", "delayed_connect_error:_Connection_refused")])
+def test_a_connection_that_reaches_no_server_ends_with_its_flag(
+        servers: Lab, service: str, port: int, flag: str, reason: str | None) -> None:
     log = Log(servers)
     assert play(servers, "raw", service, port, b"hello".hex()) in ("", "<reset>")
-    assert log.one("source")["response_flags"] == flag
+    line = log.one("source")
+    assert (line["response_flags"], line["upstream_transport_failure_reason"]) == (flag, reason)
+    assert (line["upstream_cluster"], line["upstream_service_time"]) == (f"outbound|{port}||{service}.default.svc.cluster.local", None)
 
 

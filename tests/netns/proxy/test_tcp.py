@@ -205,7 +205,7 @@ def test_a_refused_connection_is_closed_and_flagged(mesh: Mesh) -> None:
     with pytest.raises(ConnectionResetError):
         mesh.dial(mesh.pods.other.ip, 7071).recv(1)
     record = mesh.worker.record()
-    assert record["flag"] == "UF"
+    assert (record["flag"], record["failure"]) == ("UF", "delayed_connect_error:_Connection_refused")
 
 
 def test_no_endpoint_and_no_cluster_close_the_connection(mesh: Mesh) -> None:

@@ -41,6 +41,7 @@ def test_a_quote_or_line_break_in_a_request_forges_nothing() -> None:
 def test_a_tcp_connection_has_no_request() -> None:
     line = text_line(replace(RECORD, protocol="tcp", method="", path="", code=0, details=""))
     assert '"- - -" 0 - - -' in line
+    assert json.loads(json_line(replace(RECORD, protocol="tcp")))["upstream_service_time"] is None
 
 
 def test_reopen_follows_a_rotation(tmp_path: Path) -> None:
