@@ -27,12 +27,12 @@ cdef enum:
     MISS_KEY_BYTES = 1024
     TEXT_BYTES = 4096
     COMMITS_MAX = 64            # that wait
-    QUICK_DEATHS = 3            # in a row, and the next start waits
+    QUICK_DEATHS = 20           # in a row, and the next start waits; a start is 50 ms of CPU
 
 COMMIT_SECONDS = 2.0            # for a worker to apply a transaction
 START_SECONDS = 10.0            # from the start to READY
 AWAY_SECONDS = 20.0             # a transaction waits so long for a worker to commit it to
-STEADY_SECONDS = 5.0            # a worker that lived so long did not die quickly
+STEADY_SECONDS = 1.0            # a worker that lived so long did not die quickly
 RETRY_FIRST, RETRY_LAST = 0.1, 5.0
 LOOK_SECONDS = 1.0              # between two looks at the heartbeats
 GONE_SECONDS = 1.0              # between the end of a control socket and that of its process

@@ -270,13 +270,29 @@ async def test_a_real_worker_killed_with_9_is_replaced_in_under_200_ms(client: K
     pod = namespaces.make("pod")
     await add(client, 1, "pod", pod)
     times = []
-    for _ in range(3):
+    for _ in range(20):
         victim = max(await client.workers(), key=lambda worker: worker.pods)
         began = time.monotonic()
         os.kill(victim.pid, signal.SIGKILL)
         assert (await until_state(client, WorkerState.REPLACED)).index == victim.index
         times.append(time.monotonic() - began)
-    assert sorted(times)[1] < 0.2, times
+    assert sorted(times)[10] < 0.2, times  # the median: a loaded machine has a slow one now and then
+    assert listening(pod) == [("*", "15001"), ("*", "15006")]
+
+
+async def test_a_worker_that_hangs_is_replaced_and_its_pods_are_served_on(client: KeeperClient, namespaces: Namespaces) -> None:
+    pod = namespaces.make("pod")
+    await add(client, 1, "pod", pod)
+    victim = max(await client.workers(), key=lambda worker: worker.pods)
+    os.kill(victim.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    async with asyncio.timeout(20):
+        async for event in client.events():
+            if isinstance(event, WorkerChange) and event.state is WorkerState.REPLACED:
+                break
+    assert time.monotonic() - began < 14, "10 s without a turn, and a look each second"
+    assert not Path(f"/proc/{victim.pid}").exists()
+    assert sum(worker.pods for worker in await client.workers()) == 1
     assert listening(pod) == [("*", "15001"), ("*", "15006")]
 
 
