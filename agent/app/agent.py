@@ -218,7 +218,7 @@ class Agent:
             self._mesh.connect(self._xds.want)
             self._restored = True
             if versions[TypeUrl.ADDRESS]:
-                self._informed = True
+                self._inform()
                 log.info("restored what an earlier agent left in the keeper",
                          extra={"resources": sum(map(len, versions.values())), "pods": len(inventory.pods)})
         self._data_path.attach(await link.readers())
@@ -250,7 +250,11 @@ class Agent:
 
     def _acknowledged(self, type_url: str) -> None:
         if type_url == TypeUrl.ADDRESS:
-            self._informed = True
+            self._inform()
+
+    def _inform(self) -> None:
+        self._informed = True
+        self._pods.informed()
 
     # -- pods -------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The pods of this node: each brought to what its annotations ask, in an order that never leaves one half captured.
 
-    enrol      keeper makes listeners -> workers know the pod -> redirects (verified) -> captured
+    enrol      workers know the mesh -> keeper makes listeners -> workers know the pod -> redirects (verified) -> captured
     un-enrol   redirects go -> live connections finish -> marks, listeners and what workers know go
     gone       redirects if the namespace is still there, then the rest at once
 
@@ -48,7 +48,7 @@ class State(StrEnum):
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.NEW: frozenset({State.OUT, State.ENTERING, State.GONE}),
     State.OUT: frozenset({State.ENTERING, State.GONE}),
-    State.ENTERING: frozenset({State.CAPTURED, State.OUT, State.GONE}),
+    State.ENTERING: frozenset({State.CAPTURED, State.LEAVING, State.OUT, State.GONE}),
     State.CAPTURED: frozenset({State.LEAVING, State.ENTERING, State.GONE}),  # ENTERING: the keeper lost it
     State.LEAVING: frozenset({State.ENTERING, State.OUT, State.GONE}),
     State.GONE: frozenset(),
@@ -57,6 +57,10 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 class KeeperAway(Exception):
     """Nothing can be decided now."""
+
+
+class MeshUnknown(KeeperAway):
+    """Nobody has told yet who is in the mesh: what is captured now would pass by every route."""
 
 
 class Superseded(Exception):
@@ -125,6 +129,7 @@ class Pods:
         self._news = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         self._synced = False  # the first list of pods was taken
+        self._informed = False  # the mesh is known
         self.repairs = 0
 
     # -- wishes -----------------------------------------------------------------------------------------------------
@@ -156,6 +161,12 @@ class Pods:
             task = asyncio.create_task(self._detach(uid), name=f"forget {uid}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def informed(self) -> None:
+        """Workloads and services of the mesh are known from now on: pods that waited for that go on."""
+        if not self._informed:
+            self._informed = True
+            self.again()
 
     def again(self) -> None:
         """Look at every pod again now."""
@@ -226,7 +237,7 @@ class Pods:
                 delay = RETRY_FIRST
             except Superseded:
                 continue
-            except KeeperAway as error:  # `attach` wakes everybody
+            except KeeperAway as error:  # `attach` and `informed` wake everybody
                 one.reason = str(error)
                 if one.deleted:
                     await self._end(one)
@@ -297,9 +308,18 @@ class Pods:
                              f"{len(outcome.changed)} changes")
 
     async def _listen(self, one: Tracked, families: tuple[int, ...]) -> None:
-        """Have the keeper hold listeners inside the pod's namespace, once."""
+        """Have the keeper hold listeners inside the pod's namespace, once.
+
+        Redirects may be there already, of an earlier agent or keeper: without listeners their connections are refused,
+        with listeners before workers know the mesh they would pass by its routes. So the mesh comes first.
+        """
         uid = one.pod.uid
         keeper = self._present()
+        if uid not in self._attached:
+            if not self._informed:
+                raise MeshUnknown("the control plane has not told yet who is in the mesh")
+            await _unless_changed(one, self._committer.in_force())
+            keeper = self._present()
         netns = netlink.open_namespace(one.pod.netns)
         try:
             inode = os.fstat(netns).st_ino
@@ -343,10 +363,7 @@ class Pods:
         if one.state is not State.LEAVING:
             await self._reconciler.release(pod.netns)
             one.plan = one.settings = None
-            if one.state is State.ENTERING:
-                one.step(State.OUT, reason)
-            else:
-                one.step(State.LEAVING, reason)
+            one.step(State.LEAVING, reason)  # OUT only when nothing is left: who is woken on the way must come back here
             self._events.add("Released", one.about, f"not captured any more: {reason}; live connections finish")
         await self._decided(one)
         await self._linger(one)

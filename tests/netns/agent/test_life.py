@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from agent import netlink
+from agent.cli.main import CommandError
 from tests.netns.agent.conftest import PORT, VIRTUAL, Instance
 from tests.support.wait import until
 
@@ -147,6 +148,37 @@ def test_a_new_keeper_gets_everything_and_captures_go_on(instance: Instance) -> 
     instance.start_keeper()
     instance.ready()
     until(lambda: served(instance), "requests are served again")
+
+
+def test_what_is_redirected_is_refused_and_never_passed_on_while_nobody_knows_the_mesh(instance: Instance) -> None:
+    instance.up()
+    assert served(instance)
+    for name in ("plane", "agent", "keeper"):
+        instance.kill(name)
+
+    def direct() -> int:
+        """curl's exit status for the server's own address, where only redirects stand in the way."""
+        return instance.client.run("curl", "-s", "-m", "3", f"http://{instance.server.ip}:8080/", check=False).returncode
+
+    refused = 7
+    until(lambda: direct() == refused, "the workers are gone with their listeners")
+    instance.start_keeper()
+    instance.start_agent()
+
+    def missing() -> list[str]:
+        try:
+            said: list[str] = instance.ask("/ready")["missing"]
+        except CommandError:  # it is starting
+            return []
+        return said
+
+    until(lambda: any("default/client" in text and "control plane" in text for text in missing()),
+          "the agent says what the pod waits for", 20)
+    assert direct() == refused
+    instance.start_plane()
+    instance.ready()
+    assert served(instance)
+    assert direct() == 0
 
 
 def test_a_pod_that_goes_leaves_nothing_in_the_keeper_and_its_number_is_not_given_again(instance: Instance) -> None:
