@@ -55,7 +55,8 @@ def test_the_licence_is_apache_and_bpf_is_free_for_the_kernel() -> None:
 
 def test_every_dependency_has_a_lowest_and_a_highest_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    for line in [*project["build-system"]["requires"], *project["project"]["dependencies"]]:
+    asked = (project["build-system"]["requires"], project["project"]["dependencies"], project["project"]["optional-dependencies"]["dev"])
+    for line in (line for lines in asked for line in lines):
         assert ">=" in line and "<" in line.partition(">=")[2], line
 
 
