@@ -37,7 +37,8 @@ class NetworkType(click.ParamType[Any]):
 def settings_options(command: F) -> F:
     """What a pod's annotations would say, as options."""
     for option in reversed((
-        click.option("--instance", default="default", show_default=True, help="Instance whose chains are meant."),
+        click.option("--instance", default="default", show_default=True,
+                     help="Instance whose chains are meant: an agent's is its run directory."),
         click.option("--exclude-outbound-port", "outbound_ports", type=PORT, multiple=True, metavar="PORT"),
         click.option("--exclude-inbound-port", "inbound_ports", type=PORT, multiple=True, metavar="PORT"),
         click.option("--exclude-outbound-range", "excluded", type=NetworkType(), multiple=True, metavar="CIDR"),
@@ -92,7 +93,8 @@ def verify_command(*, netns: str, instance: str, **asked: Any) -> None:
 @click.option("--netns", "paths", multiple=True, metavar="PATH", help="A pod's network namespace; may be repeated.")
 @click.option("--run-dir", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Every pod of an instance: its run directory, with pods/*.json.")
-@click.option("--instance", help="Only the chains of this instance; without it those of every instance.")
+@click.option("--instance", help="Only the chains of this instance (an agent's is its run directory); "
+              "without it those of every instance.")
 def clean_command(paths: tuple[str, ...], run_dir: Path | None, instance: str | None) -> None:
     """Remove every chain, rule and route of ours. Ends with 1 when a namespace could not be cleaned."""
     wanted = list(dict.fromkeys([*paths, *(_namespaces(run_dir) if run_dir is not None else [])]))

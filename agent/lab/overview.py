@@ -43,7 +43,8 @@ async def all_events(lab: Supervisor) -> list[dict[str, Any]]:
     if lab.options.mesh:
         for node, told in zip(lab.nodes, await asyncio.gather(*(lab.admins.events(node) for node in lab.nodes)),
                               strict=True):
-            found += [{"time": one["time"], "subject": f"{node}: {one['about']}", "text": one["message"]} for one in told]
+            found += [{"time": one["time"], "subject": f"{node}: {one['about']}",
+                       "text": one["message"].removeprefix(f"{one['about']}: ")} for one in told]
     return sorted(found, key=lambda one: one["time"])
 
 

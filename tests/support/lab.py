@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+COUNTED = {"istio_requests_total": "http", "istio_tcp_connections_opened_total": "tcp"}
 NARROWS = str(Path(sys.executable).with_name("narrows"))
 
 
@@ -31,8 +33,8 @@ def narrows(*argv: str, timeout: float = 60, check: bool = True) -> subprocess.C
 class Lab:
     """One running lab, by name."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, paths: Sequence[Path | str] = ()) -> None:
+        self.name, self.paths = name, tuple(Path(path) for path in paths)
 
     def run(self, *argv: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`narrows lab ARGV... --name NAME`; the name goes right behind the subcommand."""
@@ -50,8 +52,9 @@ class Lab:
         return pods
 
     def pod(self, prefix: str) -> dict[str, Any]:
-        """The one pod whose name starts with `prefix`."""
+        """The pod of that name, or the one pod whose name starts so."""
         found = [pod for pod in self.status() if pod["name"].startswith(prefix)]
+        found = [pod for pod in found if pod["name"] == prefix] or found
         assert len(found) == 1, f"{prefix}: {[pod['name'] for pod in found]}"
         return found[0]
 
@@ -83,11 +86,34 @@ class Lab:
         return sum(value for sample, have, value in self.samples()
                    if sample == name and all(have.get(key) == want for key, want in labels.items()))
 
+    def counts(self, **labels: str) -> dict[tuple[str, str], float]:
+        """Requests and opened connections so far by (`http` or `tcp`, reporter), of the series that have these labels."""
+        found: dict[tuple[str, str], float] = {}
+        for name, have, value in self.samples():
+            if name in COUNTED and all(have.get(key) == want for key, want in labels.items()):
+                key = COUNTED[name], have["reporter"]
+                found[key] = found.get(key, 0) + value
+        return found
+
+    def manifest(self, kind: str, name: str, namespace: str = "default") -> dict[str, Any]:
+        """An object as the lab was brought up with it, to be changed and applied."""
+        for path in self.paths:
+            for body in yaml.safe_load_all(path.read_text()):
+                if body and body["kind"] == kind and body["metadata"]["name"] == name and (
+                        kind == "Namespace" or body["metadata"].get("namespace", "default") == namespace):
+                    return dict(body)
+        raise AssertionError(f"{kind} {namespace}/{name} is in none of {self.paths}")
+
+
+def more(before: dict[tuple[str, str], float], after: dict[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+    """What was counted between two `counts`."""
+    return {key: value - before.get(key, 0) for key, value in after.items() if value != before.get(key, 0)}
+
 
 @contextmanager
 def lab(*paths: Path | str, options: Sequence[str] = (), prefix: str = "t") -> Iterator[Lab]:
     """A lab of its own, up before the body and down after it, whatever happens in between."""
-    this = Lab(f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:4]}")
+    this = Lab(f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:4]}", paths)
     try:
         this.run("up", *(str(path) for path in paths), "--detach", *options, timeout=120)
         yield this

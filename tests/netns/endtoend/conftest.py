@@ -60,13 +60,14 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     subprocess.run(initdb, check=True, capture_output=True, cwd="/", timeout=60)
     with (data / "pg_hba.conf").open("a") as hba:
         hba.write("host all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n")
-    text = (HERE / "manifests.yaml").read_text()
-    for name, value in {"PGUID": user.pw_uid, "PGBIN": postgres_bin(), "PGDATA": data, "WWW": www,
-                        "PYTHON": "/usr/bin/python3", "GREETER": HERE / "greeter.py", "HERE": HERE,
-                        "VENV": sys.executable}.items():
-        text = text.replace(f"@{name}@", str(value))
-    manifests = base / "manifests.yaml"
-    manifests.write_text(text)
+    manifests = [base / "manifests.yaml", base / "peers.yaml"]
+    for path in manifests:
+        text = (HERE / path.name).read_text()
+        for name, value in {"PGUID": user.pw_uid, "PGBIN": postgres_bin(), "PGDATA": data, "WWW": www,
+                            "PYTHON": "/usr/bin/python3", "GREETER": HERE / "greeter.py", "HERE": HERE,
+                            "VENV": sys.executable}.items():
+            text = text.replace(f"@{name}@", str(value))
+        path.write_text(text)
     assert Path(sys.executable).exists()
-    with lab(manifests) as running:
+    with lab(*manifests) as running:
         yield running

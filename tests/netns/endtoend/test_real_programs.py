@@ -16,7 +16,8 @@ pytestmark = pytest.mark.netns
 def test_the_annotated_pods_are_captured_and_the_control_pod_is_not(servers: Lab) -> None:
     captured = {pod["name"]: pod["captured"] for pod in servers.status()}
     assert [captured.pop("outsider"), captured.pop("plain")] == [False, False]
-    assert captured == dict.fromkeys(("client", "client2", "redis", "postgres", "web", "greeter", "origin", "nginx", "rpc", "secret"), True)
+    assert set(captured) >= {"client", "client2", "redis", "postgres", "web", "greeter", "origin", "nginx", "rpc", "secret"}
+    assert all(captured.values())
     assert "disabled" in servers.pod("outsider")["reason"]
 
 
