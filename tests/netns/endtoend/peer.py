@@ -3,6 +3,8 @@ TCP (9000), echo over TCP and UDP (9001). Standard library alone.
 """
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import socketserver
 import threading
@@ -61,6 +63,7 @@ class Udp(socketserver.UDPServer):
     address_family = socket.AF_INET6
 
 
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the first process of a pid namespace has no default for it
 servers: list[socketserver.BaseServer] = [Web(("::", 7000), Http), Tcp(("::", 9000), Who), Tcp(("::", 9001), Echo),
                                           Udp(("::", 9001), EchoDatagrams)]
 for server in servers:

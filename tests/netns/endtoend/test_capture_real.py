@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,23 +209,33 @@ def test_the_printed_plan_is_what_the_kernel_has(servers: Lab, near: str) -> Non
 
 def test_rules_that_somebody_flushed_are_put_back_and_the_event_names_the_pod(servers: Lab, near: str) -> None:
     inside = ["ip", "netns", "exec", near]
-    for argv in (["iptables-legacy", "-t", "nat", "-F"], ["ip6tables-legacy", "-t", "filter", "-F"],
-                 ["ip", "rule", "del", "priority", "32764"]):
-        subprocess.run([*inside, *argv], check=True, timeout=10)
-    wrong = verify(servers)
+    (agent,) = servers.processes(f"agent --run-dir /run/narrows/lab/{servers.name}/nodes/n1 ")
+    os.kill(agent, signal.SIGSTOP)  # or it may be quicker than we look
+    try:
+        for argv in (["iptables-legacy", "-t", "nat", "-F"], ["ip6tables-legacy", "-t", "filter", "-F"],
+                     ["ip", "rule", "del", "priority", "32764"]):
+            subprocess.run([*inside, *argv], check=True, timeout=10)
+        wrong = verify(servers)
+    finally:
+        os.kill(agent, signal.SIGCONT)
     assert wrong.returncode == 1
     for words in ("IPv4 nat", "IPv6 filter", "IPv4 rule 32764"):
         assert words in wrong.stdout
     until(lambda: verify(servers).returncode == 0, "captured as planned again", 30, 0.3)
-    repaired = [line for line in servers.run("events").stdout.splitlines() if "pod default/near: somebody changed" in line]
-    assert repaired, "no event"
+    assert [line for line in servers.run("events").stdout.splitlines() if "pod default/near: somebody changed" in line]
     assert ask(servers, "client", "near-both:9000")["4 near-both:9000"][0] == "near"
 
 
 def test_clean_removes_every_rule_and_the_agent_puts_them_back(servers: Lab, near: str) -> None:
-    narrows("capture", "clean", "--netns", f"/run/netns/{near}")
-    left = subprocess.run(["ip", "netns", "exec", near, "ip", "rule"], capture_output=True, text=True, check=True).stdout
-    assert "0x111" not in left or rules(near, 4) != []  # the agent may have been quicker
+    (agent,) = servers.processes(f"agent --run-dir /run/narrows/lab/{servers.name}/nodes/n1 ")
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        narrows("capture", "clean", "--netns", f"/run/netns/{near}")
+        left = subprocess.run(["ip", "netns", "exec", near, "ip", "rule"], capture_output=True, text=True, check=True).stdout
+        assert "0x111" not in left
+        assert rules(near, 4) == rules(near, 6) == []
+    finally:
+        os.kill(agent, signal.SIGCONT)
     until(lambda: verify(servers).returncode == 0, "captured as planned again", 30, 0.3)
 
 
