@@ -50,6 +50,7 @@ class Options:
     nodes: int | None = None
     workers: int | None = None
     mesh: bool = True
+    access_log: str = "json"
 
 
 class Supervisor:
@@ -129,7 +130,7 @@ class Supervisor:
             directory.chmod(0o700)
             if self.options.mesh:
                 self._process(system.keeper(self.place, name, self.options.workers, self.event))
-                self._process(system.agent(self.place, name, self.event))
+                self._process(system.agent(self.place, name, self.options.access_log, self.event))
             self._rules = ""  # the new node has none yet
 
     def _process(self, process: system.Process) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 
-from tests.support.lab import NARROWS, Lab, narrows
+from tests.support.lab import NARROWS, Lab, lab, narrows
 from tests.support.wait import until
 
 pytestmark = pytest.mark.netns
@@ -136,7 +137,7 @@ def test_the_access_log_tells_of_each_request_on_both_sides_with_one_id(servers:
     assert (source["reporter"], destination["reporter"]) == ("source", "destination")
     assert source["upstream_cluster"] == "outbound|80||web.default.svc.cluster.local"
     assert source["route_name"] == "default"
-    address = servers.pod("client")["ip"]
+    (address,) = (pod["ip"] for pod in servers.status() if pod["name"] == "client")
     assert destination["downstream_remote_address"].startswith(f"{address}:"), "the client's own address"
 
 
@@ -144,6 +145,25 @@ def test_a_tcp_session_is_logged_without_what_only_requests_have(servers: Lab) -
     seen = [one for one in records(servers, "n1") if one["upstream_cluster"] == "outbound|6379||redis.default.svc.cluster.local"]
     assert seen and all(one["method"] is None and one["protocol"] is None and one["response_code"] == 0 for one in seen)
     assert seen[0]["response_flags"] == "-" and seen[0]["bytes_sent"] > 0 < seen[0]["bytes_received"]
+
+
+def test_a_lab_logs_in_istios_text_format_when_told(tmp_path: Path) -> None:
+    """The line as Istio's documentation gives it; a service without an endpoint has Envoy's flag UH."""
+    manifest = tmp_path / "text.yaml"
+    manifest.write_text("apiVersion: v1\nkind: Namespace\nmetadata: {name: default, annotations: {narrows.mesh/intercept: enabled}}\n---\n"
+                        "apiVersion: v1\nkind: Service\nmetadata: {name: empty}\n"
+                        "spec: {selector: {app: nobody}, ports: [{name: http, port: 80}]}\n---\n"
+                        "apiVersion: v1\nkind: Pod\nmetadata: {name: client}\n"
+                        "spec: {containers: [{name: main, image: none, command: [sleep, infinity]}]}\n")
+    with lab(manifest, options=("--access-log", "text")) as running:
+        (node,) = running.nodes()
+        done = running.exec("client", "curl", "-sS", "-m", "8", "-w", "%{http_code}", "-o", os.devnull, "http://empty/a?b=c")
+        assert done.stdout == "503"
+        log = run_dir(running, node) / "access.log"
+        line = until(lambda: log.read_text().splitlines(), "a line")[-1]
+    number, word, text = r"\d+", r"[^\s\"]+", r"\"[^\"]*\""
+    assert re.fullmatch(rf'\[{word}\] "GET /a\?b=c HTTP/1\.1" 503 UH {word} - {text} {number} {number} {number} - {text} "curl/{word}" '
+                        rf'{text} "empty" {text} {word} {word} {word} {word} - {word}', line), line
 
 
 def test_every_line_of_every_log_is_json_with_time_and_level(servers: Lab) -> None:
