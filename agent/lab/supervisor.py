@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent import netlink
-from agent.lab import dns, network, schedule, services, system
+from agent.lab import cleanup, dns, network, schedule, services, system
 from agent.lab.config import ConfigFolder
 from agent.lab.objects import Found
 from agent.lab.place import MAX_NODES, NodeAddresses, Place
@@ -36,6 +36,7 @@ from agent.lab.spec import (
 
 EVENTS = 500  # kept; older ones are dropped
 SETTLE = 0.02  # seconds in which changes are gathered into one round
+COLLECT = 3.0  # seconds for killed processes to be collected; it takes milliseconds
 HASH_LABEL = "pod-template-hash"
 
 
@@ -99,18 +100,32 @@ class Supervisor:
         self._loop = asyncio.create_task(self._rounds(), name="rounds")
 
     async def stop(self) -> None:
-        """End our own tasks; processes and namespaces are left to cleanup.py, which ends them all at once."""
+        """End every process of the lab and our own tasks; what is left on the machine is cleanup.py's.
+
+        The processes first: one that outlives the loop that waits for it ends with a complaint of asyncio's.
+        """
         if self._loop is not None:
             self._loop.cancel()
-        for pod in self.pods.values():
-            if pod._task is not None:
-                pod._task.cancel()
-        for process in self.processes:
-            if process._task is not None:
-                process._task.cancel()
         for server in self._servers:
             server.close()
         await self.admins.close()
+        tasks = list(self._ending.values())
+        waiting: list[asyncio.Task[None]] = []
+        for pod in self.pods.values():
+            pod.terminating = True
+            if pod._task is not None:
+                (waiting if any(container.child for container in pod.containers) else tasks).append(pod._task)
+        for process in self.processes:
+            process.ending = True
+            if process._task is not None:
+                (waiting if process.pid else tasks).append(process._task)
+        for task in tasks:
+            task.cancel()
+        await asyncio.to_thread(cleanup.kill_tree, self.place.cgroup)
+        if waiting:
+            await asyncio.wait(waiting, timeout=COLLECT)
+        for task in waiting:
+            task.cancel()
 
     async def _add_nodes(self, names: Iterable[str]) -> None:
         fresh = [name for name in names if name not in self.nodes]

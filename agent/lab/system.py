@@ -45,6 +45,7 @@ class Process:
     event: Callable[[str, str], None]
     pid: int = 0
     restarts: int = 0
+    ending: bool = False  # once it is gone it stays so
     _task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -64,6 +65,8 @@ class Process:
             except OSError as error:
                 status = f"{error.strerror or error}"
             self.pid = 0
+            if self.ending:
+                return
             # what it left: a keeper's workers must not serve beside those of the next keeper
             await asyncio.to_thread(cleanup.kill_tree, self.cgroup)
             failures = 0 if time.monotonic() - began > STEADY else failures + 1

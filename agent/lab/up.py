@@ -79,7 +79,7 @@ def run(place: Place, paths: Sequence[Path], options: Options, wait: float, read
         cleanup.clean(place)  # what a killed predecessor left
         home = _enter(place)
         try:
-            return asyncio.run(_serve(place, paths, options, wait, ready_fd))
+            return asyncio.run(_serve(place, home, paths, options, wait, ready_fd))
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it
             _leave(home)
@@ -106,7 +106,8 @@ def _leave(home: Path) -> None:
             continue  # removed meanwhile, or it has controllers for its children and takes no process
 
 
-async def _serve(place: Place, paths: Sequence[Path], options: Options, wait: float, ready_fd: int) -> int:
+async def _serve(place: Place, home: Path, paths: Sequence[Path], options: Options, wait: float,
+                 ready_fd: int) -> int:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(THREADS))
     down = asyncio.Event()
@@ -135,6 +136,7 @@ async def _serve(place: Place, paths: Sequence[Path], options: Options, wait: fl
     finally:
         starting.cancel()
         await control.stop()
+        _leave(home)  # what ends now is everything in the lab's cgroup
         await supervisor.stop()
     return code
 

@@ -93,14 +93,17 @@ def test_down_leaves_nothing_and_the_host_was_never_touched(name: str, manifest:
     assert host_rules() == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_lab_in_the_foreground_without_a_trace(name: str, manifest: Path, number: int) -> None:
-    with subprocess.Popen([NARROWS, "lab", "up", "--name", name, "--no-mesh", str(manifest)], stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL, text=True) as process:
+@pytest.mark.parametrize(("number", "options"), [(signal.SIGINT, ()), (signal.SIGTERM, ("--no-mesh",))])
+def test_a_signal_ends_a_lab_in_the_foreground_without_a_trace_or_a_complaint(
+        name: str, manifest: Path, number: int, options: tuple[str, ...]) -> None:
+    with subprocess.Popen([NARROWS, "lab", "up", "--name", name, *options, str(manifest)], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert "is up: 1 pods on 1 nodes" in process.stdout.readline()
         process.send_signal(number)
-        assert process.wait(timeout=20) == 0
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 0
+    assert all(line.startswith("narrows lab: ") for line in said.splitlines()), said
     assert traces(name) == []
 
 
