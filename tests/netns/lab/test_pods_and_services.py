@@ -51,6 +51,32 @@ def test_a_headless_service_has_the_addresses_of_its_pods(plain: Lab) -> None:
     assert found == sorted(pod["ip"] for pod in plain.status() if pod["workload"] == "web")
 
 
+def test_a_pod_of_a_headless_service_has_a_name_of_its_own_and_an_exec_probe_runs_as_its_user(plain: Lab) -> None:
+    pod = plain.pod("nobody")
+    assert pod["ready"]
+    assert plain.exec("nobody", "pwd").stdout == "/usr\n"
+    for name in ("nobodies", "first.nobodies", "first.nobodies.default.svc.cluster.local"):
+        assert plain.exec("client", "getent", "ahostsv4", name).stdout.split()[0] == pod["ip"]
+
+
+def test_a_pod_and_a_command_in_it_share_mounts_and_processes_that_are_not_the_hosts(plain: Lab) -> None:
+    spaces = [f"/proc/self/ns/{kind}" for kind in ("mnt", "pid", "net", "ipc", "uts")]
+    inside = plain.exec("client", "readlink", *spaces).stdout.split()
+    assert inside == plain.exec("client", "readlink", *(path.replace("self", "1") for path in spaces)).stdout.split()
+    assert not set(inside) & {os.readlink(path) for path in spaces}
+
+
+def test_logs_follow_what_is_written_from_now_on(plain: Lab) -> None:
+    from tests.support.lab import NARROWS
+    web = next(pod["name"] for pod in plain.status() if pod["workload"] == "web")
+    with subprocess.Popen([NARROWS, "lab", "logs", "--name", plain.name, web, "-f"], stdout=subprocess.PIPE,
+                          text=True) as following:
+        assert following.stdout is not None
+        plain.exec("client", *CURL, f"http://{plain.pod(web)['ip']}:8080/follow-me")
+        assert any("/follow-me" in line for line in following.stdout)
+        following.terminate()
+
+
 def test_a_name_that_is_not_there_is_an_answer_at_once(plain: Lab) -> None:
     assert plain.exec("client", "getent", "hosts", "nobody-there", check=False).returncode == 2
     done = plain.exec("client", *CURL, "http://nobody-there/", check=False)
