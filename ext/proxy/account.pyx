@@ -111,7 +111,8 @@ cdef void add_text(Texts* texts, int which, Span span) noexcept nogil:
         n = 1024
     texts.at[which] = texts.used
     texts.n[which] = <uint16_t>n
-    memcpy(texts.data + texts.used, span.p, n)
+    if n > 0:                           # an absent field has no address
+        memcpy(texts.data + texts.used, span.p, n)
     texts.used += <uint16_t>n
 
 

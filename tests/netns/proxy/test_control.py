@@ -210,6 +210,7 @@ def test_drain_lets_live_connections_end_and_then_the_worker_ends(mesh: Mesh) ->
         assert (answer.status, answer.one("connection")) == (503, "close") or answer.status == 200
         until(lambda: leaving.ended(), "the worker ended", timeout=6)
         assert os.waitstatus_to_exitcode(leaving.status or 0) == 0
+        until(lambda: sequence in leaving.answers, "the worker said that it was drained")
         assert leaving.answers[sequence][0] == DRAINED
         for one in mine.sockets:
             one.close()
