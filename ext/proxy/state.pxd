@@ -8,7 +8,7 @@
        ├─ outbound, a workload ──> HTTP if that port is declared so, else TCP, to that very endpoint
        └─ outbound, unknown ─────> TCP to the original destination (passthrough)
 
-    DIAL  a socket from the pod's stock (waits at most 1 s), connect          TCP only; HTTP dials per request
+    DIAL  a socket from the pod's stock (waits at most 5 s), connect          TCP only; HTTP dials per request
     RELAY bytes both ways until both ends said end, or one reset             ext/proxy/relay
     HTTP  exchange after exchange, see below                                 ext/proxy/http, request, response, answer
     LINGER the last answer is out; reads what still comes (1 s, 256 KiB), so that no reset overtakes the answer
@@ -76,7 +76,8 @@ cdef enum Intent:           # what the decision was
 cdef enum:
     STOCK_MAX = 64          # prefetched sockets per pod and family
     STOCK_MIN = 4
-    STOCK_WAIT_MS = 1000    # a connection that finds none waits so long: a round trip to the keeper is 0.1 ms
+    STOCK_WAIT_MS = 5000    # a connection that finds none waits so long, as for configuration: a round trip to the keeper is 0.1 ms,
+                            # but on a starved machine 500 connects at once were seen to wait longer than 1 s
     ACCEPT_BATCH = 16       # per listener and turn: a flood of one pod leaves time for the others
     ACCEPT_PAUSE_MS = 50    # after EMFILE
     POOL_BUCKETS = 64
