@@ -142,8 +142,18 @@ class Mesh:
 
         Returns how many descriptors the worker has when it has no pod.
         """
-        # what is left then are idle connections between the two hops
-        until(lambda: self.worker.header["downstream_open"] <= self.worker.header["upstream_idle"], "clients ended", timeout=8)
+        # What is left then are idle connections between the two hops. A request that is still on its way must not find
+        # its listener gone: three looks in a row, since one may fall between two steps of it.
+        calm = 0
+
+        def settled() -> bool:
+            nonlocal calm
+            header = self.worker.header
+            idle = header["upstream_open"] == header["upstream_idle"] and header["downstream_open"] <= header["upstream_idle"]
+            calm = calm + 1 if idle else 0
+            return calm >= 3
+
+        until(settled, "clients ended", timeout=8)
         for handle in (1, 2):
             self.worker.detach(handle)
         try:

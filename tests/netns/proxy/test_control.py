@@ -112,7 +112,7 @@ def test_a_detached_pod_takes_no_new_connections_and_keeps_the_live_ones(mesh: M
     assert receive(again, 1) == b"3"
 
 
-def test_without_sockets_a_request_is_answered_503_within_a_second_or_two(mesh: Mesh) -> None:
+def test_without_sockets_a_request_is_answered_503_after_five_seconds(mesh: Mesh) -> None:
     mesh.configure(*everything(mesh))
     mesh.origin(8080, Web())
     mesh.worker.detach(1)
@@ -121,8 +121,8 @@ def test_without_sockets_a_request_is_answered_503_within_a_second_or_two(mesh: 
     mesh.attach()
     http, tcp = mesh.dial(), mesh.dial(port=TCP_PORT)
     http.sendall(request())
-    http.settimeout(3)
-    tcp.settimeout(3)
+    http.settimeout(8)
+    tcp.settimeout(8)
     answer = read_message(http)
     assert answer.status == 503
     with pytest.raises(ConnectionResetError):
