@@ -142,12 +142,24 @@ class Worker:
         assert kind == APPLIED, payload[12:].decode()
 
     def attach(self, handle: int, netns: Netns, ports: tuple[int, ...] = (OUTBOUND, INBOUND)) -> None:
-        made = netlink.in_netns(netns.path, lambda: [prepared_listener(port) for port in ports])
+        made = [self._listener(netns, port) for port in ports]
         self._pods[handle] = netns
         kinds = bytes(1 if port == OUTBOUND else 2 for port in ports)
         self.send(ATTACH, struct.pack("<II", handle, len(kinds)) + kinds, [s.fileno() for s in made])
         for one in made:
             one.close()
+
+    @staticmethod
+    def _listener(netns: Netns, port: int) -> socket.socket:
+        """A worker that was told to detach closes its listener in its next turn; the port is free from then on."""
+        def made() -> socket.socket | None:
+            with contextlib.suppress(OSError):
+                return netlink.in_netns(netns.path, lambda: prepared_listener(port))
+            return None
+
+        listener = until(made, f"port {port} is free")
+        assert listener is not None
+        return listener
 
     def detach(self, handle: int) -> None:
         self.send(DETACH, struct.pack("<I", handle))
