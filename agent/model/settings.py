@@ -24,6 +24,7 @@ class ProxySettings:
 
     # a connection waits for configuration that was asked for: bounded in time, bytes of each and their number
     hold_timeout_ms: int = 5_000
+    # no worker reads hold_bytes yet: a held connection is bounded by its one head buffer
     hold_bytes: int = 65_536
     hold_connections: int = 1_024  # per worker
 

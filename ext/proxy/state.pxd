@@ -76,7 +76,7 @@ cdef enum Intent:           # what the decision was
 cdef enum:
     STOCK_MAX = 64          # prefetched sockets per pod and family
     STOCK_MIN = 4
-    STOCK_WAIT_MS = 5000    # as for configuration: a round trip to the keeper is 0.1 ms, but on a starved machine 1 s was short
+    STOCK_WAIT_MS = 5000    # a connection that finds none waits so long, as it does for configuration
     ACCEPT_BATCH = 16       # per listener and turn: a flood of one pod leaves time for the others
     ACCEPT_PAUSE_MS = 50    # after EMFILE
     POOL_BUCKETS = 64
