@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.logs import whole_lines
 from tests.support.wait import until
 
 START = [sys.executable, "-c", "from agent.cli.main import main; main()"]
@@ -61,7 +62,7 @@ class ControlPlane:
 
     def lines(self) -> list[dict[str, Any]]:
         found, pid = [], self.process.pid if self.process else 0
-        for line in self.log.read_text().splitlines():
+        for line in whole_lines(self.log):
             try:
                 found.append({"pid": pid, **json.loads(line)})
             except ValueError:

@@ -9,6 +9,7 @@ import pytest
 from agent import netlink
 from agent.cli.main import CommandError
 from tests.netns.agent.conftest import PORT, VIRTUAL, Instance
+from tests.support.logs import whole_lines
 from tests.support.wait import until
 
 pytestmark = pytest.mark.netns
@@ -48,7 +49,7 @@ def test_one_request_end_to_end_is_routed_and_counted_on_both_sides(instance: In
     dump = instance.ask("/config_dump")
     assert [one["authority"] for one in dump["destinations"]] == [f"web.default.svc.cluster.local:{PORT}"]
     assert {one["kind"] for one in dump["listeners"]} == {"outbound", "inbound", "api"}
-    lines = until(lambda: (instance.run_dir / "access.log").read_text().splitlines(), "an access log")
+    lines = until(lambda: whole_lines(instance.run_dir / "access.log"), "an access log")
     assert any('"response_code":200' in line and '"reporter":"source"' in line for line in lines)
 
 

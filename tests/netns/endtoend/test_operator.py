@@ -15,6 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain
 
 from tests.support.lab import NARROWS, Lab, lab, narrows
+from tests.support.logs import whole_lines
 from tests.support.wait import until
 
 pytestmark = pytest.mark.netns
@@ -52,7 +53,7 @@ def by_reporter(mesh: Lab, name: str, **labels: str) -> dict[str, tuple[dict[str
 
 
 def records(mesh: Lab, node: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir(mesh, node) / "access.log").read_text().splitlines()]
+    return [json.loads(line) for line in whole_lines(run_dir(mesh, node) / "access.log")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -160,7 +161,7 @@ def test_a_lab_logs_in_istios_text_format_when_told(tmp_path: Path) -> None:
         done = running.exec("client", "curl", "-sS", "-m", "8", "-w", "%{http_code}", "-o", os.devnull, "http://empty/a?b=c")
         assert done.stdout == "503"
         log = run_dir(running, node) / "access.log"
-        line = until(lambda: log.read_text().splitlines(), "a line")[-1]
+        line = until(lambda: whole_lines(log), "a line")[-1]
     number, word, text = r"\d+", r"[^\s\"]+", r"\"[^\"]*\""
     assert re.fullmatch(rf'\[{word}\] "GET /a\?b=c HTTP/1\.1" 503 UH {word} - {text} {number} {number} {number} - {text} "curl/{word}" '
                         rf'{text} "empty" {text} {word} {word} {word} {word} - {word}', line), line
@@ -170,7 +171,7 @@ def test_every_line_of_every_log_is_json_with_time_and_level(servers: Lab) -> No
     logs = [run_dir(servers) / "logs" / "control-plane.log",
             *(run_dir(servers, node) / f"{role}.log" for node in servers.nodes() for role in ("agent", "keeper"))]
     for path in logs:
-        lines = path.read_text().splitlines()
+        lines = whole_lines(path)
         assert lines, path
         for line in lines:
             assert {"time", "level", "logger", "message"} <= set(json.loads(line)), f"{path}: {line}"

@@ -14,6 +14,7 @@ import pytest
 
 from agent.cli.admin_client import ask as admin
 from tests.support.lab import NARROWS, Lab, LabError, lab
+from tests.support.logs import whole_lines
 from tests.support.wait import until
 
 pytestmark = pytest.mark.netns
@@ -77,8 +78,7 @@ def many(mesh: Lab, host: str, path: str, count: int) -> dict[str, int]:
 
 def logged(mesh: Lab, path: str) -> list[dict[str, Any]]:
     """Access log records of the client's side for a path."""
-    text = Path(f"/run/narrows/lab/{mesh.name}/nodes/{NODE}/access.log").read_text()
-    records = [json.loads(line) for line in text.splitlines()]
+    records = [json.loads(line) for line in whole_lines(Path(f"/run/narrows/lab/{mesh.name}/nodes/{NODE}/access.log"))]
     return [one for one in records if one["reporter"] == "source" and str(one["path"]).partition("?")[0] == path]
 
 
