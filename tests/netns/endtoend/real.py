@@ -55,8 +55,10 @@ class Log:
     def __init__(self, lab: Lab) -> None:
         self.files = {path: path.stat().st_size for path in sorted((RUN / lab.name / "nodes").glob("*/access.log"))}
         assert len(self.files) == 2
-        since = datetime.now(UTC) - timedelta(milliseconds=20)  # the worker reads its clock once a turn
+        since = datetime.now(UTC)
         self.since = since.strftime("%Y-%m-%dT%H:%M:%S.") + f"{since.microsecond // 1000:03d}Z"
+        # a worker reads its clock once a turn: what begins in the turn that is under way must not look older
+        until(lambda: datetime.now(UTC) - since > timedelta(milliseconds=50), "the turn under way is over")
 
     def lines(self, reporter: str, **fields: object) -> list[dict[str, Any]]:
         found = []
