@@ -4,6 +4,7 @@ A file is written when its text changes, by renaming, and goes with its object. 
 """
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from agent.lab.objects import plain
 from agent.lab.pods import LabPod, replace_file
 from agent.lab.services import Exposed
-from agent.lab.spec import Key, MeshObject, Namespace, Object, dump
+from agent.lab.spec import Key, MeshObject, Namespace, Object, Service, dump
+from agent.model.workload import IPAddress
 
 
 class ConfigFolder:
@@ -20,14 +22,24 @@ class ConfigFolder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._written: dict[str, str] = {}
+        self._services: dict[str, tuple[Service, tuple[IPAddress, ...], str]] = {}  # file -> what it was made of, its text
 
-    def write(self, pods: Iterable[LabPod], exposed: Iterable[Exposed], wanted: Mapping[Key, Object]) -> None:
-        """Bring the folder to these pods, services, and the namespaces and mesh resources of `wanted`."""
+    async def write(self, pods: Iterable[LabPod], exposed: Iterable[Exposed], wanted: Mapping[Key, Object]) -> None:
+        """Bring the folder to these pods, services, and the namespaces and mesh resources of `wanted`.
+
+        The files are written by a thread: thousands of them take seconds, in which probes and DNS go on.
+        """
         files: dict[str, str] = {}
         for pod in pods:
             files[f"pod.{pod.namespace.name}.{pod.name}.yaml"] = dump(pod.manifest())
+        services: dict[str, tuple[Service, tuple[IPAddress, ...], str]] = {}
         for item in exposed:
-            files[f"service.{item.service.namespace}.{item.service.name}.yaml"] = dump(service_manifest(item))
+            name = f"service.{item.service.namespace}.{item.service.name}.yaml"
+            known = self._services.get(name)
+            if known is None or known[:2] != (item.service, item.addresses):
+                known = item.service, item.addresses, dump(service_manifest(item))
+            services[name] = known
+            files[name] = known[2]
         for thing in wanted.values():
             if isinstance(thing, MeshObject):
                 files[f"{thing.kind.lower()}.{thing.namespace}.{thing.name}.yaml"] = dump(plain(thing.body))
@@ -35,12 +47,18 @@ class ConfigFolder:
                 files[f"namespace.{thing.name}.yaml"] = dump({
                     "apiVersion": "v1", "kind": "Namespace",
                     "metadata": {"name": thing.name, "labels": thing.labels, "annotations": thing.annotations}})
+        self._services = services
+        await asyncio.to_thread(self._replace, files)
+
+    def _replace(self, files: Mapping[str, str]) -> None:
+        """Write what changed. What was written is remembered file by file: after an error the next call goes on from there."""
         for name, text in files.items():
             if self._written.get(name) != text:
                 replace_file(self._folder / name, text)
+                self._written[name] = text
         for name in self._written.keys() - files.keys():
             (self._folder / name).unlink(missing_ok=True)
-        self._written = files
+            del self._written[name]
 
 
 def service_manifest(item: Exposed) -> dict[str, Any]:

@@ -42,15 +42,15 @@ class ClusterIPs:
 
     def __init__(self) -> None:
         self._of: dict[Key, tuple[IPAddress, ...]] = {}
+        self._holder: dict[IPAddress, Key] = {}
 
     def assign(self, service: Service) -> tuple[IPAddress, ...]:
         """Addresses of a service, its first family first; () when headless. ServiceError if one is not to be had."""
         key = key_of(service)
         if service.headless:
-            self._of.pop(key, None)
+            self.release(key)
             return ()
         have = {address.version: address for address in self._of.get(key, ())}
-        taken = {address: other for other, all_of in self._of.items() if other != key for address in all_of}
         chosen = []
         for index, family in enumerate(service.families):
             space = SERVICE_RANGE_4 if family == 4 else SERVICE_RANGE_6
@@ -58,15 +58,19 @@ class ClusterIPs:
             if asked is not None:
                 if asked not in space:
                     raise ServiceError(f"clusterIP {asked} is not in the lab's range {space}; leave it out to get one")
-                if asked in taken:
-                    raise ServiceError(f"clusterIP {asked} belongs to service {'/'.join(taken[asked][1:])} already")
+                if (holder := self._holder.get(asked, key)) != key:
+                    raise ServiceError(f"clusterIP {asked} belongs to service {'/'.join(holder[1:])} already")
                 chosen.append(asked)
             elif family in have:
                 chosen.append(have[family])
             else:
-                chosen.append(self._free(service, family, taken))
-        self._of[key] = tuple(chosen)
-        return self._of[key]
+                chosen.append(self._free(service, family))
+        found = tuple(chosen)
+        if found != self._of.get(key):
+            self.release(key)
+            self._of[key] = found
+            self._holder.update(dict.fromkeys(found, key))
+        return found
 
     def holders(self) -> list[Key]:
         return list(self._of)
@@ -74,20 +78,20 @@ class ClusterIPs:
     def copy(self) -> ClusterIPs:
         """The same, to try something out."""
         other = ClusterIPs()
-        other._of = dict(self._of)
+        other._of, other._holder = dict(self._of), dict(self._holder)
         return other
 
     def release(self, key: Key) -> None:
-        self._of.pop(key, None)
+        for address in self._of.pop(key, ()):
+            del self._holder[address]
 
-    @staticmethod
-    def _free(service: Service, family: int, taken: Mapping[IPAddress, Key]) -> IPAddress:
+    def _free(self, service: Service, family: int) -> IPAddress:
         space = SERVICE_RANGE_4 if family == 4 else SERVICE_RANGE_6
         size = space.num_addresses - 12  # the first ten are for addresses that a manifest asks for
         start = int.from_bytes(hashlib.sha256(service.hostname.encode()).digest()[:4], "big")
         for step in range(size):
             address = space[11 + (start + step) % size]
-            if address not in taken:
+            if address not in self._holder:
                 return address
         raise ServiceError(f"no free address in {space}")
 

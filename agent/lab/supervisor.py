@@ -313,7 +313,7 @@ class Supervisor:
         for thing in self.wanted.values():
             if isinstance(thing, Service):
                 families = tuple(family for family in thing.families if family in self.families) or (4,)
-                service = dataclasses.replace(thing, families=families)
+                service = thing if families == thing.families else dataclasses.replace(thing, families=families)
                 found.append(services.Exposed(service, self._ips.assign(service),
                                               tuple(services.members(service, backends))))
         return found
@@ -323,13 +323,13 @@ class Supervisor:
             self._ips.release(key)
         exposed = self.exposed()
         self._zone.replace(services.names(exposed))
+        if self.options.mesh:
+            await self._config.write(self.pods.values(), exposed, self.wanted)
         rules = services.ruleset(exposed)
         if rules != self._rules:
             await asyncio.gather(*(asyncio.to_thread(services.load, f"/run/netns/{self.place.node_netns(node)}", rules)
                                    for node in self.nodes))
             self._rules = rules
-        if self.options.mesh:
-            self._config.write(self.pods.values(), exposed, self.wanted)
 
     # -- state ------------------------------------------------------------------------------------------------------
 
