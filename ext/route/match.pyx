@@ -1,6 +1,7 @@
 from libc.string cimport memchr, memcmp, memcpy
 from libc.stdint cimport uint64_t
 from ext.wire.http1 cimport HEAD_MAX_BYTES, Header
+from ext.route.index cimport Walk, walk_next, walk_start
 from ext.route.shapes cimport (
     MATCH_CONTAINS, MATCH_EXACT, MATCH_PATH_PREFIX, MATCH_PREFIX, MATCH_PRESENT, MATCH_REGEX, MATCH_SUFFIX,
     SPECIAL_AUTHORITY, SPECIAL_METHOD, SPECIAL_NONE, SPECIAL_SCHEME, Domain, NamedMatch, ValueMatch, host_without_port)
@@ -215,13 +216,22 @@ cdef VirtualHost* host_find(const Destination* d, Span authority) noexcept nogil
 
 cdef Route* route_find(const Destination* destination, const Head* head) noexcept nogil:
     cdef VirtualHost* host = host_find(destination, head.authority)
+    cdef Walk walk
     cdef uint32_t i
     if host == NULL:
         return NULL
-    for i in range(host.n_routes):
+    if host.index == NULL:
+        for i in range(host.n_routes):
+            if route_matches(&host.routes[i], head):
+                return &host.routes[i]
+        return NULL
+    walk_start(&walk, host.index, head.path, host.n_routes)
+    while True:
+        i = walk_next(&walk)
+        if i == walk.best:
+            return &host.routes[i] if i < host.n_routes else NULL
         if route_matches(&host.routes[i], head):
-            return &host.routes[i]
-    return NULL
+            walk.best = i
 
 
 cdef Weighted* pick(Weighted* clusters, uint32_t n, uint64_t total, uint32_t random) noexcept nogil:

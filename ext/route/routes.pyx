@@ -7,6 +7,7 @@ from ext.core.blob cimport Cursor, take_count, take_str, take_u8, take_u32
 from ext.core.protocol cimport KIND_CLUSTER
 from ext.core.text cimport Span
 from ext.wire.edit cimport EDIT_ADD, EDIT_REMOVE, EDIT_SET, HeaderOp
+from ext.route.index cimport index_build
 from ext.route.reader cimport (
     REASON_BYTES, cut, is_token, no_memory, read_text, refuse, refuse_number, refuse_text, take, text_is)
 from ext.route.shapes cimport (
@@ -331,6 +332,8 @@ cdef int read_destination(Reader* r, Destination* d) noexcept nogil:
             for k in range(host.n_routes):
                 if read_route(r, &host.routes[k]) < 0:
                     return -1
+            if index_build(r, host) < 0:
+                return -1
         if (sort_domains(r, domains, 0, &d.n_exact, &d.exact) < 0
                 or sort_domains(r, domains, 1, &d.n_suffix, &d.suffix) < 0
                 or sort_domains(r, domains, 2, &d.n_prefix, &d.prefix) < 0):

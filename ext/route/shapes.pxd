@@ -219,10 +219,28 @@ cdef struct Route:
     HeaderOp* request
     HeaderOp* response
 
+cdef struct RouteGroup:                 # routes whose path has the same text
+    Span text
+    uint32_t hash
+    uint32_t chain                      # next group of the bucket + 1, 0 none
+    uint32_t first                      # route + 1
+    uint32_t last
+
+cdef struct RouteIndex:                 # ext/route/index
+    uint32_t mask                       # heads - 1
+    uint32_t n_groups
+    uint32_t first_other                # route + 1: those that are in no group
+    uint32_t longest                    # bytes of a group's text
+    uint32_t* heads                     # group + 1, 0 none
+    RouteGroup* groups
+    uint32_t* next                      # of each route: the next of its group + 1, 0 none
+    uint64_t lengths[16]                # bit n: there is a text of n bytes
+
 cdef struct VirtualHost:
     Span name
     uint32_t n_routes
     Route* routes
+    RouteIndex* index                   # NULL: so few that they are asked in turn
 
 cdef struct Domain:
     Span text                           # lower case, without the star

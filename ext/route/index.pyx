@@ -1,0 +1,122 @@
+"""See index.pxd."""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcmp
+from ext.core.text cimport Span
+from ext.route.reader cimport Reader, take
+from ext.route.shapes cimport MATCH_EXACT, MATCH_PATH_PREFIX, MATCH_PREFIX, RouteGroup, RouteIndex, ValueMatch, VirtualHost
+
+cdef enum:
+    FNV_BASIS = 0x811c9dc5
+    FNV_PRIME = 0x01000193
+
+
+cdef inline uint32_t step(uint32_t hash, char ch) noexcept nogil:
+    # FNV-1a: the hash of each beginning is on the way to the hash of the whole
+    return (hash ^ <uint8_t>ch) * <uint32_t>FNV_PRIME
+
+
+cdef inline uint32_t bucket(const RouteIndex* index, uint32_t hash) noexcept nogil:
+    return (hash ^ (hash >> 16)) & index.mask
+
+
+cdef RouteGroup* group_find(const RouteIndex* index, uint32_t hash, const char* text, uint32_t size) noexcept nogil:
+    cdef uint32_t at = index.heads[bucket(index, hash)]
+    cdef RouteGroup* group
+    while at != 0:
+        group = &index.groups[at - 1]
+        if group.hash == hash and group.text.n == size and memcmp(group.text.p, text, size) == 0:
+            return group
+        at = group.chain
+    return NULL
+
+
+cdef bint grouped(const ValueMatch* path) noexcept nogil:
+    return (path.kind in (MATCH_EXACT, MATCH_PREFIX, MATCH_PATH_PREFIX) and not path.ignore_case and not path.invert
+            and path.value.n <= INDEX_LONGEST)
+
+
+cdef void append(RouteIndex* index, uint32_t* first, uint32_t* last, uint32_t route) noexcept nogil:
+    if last[0] == 0:
+        first[0] = route + 1
+    else:
+        index.next[last[0] - 1] = route + 1
+    last[0] = route + 1
+
+
+cdef int index_build(Reader* r, VirtualHost* host) noexcept nogil:
+    cdef RouteIndex* index
+    cdef RouteGroup* group
+    cdef Span text
+    cdef uint32_t i, k, hash, heads = 1, last_other = 0
+    if host.n_routes < INDEX_FROM:
+        return 0
+    while heads < host.n_routes:
+        heads *= 2
+    index = <RouteIndex*>take(r, 1, sizeof(RouteIndex))
+    if index == NULL:
+        return -1
+    index.mask = heads - 1
+    index.heads = <uint32_t*>take(r, heads, sizeof(uint32_t))
+    index.groups = <RouteGroup*>take(r, host.n_routes, sizeof(RouteGroup))
+    index.next = <uint32_t*>take(r, host.n_routes, sizeof(uint32_t))
+    if index.heads == NULL or index.groups == NULL or index.next == NULL:
+        return -1
+    for i in range(host.n_routes):
+        if not grouped(&host.routes[i].path):
+            append(index, &index.first_other, &last_other, i)
+            continue
+        text = host.routes[i].path.value
+        hash = <uint32_t>FNV_BASIS
+        for k in range(text.n):
+            hash = step(hash, text.p[k])
+        group = group_find(index, hash, text.p, text.n)
+        if group == NULL:
+            group = &index.groups[index.n_groups]
+            index.n_groups += 1
+            group.text = text
+            group.hash = hash
+            group.chain = index.heads[bucket(index, hash)]
+            index.heads[bucket(index, hash)] = index.n_groups
+            index.lengths[text.n >> 6] |= <uint64_t>1 << (text.n & 63)
+            if text.n > index.longest:
+                index.longest = text.n
+        append(index, &group.first, &group.last, i)
+    host.index = index
+    return 0
+
+
+cdef void walk_start(Walk* walk, const RouteIndex* index, Span path, uint32_t n_routes) noexcept nogil:
+    walk.index = index
+    walk.path = path
+    walk.best = n_routes
+    walk.length = 0
+    walk.hash = <uint32_t>FNV_BASIS
+    walk.at = 0
+    walk.others = False
+
+
+cdef uint32_t walk_next(Walk* walk) noexcept nogil:
+    cdef const RouteIndex* index = walk.index
+    cdef const RouteGroup* group
+    cdef uint32_t route, n
+    while True:
+        if walk.at != 0:
+            route = walk.at - 1
+            if route < walk.best:
+                walk.at = index.next[route]
+                return route
+            walk.at = 0                 # the rest of a group comes later still
+        if walk.others:
+            return walk.best
+        while walk.at == 0 and walk.length <= walk.path.n and walk.length <= index.longest:
+            n = walk.length
+            if index.lengths[n >> 6] >> (n & 63) & 1:
+                group = group_find(index, walk.hash, walk.path.p, n)
+                if group != NULL:
+                    walk.at = group.first
+            if n < walk.path.n:
+                walk.hash = step(walk.hash, walk.path.p[n])
+            walk.length += 1
+        if walk.at == 0:
+            walk.others = True
+            walk.at = index.first_other
