@@ -5,7 +5,7 @@ PYTEST := $(PY) -m pytest
 # meson calls `cython` by name when an import rebuilds what changed
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo test test-unit test-netns test-bpf lint build clean
+.PHONY: help setup demo test test-unit test-netns test-bpf lint build bench clean
 
 help:
 	@echo "make demo        bring up Bookinfo in a mesh on this machine, show what it sees (root)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-unit   tests that need no privilege"
 	@echo "make test-netns  tests with real namespaces, rules and processes (root)"
 	@echo "make test-bpf    the BPF tool chain: compile and load (root)"
+	@echo "make bench       our proxy beside Envoy, HAProxy and nginx: CASES= PROXIES= ROUNDS= SECONDS= (root; tests/bench/README.md)"
 	@echo "make lint        ruff, mypy --strict, cython-lint"
 	@echo "make build       compile the extension"
 	@echo "make setup       apt packages, .venv, kernel headers, extension; skips what is done"
@@ -38,6 +39,9 @@ test-bpf: setup
 
 test-netns: setup
 	$(PYTEST) tests/netns
+
+bench: setup
+	@$(PY) -m tests.bench --cases "$(CASES)" --proxies "$(PROXIES)" $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT))
 
 lint: setup
 	.venv/bin/ruff check .

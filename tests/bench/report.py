@@ -1,0 +1,84 @@
+"""Samples of a run as medians with their range, ratios against the targets, a table for people and JSON for programs."""
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tests.bench.cases import Case, Sample
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+Samples = dict[str, list[Sample]]  # proxy -> rounds
+
+
+def machine() -> dict[str, str]:
+    model = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), "unknown")
+    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True,
+                            check=False).stdout.strip()
+    return {"cpu": model, "kernel": platform.release(), "commit": commit or "no repository",
+            "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
+
+
+def summarise(case: Case, samples: Samples) -> dict[str, Any]:
+    """Medians, and for each target the ratio of medians with the range of the ratios of each round."""
+    rows = {name: {"figure": spread([one.figure for one in rounds if one.figure is not None]),
+                   "rate": spread([one.rate for one in rounds]),
+                   **{key: spread([one.more[key] for one in rounds]) for key in rounds[0].more}}
+            for name, rounds in samples.items() if rounds}
+    return {"case": case.name, "title": case.title, "unit": case.unit, "rounds": max(map(len, samples.values())), "proxies": rows,
+            "ratios": {peer: {"target": limit, **found} for peer, limit in case.targets.items() if (found := ratio(samples, peer))}}
+
+
+def spread(values: list[float]) -> dict[str, float] | None:
+    return {"median": median(values), "min": min(values), "max": max(values)} if values else None
+
+
+def ratio(samples: Samples, peer: str) -> dict[str, Any] | None:
+    """Ours / theirs."""
+    def figures(name: str) -> list[float]:
+        return [one.figure for one in samples.get(name, []) if one.figure is not None]
+
+    ours = figures("narrows")
+    if peer == "better":
+        both = [name for name in ("haproxy", "nginx") if figures(name)]
+        if not both:
+            return None
+        peer = min(both, key=lambda name: median(figures(name)))
+    theirs = figures(peer)
+    if not ours or not theirs:
+        return None
+    each = [a / b for a, b in zip(ours, theirs, strict=False)]
+    return {"peer": peer, "ratio": median(ours) / median(theirs), "min": min(each), "max": max(each)}
+
+
+def number(value: float) -> str:
+    """Three digits that say something."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def table(summary: dict[str, Any]) -> str:
+    """Markdown, readable as it is."""
+    lines = [f"**{summary['title']}** ({summary['unit']}; {summary['rounds']} rounds)", "",
+             "| proxy | median | min-max | units/s | more |", "|---|---|---|---|---|"]
+    for name, row in summary["proxies"].items():
+        figure, rate = row["figure"], number(row["rate"]["median"])
+        more = ", ".join(f"{key} {number(value['median'])}" for key, value in row.items() if key not in ("figure", "rate") and value)
+        middle, least, most = (number(figure[key]) if figure else "-" for key in ("median", "min", "max"))
+        lines.append(f"| {name} | {middle} | {least} - {most} | {rate} | {more} |")
+    for found in summary["ratios"].values():
+        verdict = "reached" if found["ratio"] <= found["target"] else "NOT reached"
+        lines.append(f"\nours / {found['peer']}: **{found['ratio']:.3f}** ({found['min']:.3f}-{found['max']:.3f}), "
+                     f"to reach {found['target']}: {verdict}")
+    return "\n".join(lines)
+
+
+def save(path: Path, about: dict[str, Any], summaries: list[dict[str, Any]], samples: dict[str, Samples]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = {case: {name: [asdict(one) for one in rounds] for name, rounds in found.items()} for case, found in samples.items()}
+    path.write_text(json.dumps({"about": about, "summaries": summaries, "samples": raw}, indent=1) + "\n")
