@@ -75,38 +75,130 @@ cdef int loop_listen(Loop* loop, Source* source, int on) noexcept nogil:
     return 0 if epoll_ctl(loop.epoll, EPOLL_CTL_ADD, source.fd, &event) == 0 else -errno
 
 
-cdef void loop_again(Loop* loop, Source* source) noexcept nogil:
-    if source.queued or source.fd < 0:
+# ---- flows -----------------------------------------------------------------------------------------------------------------
+
+cdef inline void flows_push(Flows* flows, Flow* flow, uint8_t place) noexcept nogil:
+    flow.place = place
+    flow.next = NULL
+    if flows.last != NULL:
+        flows.last.next = flow
+    else:
+        flows.first = flow
+    flows.last = flow
+
+
+cdef inline Flow* flows_pop(Flows* flows) noexcept nogil:
+    cdef Flow* flow = flows.first
+    flows.first = flow.next
+    if flows.first == NULL:
+        flows.last = NULL
+    flow.place = FLOW_IDLE
+    return flow
+
+
+cdef void flows_forget(Flows* flows, Flow* flow) noexcept nogil:
+    cdef Flow* at = flows.first
+    cdef Flow* before = NULL
+    while at != NULL and at != flow:
+        before = at
+        at = at.next
+    if at == NULL:
+        return
+    if before != NULL:
+        before.next = flow.next
+    else:
+        flows.first = flow.next
+    if flows.last == flow:
+        flows.last = before
+
+
+cdef void flow_forget(Loop* loop, Flow* flow) noexcept nogil:
+    flows_forget(&loop.fresh if flow.place == FLOW_FRESH else &loop.busy, flow)
+    flow.place = FLOW_IDLE
+
+
+cdef inline void queue(Loop* loop, Source* source, uint32_t events) noexcept nogil:
+    cdef Flow* flow = source.flow if source.flow != NULL else &loop.own
+    source.events |= events
+    if source.queued:
         return
     source.queued = 1
-    source.again = NULL
-    if loop.again_last != NULL:
-        loop.again_last.again = source
+    source.after = NULL
+    source.before = flow.last
+    if flow.last != NULL:
+        flow.last.after = source
     else:
-        loop.again_first = source
-    loop.again_last = source
+        flow.first = source
+    flow.last = source
+    if flow.place == FLOW_IDLE and flow != loop.running:
+        flows_push(&loop.fresh, flow, FLOW_FRESH)
 
 
-cdef void forget(Loop* loop, Source* source) noexcept nogil:
-    """Takes a source off the `again` list: its memory may go at the turn's end, before the list is read."""
-    cdef Source* at = loop.again_first
-    cdef Source* before = NULL
-    while at != NULL:
-        if at == source:
-            if before != NULL:
-                before.again = at.again
-            else:
-                loop.again_first = at.again
-            if loop.again_last == at:
-                loop.again_last = before
+cdef inline void unqueue(Loop* loop, Source* source) noexcept nogil:
+    cdef Flow* flow = source.flow if source.flow != NULL else &loop.own
+    if source.before != NULL:
+        source.before.after = source.after
+    else:
+        flow.first = source.after
+    if source.after != NULL:
+        source.after.before = source.before
+    else:
+        flow.last = source.before
+    source.queued = 0
+
+
+cdef void loop_again(Loop* loop, Source* source) noexcept nogil:
+    if source.fd >= 0:
+        queue(loop, source, 0)
+
+
+cdef inline void read_clock(Loop* loop) noexcept nogil:
+    loop.clock_ns = clock_ns()
+    loop.unclocked = 0
+
+
+cdef bint loop_over(Loop* loop) noexcept nogil:
+    read_clock(loop)
+    return loop.clock_ns >= loop.slice_end_ns
+
+
+cdef inline Flow* pick(Loop* loop) noexcept nogil:
+    loop.picks += 1
+    if loop.busy.first != NULL and (loop.fresh.first == NULL or loop.picks % FRESH_RUN == 0):
+        return flows_pop(&loop.busy)
+    return flows_pop(&loop.fresh) if loop.fresh.first != NULL else NULL
+
+
+cdef void serve(Loop* loop) noexcept nogil:
+    """Flows in turn until a slice of time is over in all, or nothing is left; at least one of them."""
+    cdef uint64_t end = loop.clock_ns + SLICE_NS
+    cdef Flow* flow = pick(loop)
+    cdef Source* source
+    cdef uint32_t events
+    while flow != NULL:
+        loop.running = flow
+        loop.slice_end_ns = loop.clock_ns + SLICE_NS
+        while flow.first != NULL and loop.clock_ns < loop.slice_end_ns:
+            source = flow.first
+            unqueue(loop, source)
+            events = source.events
+            source.events = 0
+            source.ready(source, events)
+            loop.unclocked += 1
+            if loop.unclocked >= CLOCK_EACH:
+                read_clock(loop)
+        loop.running = NULL
+        if flow.first != NULL:
+            flow.cut += 1
+            flows_push(&loop.busy, flow, FLOW_BUSY)
+        if loop.clock_ns >= end:
             return
-        before = at
-        at = at.again
+        flow = pick(loop)
 
 
 cdef void source_close(Loop* loop, Source* source) noexcept nogil:
     if source.queued:
-        forget(loop, source)
+        unqueue(loop, source)
     if source.fd >= 0:
         if source.shared:
             epoll_ctl(loop.epoll, EPOLL_CTL_DEL, source.fd, NULL)
@@ -122,20 +214,6 @@ cdef void loop_bury(Loop* loop, Grave* grave, Slab* slab, void* item) noexcept n
     loop.graves = grave
 
 
-cdef void again(Loop* loop) noexcept nogil:
-    """Those that were on the list when the turn began; who queues itself anew waits for the next turn."""
-    cdef Source* source = loop.again_first
-    cdef Source* after
-    loop.again_first = loop.again_last = NULL
-    while source != NULL:
-        after = source.again
-        source.again = NULL
-        source.queued = 0
-        if source.fd >= 0:
-            source.ready(source, 0)
-        source = after
-
-
 cdef void empty_graves(Loop* loop) noexcept nogil:
     cdef Grave* grave = loop.graves
     cdef Grave* after
@@ -148,7 +226,7 @@ cdef void empty_graves(Loop* loop) noexcept nogil:
 
 cdef int patience_ms(Loop* loop) noexcept nogil:
     cdef uint64_t due, wait_ms
-    if loop.again_first != NULL:
+    if loop.fresh.first != NULL or loop.busy.first != NULL:
         return 0
     if loop.timers.root == NULL:
         return TURN_MAX_MS
@@ -159,15 +237,15 @@ cdef int patience_ms(Loop* loop) noexcept nogil:
     return <int>wait_ms if wait_ms < TURN_MAX_MS else TURN_MAX_MS
 
 
-cdef void loop_turn(Loop* loop) noexcept nogil:
+cdef int poll(Loop* loop, int patience) noexcept nogil:
+    """Asks the kernel once and queues who is ready; how many events there were."""
     cdef epoll_event[EVENTS] events
     cdef Source* source
-    cdef Timer* timer
     cdef uint32_t what
-    cdef int n, i
-    n = epoll_wait(loop.epoll, events, EVENTS, patience_ms(loop))
-    loop.now_ns = clock_ns()
-    loop.turns += 1
+    cdef int i, n = epoll_wait(loop.epoll, events, EVENTS, patience)
+    if patience != 0:
+        loop.clock_ns = clock_ns()
+        loop.now_ns = loop.clock_ns
     for i in range(n if n > 0 else 0):
         source = <Source*>events[i].data.ptr
         if source.fd < 0:
@@ -181,10 +259,34 @@ cdef void loop_turn(Loop* loop) noexcept nogil:
             source.hung = 1
         if what & EPOLLERR:
             source.failed = 1
-        source.ready(source, what)
-    again(loop)
-    timer = timer_due(&loop.timers, loop.now_ns)
+        if source.flow != NULL:
+            queue(loop, source, what)
+        else:
+            source.ready(source, what)
+    return n
+
+
+cdef void fire(Loop* loop) noexcept nogil:
+    cdef uint64_t end = loop.clock_ns + SLICE_NS
+    cdef Timer* timer = timer_due(&loop.timers, loop.now_ns)
     while timer != NULL:
         timer.fire(timer)
+        loop.unclocked += 1
+        if loop.unclocked >= CLOCK_EACH:
+            read_clock(loop)
+            if loop.clock_ns >= end:
+                return
         timer = timer_due(&loop.timers, loop.now_ns)
+
+
+cdef void loop_turn(Loop* loop) noexcept nogil:
+    cdef int polls = 1, patience = patience_ms(loop)
+    loop.turns += 1
+    if patience == 0:
+        loop.clock_ns = loop.now_ns = clock_ns()
+    while poll(loop, patience) == EVENTS and polls < POLLS:
+        patience = 0
+        polls += 1
+    serve(loop)
+    fire(loop)
     empty_graves(loop)

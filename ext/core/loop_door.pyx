@@ -1,11 +1,105 @@
-"""For tests: timers, buffers and slabs, driven from Python."""
+"""For tests: turns, timers, buffers and slabs, driven from Python."""
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
+from posix.unistd cimport dup
 from ext.core.buffer cimport (BUFFER_LARGE, BUFFER_SMALL, Buffer, Buffers, buffer_compact, buffer_consume, buffer_drop,
                               buffer_reserve, buffer_room, buffer_used, buffers_free)
+from ext.core.loop cimport (SLICE_NS, Flow, Loop, Source, clock_ns, flow_forget, loop_again, loop_close, loop_open, loop_turn,
+                            source_close)
 from ext.core.slab cimport Slab, slab_free, slab_give, slab_take
 from ext.core.timer cimport Timer, Timers, timer_clear, timer_due, timer_init, timer_set
+
+SLICE_US = SLICE_NS // 1000
+
+cdef enum:
+    SERVED_MAX = 100000
+
+cdef struct Task:                   # a source that works for so long each time it is served
+    Source source
+    Flow* flow
+    uint64_t work_ns
+    uint32_t left                   # times that it queues itself again
+    uint32_t number
+    Served* served
+
+cdef struct Served:
+    Loop* loop
+    uint32_t n
+    uint32_t[SERVED_MAX] tasks
+
+
+cdef void work(Source* source, uint32_t events) noexcept nogil:
+    cdef Task* task = <Task*>source
+    cdef Served* served = task.served
+    cdef uint64_t end = clock_ns() + task.work_ns
+    while clock_ns() < end:
+        pass
+    if served.n < SERVED_MAX:
+        served.tasks[served.n] = task.number
+        served.n += 1
+    if task.left > 0:
+        task.left -= 1
+        loop_again(served.loop, source)
+
+
+cdef class Turns:
+    """A real loop with `flows` flows; tasks are queued by hand, as if the kernel had named them."""
+    cdef Loop loop
+    cdef Flow* flows
+    cdef Served* served
+    cdef list tasks
+
+    def __cinit__(self, uint32_t flows):
+        if loop_open(&self.loop) != 0:
+            raise OSError
+        self.flows = <Flow*>calloc(flows, sizeof(Flow))
+        self.served = <Served*>calloc(1, sizeof(Served))
+        if self.flows == NULL or self.served == NULL:
+            raise MemoryError
+        self.served.loop = &self.loop
+        self.tasks = []
+
+    def __dealloc__(self):
+        loop_close(&self.loop)
+        for at in self.tasks:
+            free(<void*><size_t>at)
+        free(self.flows)
+        free(self.served)
+
+    def add(self, uint32_t flow, uint64_t work_us, uint32_t times) -> int:
+        """The number of a task that is now ready, and will be `times` times."""
+        cdef Task* task = <Task*>calloc(1, sizeof(Task))
+        task.source.fd = dup(self.loop.epoll)
+        task.source.ready = work
+        task.source.flow = &self.flows[flow]
+        task.work_ns = work_us * 1000
+        task.left = times - 1
+        task.number = len(self.tasks)
+        task.served = self.served
+        self.tasks.append(<size_t>task)
+        loop_again(&self.loop, &task.source)
+        return task.number
+
+    def close(self, uint32_t task) -> None:
+        source_close(&self.loop, &(<Task*><size_t>self.tasks[task]).source)
+
+    def forget(self, uint32_t flow) -> None:
+        flow_forget(&self.loop, &self.flows[flow])
+
+    def turn(self) -> list:
+        """One turn: the tasks that were served in it, in order. Only while something is ready, or it waits."""
+        cdef uint32_t before = self.served.n
+        loop_turn(&self.loop)
+        return [self.served.tasks[i] for i in range(before, self.served.n)]
+
+    @property
+    def waiting(self) -> bool:
+        return self.loop.fresh.first != NULL or self.loop.busy.first != NULL
+
+    def cut(self, uint32_t flow) -> int:
+        return self.flows[flow].cut
+
 
 SMALL, LARGE = BUFFER_SMALL, BUFFER_LARGE
 

@@ -2,10 +2,11 @@
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.unistd cimport close
-from ext.core.loop cimport Source, loop_listen, source_close
+from ext.core.loop cimport Source, loop_listen, loop_over, source_close
 from ext.core.protocol cimport LISTEN_INBOUND, LISTEN_OUTBOUND, PORT_INBOUND, PORT_OUTBOUND
 from ext.core.slab cimport slab_take
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
+from ext.proxy.budget cimport descriptors_short
 from ext.proxy.conn cimport conn_new, pod_find, pod_retire
 from ext.proxy.flow cimport flow_start
 from ext.proxy.state cimport ACCEPT_BATCH, ACCEPT_PAUSE_MS, PORTS, Acceptor, Captured, Conn, Worker
@@ -33,6 +34,16 @@ cdef void shed(Worker* w) noexcept nogil:
         pod = pod.next
 
 
+cdef void pause(Acceptor* acceptor) noexcept nogil:
+    """No descriptor to be had: what this pod keeps in advance gives way, then it is tried again."""
+    cdef Worker* w = acceptor.w
+    stock_shed(acceptor.pod)
+    pool_shed(acceptor.pod)
+    acceptor.paused = PAUSED_DESCRIPTORS
+    loop_listen(&w.loop, &acceptor.source, 0)
+    timer_set(&w.loop.timers, &acceptor.pause, w.loop.now_ns + <uint64_t>ACCEPT_PAUSE_MS * 1000000)
+
+
 cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
     cdef Acceptor* acceptor = <Acceptor*>source
     cdef Worker* w = acceptor.w
@@ -44,6 +55,9 @@ cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
             acceptor.paused = PAUSED_FULL
             loop_listen(&w.loop, source, 0)
             return
+        if descriptors_short(acceptor.pod, 2):
+            pause(acceptor)
+            return
         fd = stream_accept(source.fd, &client)
         if fd == -EAGAIN:
             return
@@ -52,9 +66,7 @@ cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
         if fd < 0:
             w.stats.accept_errors += 1
             shed(w)
-            acceptor.paused = PAUSED_DESCRIPTORS
-            loop_listen(&w.loop, source, 0)
-            timer_set(&w.loop.timers, &acceptor.pause, w.loop.now_ns + <uint64_t>ACCEPT_PAUSE_MS * 1000000)
+            pause(acceptor)
             return
         if stream_original(fd, client.family, &target) != 0 or target.port == PORT_OUTBOUND or target.port == PORT_INBOUND:
             refuse(fd)
@@ -64,7 +76,7 @@ cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
             w.stats.accept_errors += 1
             continue
         flow_start(c)
-        if source.fd < 0:
+        if source.fd < 0 or loop_over(&w.loop):
             return
 
 
@@ -113,6 +125,7 @@ cdef int pod_attach(Worker* w, uint32_t handle, const uint8_t* kinds, const int*
         acceptor.source.fd = fds[i]
         acceptor.source.shared = 1
         acceptor.source.ready = on_ready
+        acceptor.source.flow = &pod.flow
         acceptor.pod = pod
         acceptor.w = w
         acceptor.kind = kinds[i]

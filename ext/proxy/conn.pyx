@@ -3,7 +3,7 @@ from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from posix.unistd cimport close
 from ext.core.buffer cimport buffer_drop
-from ext.core.loop cimport Source, loop_add, loop_bury, loop_listen, source_close, wall_us
+from ext.core.loop cimport Source, flow_forget, loop_add, loop_bury, loop_listen, source_close, wall_us
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.account cimport account_end
@@ -35,6 +35,7 @@ cdef Conn* conn_new(Acceptor* acceptor, int fd, const Peer* client, const Peer* 
         return NULL
     c.source.fd = fd
     c.source.ready = on_event
+    c.source.flow = &acceptor.pod.flow
     c.w = w
     c.pod = acceptor.pod
     c.kind = acceptor.kind
@@ -186,4 +187,5 @@ cdef void pod_retire(Captured* pod) noexcept nogil:
         at = &at[0].next
     if at[0] == pod:
         at[0] = pod.next
+    flow_forget(&w.loop, &pod.flow)
     loop_bury(&w.loop, &pod.grave, &w.pods, pod)

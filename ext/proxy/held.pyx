@@ -1,5 +1,6 @@
 """See held.pxd."""
 from libc.stdint cimport uint64_t
+from ext.core.loop cimport loop_again
 from ext.core.timer cimport timer_clear, timer_set
 from ext.proxy.outbox cimport send_miss
 from ext.proxy.state cimport Q_HELD, Q_NONE, Conn, Worker
@@ -66,7 +67,6 @@ cdef void held_forget(Conn* c) noexcept nogil:
 
 
 cdef void held_wake(Worker* w) noexcept nogil:
-    """Who goes on may end itself or others that it shares nothing with; only `c` leaves the queue, or joins it at its end."""
     cdef Conn* c = w.held_first
     cdef Conn* last = w.held_last
     cdef Conn* after
@@ -74,7 +74,7 @@ cdef void held_wake(Worker* w) noexcept nogil:
         after = c.wait_next if c != last else NULL
         if c.slot.current != NULL:
             held_forget(c)
-            w.advance(c)
+            loop_again(&w.loop, &c.source)      # in its pod's turn: a thousand may wait for one commit
         c = after
 
 

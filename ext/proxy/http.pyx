@@ -3,7 +3,7 @@ from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 from ext.core.buffer cimport buffer_drop, buffer_reserve, buffer_room, buffer_used
-from ext.core.loop cimport clock_ns, loop_again, wall_us
+from ext.core.loop cimport clock_ns, loop_again, loop_over, wall_us
 from ext.core.protocol cimport LISTEN_INBOUND
 from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NO_CLUSTER, DETAIL_NO_CONFIG, DETAIL_CONNECT_FAILURE, DETAIL_CONNECT_TIMEOUT,
                            DETAIL_NO_HEALTHY_UPSTREAM, DETAIL_NO_SOCKET, DETAIL_OVERLOAD, DETAIL_REQUEST_HEAD_TIMEOUT,
@@ -28,7 +28,7 @@ from ext.sys.stream cimport Peer, same_ip, stream_read
 from ext.wire.http1 cimport M_CONNECT, body_start, parse_request
 
 cdef enum:
-    STEPS = 64              # of one connection per turn: a client that pipelines leaves time for the others
+    STEPS = 8               # of one event before the clock is looked at: a client that pipelines leaves time for the others
 
 
 cdef void http_start(Conn* c) noexcept nogil:
@@ -44,7 +44,7 @@ cdef void http_advance(Conn* c) noexcept nogil:
     cdef int steps = 0
     cdef bint more = True
     while more and c.state == C_HTTP:
-        if steps == STEPS:
+        if steps >= STEPS and loop_over(&c.w.loop):
             loop_again(&c.w.loop, &c.source)
             return
         steps += 1

@@ -3,7 +3,7 @@ from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from ext.core.buffer cimport (BUFFER_LARGE, BUFFER_SMALL, Buffer, buffer_compact, buffer_drop, buffer_reserve, buffer_room,
                               buffer_used)
-from ext.core.loop cimport Source, loop_again
+from ext.core.loop cimport Source, loop_again, loop_over
 from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NONE, DETAIL_OVERLOAD, DETAIL_IDLE, DETAIL_UPSTREAM_RESET,
                            FLAG_DC, FLAG_DT, FLAG_OM,
                            FLAG_UC)
@@ -41,7 +41,7 @@ cdef int pump(Worker* w, Source* source, Source* sink, Buffer* b, uint8_t* ended
             return PUMP_WRITE_BROKE
         if ended[0] or not source.readable:
             break
-        if rounds == PUMP_ROUNDS:
+        if rounds >= PUMP_ROUNDS and loop_over(&w.loop):
             return PUMP_AGAIN
         rounds += 1
         if buffer_used(b) == 0:

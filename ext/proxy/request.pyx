@@ -3,6 +3,7 @@ from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from ext.core.buffer cimport buffer_compact, buffer_consume, buffer_drop, buffer_reserve, buffer_room, buffer_used
+from ext.core.loop cimport loop_over
 from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_HEAD_TOO_LARGE, DETAIL_MALFORMED, DETAIL_OVERLOAD, FLAG_DC, FLAG_DPE,
                            FLAG_OM)
 from ext.core.timer cimport timer_set
@@ -118,7 +119,7 @@ cdef int request_read(Conn* c) noexcept nogil:
     cdef int64_t n
     cdef int rounds = 0
     while not c.x.request_done and c.source.readable and not c.x.up_broken:
-        if rounds == PUMP_ROUNDS:
+        if rounds >= PUMP_ROUNDS and loop_over(&c.w.loop):
             return STEP_MORE
         rounds += 1
         if c.din.data == NULL and buffer_reserve(&c.w.buffers, &c.din, 0) < 0:

@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from ext.core.buffer cimport (BUFFER_LARGE, buffer_compact, buffer_consume, buffer_drop, buffer_reserve, buffer_room,
                               buffer_used)
+from ext.core.loop cimport loop_over
 from ext.core.shm cimport (DETAIL_CANNOT_SAY, DETAIL_DOWNSTREAM_CLOSED, DETAIL_OVERLOAD, DETAIL_UPSTREAM_CLOSED, DETAIL_UPSTREAM_LATE,
                            DETAIL_UPSTREAM_PROTOCOL, DETAIL_UPSTREAM_PROTOCOL_LATE, DETAIL_UPSTREAM_RESET, FLAG_DC, FLAG_OM,
                            FLAG_UC, FLAG_UPE)
@@ -209,7 +210,7 @@ cdef int response_read(Conn* c) noexcept nogil:
             continue                         # the head that had no room has it now, and no event will say so
         if x.response_done or not c.up.source.readable:
             return STEP_WAIT
-        if rounds == PUMP_ROUNDS:
+        if rounds >= PUMP_ROUNDS and loop_over(&c.w.loop):
             return STEP_MORE
         rounds += 1
         if not make_room(c, bulk):

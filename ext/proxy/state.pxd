@@ -29,7 +29,7 @@ through account: `account_end`, once per TCP connection or HTTP exchange.
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ext.core.buffer cimport Buffer, Buffers
-from ext.core.loop cimport Grave, Loop, Source
+from ext.core.loop cimport Flow, Grave, Loop, Source
 from ext.core.slab cimport Slab
 from ext.core.timer cimport Timer
 from ext.core.shm cimport LogRing, Series, Stats, StatsHeader
@@ -83,7 +83,7 @@ cdef enum:
     LINGER_MS = 1000
     LINGER_BYTES = 262144
     HALF_CLOSED_MS = 60000  # a client that closed its side after a whole request gets its answer within this silence
-    PUMP_ROUNDS = 16        # reads of one direction per turn
+    PUMP_ROUNDS = 2         # reads of one direction before the clock is looked at
     PORTS = 4               # listeners of a pod: two kinds, two families
     TEXT_BYTES = 1536
 
@@ -189,6 +189,7 @@ cdef struct Conn:
     uint8_t up_shut
     uint8_t up_reached      # TCP: the server's connection was made
     uint8_t stock_family
+    uint8_t promised        # a socket of the stock is this one's, in its pod's next turn
     Peer client
     Peer target             # original destination
     Peer goal               # what the dial in progress connects to
@@ -212,6 +213,7 @@ cdef struct Conn:
 cdef struct Stock:          # prefetched sockets of one family
     int fds[64]
     uint32_t n
+    uint32_t promised       # of these, to connections that waited
     uint32_t asked          # of the keeper, not yet here
     uint32_t batch
     Conn* first
@@ -231,6 +233,7 @@ cdef struct Captured:       # one pod of this worker
     Captured* next          # all
     Worker* w
     Grave grave
+    Flow flow               # its connections, both sides, and its listeners share one turn
     uint32_t handle
     uint8_t attached
     uint32_t conns
@@ -276,6 +279,7 @@ cdef struct Worker:
     Conn* held_last
     uint32_t n_held
     uint32_t n_conns
+    uint32_t descriptors    # that pods may have, all together
     Advance advance         # goes on with a connection: flow, relay, http
     Expire expire           # one of its timers is due
     Head head               # scratch: the head parsed last

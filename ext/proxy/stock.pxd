@@ -1,6 +1,6 @@
 """Prefetched sockets: made by the keeper inside the pod's namespace, since a worker can neither enter it nor set a mark.
 
-    stock_take   one at once, or -1
+    stock_take   one at once, or -1; what came for those who waited is promised to them until their pod's turn
     stock_wait   queues a connection; `advance` runs when a socket came. The caller bounds the wait (STOCK_WAIT_MS)
     stock_fill   the keeper's answer
 """
@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from ext.proxy.state cimport Captured, Conn
 
 cdef void stock_open(Captured* pod) noexcept nogil
-cdef int stock_take(Captured* pod, uint8_t family) noexcept nogil
+cdef int stock_take(Conn* c, uint8_t family) noexcept nogil
 cdef void stock_wait(Conn* c, uint8_t family) noexcept nogil
 cdef void stock_forget(Conn* c) noexcept nogil                     # out of the queue
 # Takes the descriptors over; those above STOCK_MAX are closed.

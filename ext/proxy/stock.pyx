@@ -1,7 +1,9 @@
 """See stock.pxd."""
 from libc.stdint cimport uint8_t, uint32_t
 from posix.unistd cimport close
+from ext.core.loop cimport loop_again
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
+from ext.proxy.budget cimport descriptors_short
 from ext.proxy.outbox cimport send_need_sockets
 from ext.proxy.state cimport Q_NONE, Q_STOCK, STOCK_MAX, STOCK_MIN, Captured, Conn, Stock
 
@@ -29,6 +31,8 @@ cdef void order(Captured* pod, uint8_t which) noexcept nogil:
     want = stock.batch
     if stock.n + want > STOCK_MAX:
         want = STOCK_MAX - stock.n
+    if descriptors_short(pod, want):
+        want = 0 if stock.first == NULL else STOCK_MIN      # nothing in advance; who waits was counted with its socket
     if want == 0:
         return
     stock.asked = want
@@ -45,11 +49,13 @@ cdef void stock_open(Captured* pod) noexcept nogil:
     order(pod, 0)
 
 
-cdef int stock_take(Captured* pod, uint8_t family) noexcept nogil:
+cdef int stock_take(Conn* c, uint8_t family) noexcept nogil:
+    cdef Captured* pod = c.pod
     cdef uint8_t which = 0 if family == 4 else 1
     cdef Stock* stock = &pod.stock[which]
     cdef int fd = -1
-    if stock.n > 0:
+    stock_forget(c)
+    if stock.n > stock.promised:
         stock.n -= 1
         fd = stock.fds[stock.n]
         pod.w.stats.sockets_ready -= 1
@@ -61,6 +67,7 @@ cdef int stock_take(Captured* pod, uint8_t family) noexcept nogil:
 
 cdef void stock_wait(Conn* c, uint8_t family) noexcept nogil:
     cdef Stock* stock = &c.pod.stock[0 if family == 4 else 1]
+    stock_forget(c)
     c.queue = Q_STOCK
     c.stock_family = family
     c.wait_next = NULL
@@ -75,6 +82,9 @@ cdef void stock_wait(Conn* c, uint8_t family) noexcept nogil:
 
 cdef void stock_forget(Conn* c) noexcept nogil:
     cdef Stock* stock = &c.pod.stock[0 if c.stock_family == 4 else 1]
+    if c.promised:
+        c.promised = 0
+        stock.promised -= 1
     if c.queue != Q_STOCK:
         return
     c.queue = Q_NONE
@@ -104,10 +114,12 @@ cdef void stock_fill(Captured* pod, uint8_t family, const int* fds, uint32_t n) 
             pod.w.stats.sockets_ready += 1
         else:
             close(fds[i])
-    while stock.first != NULL and stock.n > 0:
+    while stock.first != NULL and stock.n > stock.promised:
         c = stock.first
         stock_forget(c)
-        pod.w.advance(c)
+        c.promised = 1
+        stock.promised += 1
+        loop_again(&pod.w.loop, &c.source)
     order(pod, which)
 
 
@@ -117,7 +129,7 @@ cdef void stock_shed(Captured* pod) noexcept nogil:
     cdef int which
     for which in range(2):
         stock = &pod.stock[which]
-        keep = stock.n // 2
+        keep = stock.promised + (stock.n - stock.promised) // 2
         if stock.batch > STOCK_MIN:
             stock.batch //= 2
         while stock.n > keep:

@@ -185,6 +185,7 @@ cdef Upstream* dial(Conn* c, int fd, const Peer* to, const Peer* source, uint32_
     up.source.fd = fd
     up.source.shared = 1
     up.source.ready = on_event
+    up.source.flow = &c.pod.flow
     up.w = w
     up.pod = c.pod
     up.conn = c
@@ -220,7 +221,7 @@ cdef int upstream_get(Conn* c, const Peer* to, const Peer* source, uint32_t conn
             up.conn = c
             c.up = up
             return DIALLED
-    fd = stock_take(c.pod, to.family)
+    fd = stock_take(c, to.family)
     if fd < 0:
         stock_wait(c, to.family)
         return QUEUED

@@ -1,11 +1,12 @@
 """See worker.pxd."""
 from libc.errno cimport errno
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, malloc
 from posix.unistd cimport getpid
 from ext.core.loop cimport clock_ns, loop_open, loop_turn
 from ext.core.protocol cimport FD_CONTROL, FD_LOG, FD_STATS
 from ext.core.shm cimport gauge, log_attach, stats_attach
+from ext.proxy.budget cimport descriptors_for_pods
 from ext.proxy.control cimport control_apply, control_check_drained, control_open
 from ext.proxy.flow cimport flow_advance, flow_expire
 from ext.proxy.forget cimport forget_turn
@@ -18,6 +19,7 @@ import os
 import sys
 
 cdef enum:
+    NOFILE_MOST = 1073741824        # no limit is a limit too: numbers of descriptors fit an int
     BUFFERED_LIMIT = 536870912      # 512 MiB in buffers: beyond it connections are ended with flag OM
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -39,6 +41,12 @@ cdef extern from "<signal.h>" nogil:
     int sigfillset(sigset_t* mask)
     int sigprocmask(int how, const sigset_t* mask, sigset_t* before)
 
+cdef extern from "<sys/resource.h>" nogil:
+    struct rlimit_t "rlimit":
+        unsigned long rlim_cur
+    int RLIMIT_NOFILE
+    int getrlimit(int resource, rlimit_t* out)
+
 cdef extern from "<sys/random.h>" nogil:
     ssize_t getrandom(void* data, size_t size, unsigned int flags)
 
@@ -57,6 +65,7 @@ cdef Worker* worker_new(int control, int stats, int log) noexcept nogil:
     cdef uint64_t seed = 0
     cdef void* memory
     cdef size_t size = 0
+    cdef rlimit_t files
     cdef Worker* w = <Worker*>calloc(1, sizeof(Worker))
     if w == NULL or loop_open(&w.loop) != 0:
         return NULL
@@ -75,6 +84,9 @@ cdef Worker* worker_new(int control, int stats, int log) noexcept nogil:
     if memory == NULL or log_attach(&w.log, memory, size) != 0:
         return NULL
     w.buffers.limit = BUFFERED_LIMIT
+    if getrlimit(RLIMIT_NOFILE, &files) != 0:
+        return NULL
+    w.descriptors = descriptors_for_pods(<uint32_t>files.rlim_cur if files.rlim_cur < NOFILE_MOST else NOFILE_MOST)
     w.conns.size = sizeof(Conn)
     w.upstreams.size = sizeof(Upstream)
     w.pods.size = sizeof(Captured)

@@ -1,10 +1,10 @@
-"""Timers, buffers and slabs against plain models."""
+"""Turns, timers, buffers and slabs against plain models."""
 from __future__ import annotations
 
 import heapq
 
 import pytest
-from ext.core.loop_door import LARGE, SMALL, Bytes, Heap, Items
+from ext.core.loop_door import LARGE, SLICE_US, SMALL, Bytes, Heap, Items, Turns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,3 +91,59 @@ def test_items_come_zeroed_and_only_so_many_are_kept(size: int) -> None:
     assert (items.live, items.kept) == (0, 1024)
     assert items.take()
     items.give()
+
+
+def finish(turns: Turns) -> list[list[int]]:
+    found = []
+    while turns.waiting:
+        found.append(turns.turn())
+    return found
+
+
+def test_who_comes_while_another_pod_has_a_thousand_sockets_ready_is_served_after_one_slice() -> None:
+    turns = Turns(2)
+    for _ in range(1000):
+        turns.add(0, 10, 3)
+    turns.turn()
+    late = turns.add(1, 10, 1)
+    served = turns.turn()
+    assert late in served, "it had to wait for more than a slice of the other"
+    assert served.index(late) <= SLICE_US // 10 + 4, "served behind it: at most the other's slice"
+    assert sum(map(len, finish(turns))) + len(served) > 2000, "the other's work is done too"
+
+
+def test_busy_pods_share_time_evenly_however_many_sockets_each_has_ready() -> None:
+    turns = Turns(3)
+    for flow, sockets in enumerate((500, 5, 1)):
+        for _ in range(sockets):
+            turns.add(flow, 10, 3000 // sockets)
+    owner = [0] * 500 + [1] * 5 + [2]
+    for _ in range(300):
+        turns.turn()
+    cut = [turns.cut(flow) for flow in range(3)]
+    assert max(cut) - min(cut) <= 2, f"slices of each: {cut}"
+    assert len(owner) == 506
+
+
+def test_a_pod_that_always_comes_back_does_not_keep_those_waiting_that_are_never_done() -> None:
+    turns = Turns(2)
+    busy = turns.add(0, SLICE_US + 50, 2000)
+    turns.turn()
+    seen = 0
+    for _ in range(40):
+        turns.add(1, SLICE_US + 50, 1)
+        seen += turns.turn().count(busy)
+    assert seen >= 5
+
+
+def test_every_ready_socket_is_served_once_and_a_closed_one_never() -> None:
+    turns = Turns(4)
+    made = [turns.add(at % 4, 0, 1) for at in range(400)]
+    for task in made[::3]:
+        turns.close(task)
+    served = [task for turn in finish(turns) for task in turn]
+    assert sorted(served) == [task for task in made if task % 3]
+    turns.add(2, 0, 1)
+    turns.close(400)
+    turns.forget(2)
+    assert not turns.waiting
