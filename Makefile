@@ -5,7 +5,7 @@ PYTEST := $(PY) -m pytest
 # meson calls `cython` by name when an import rebuilds what changed
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo test test-unit test-netns test-bpf lint build bench clean
+.PHONY: help setup demo test test-unit test-netns test-bpf fuzz lint build bench clean
 
 help:
 	@echo "make demo        bring up Bookinfo in a mesh on this machine, show what it sees (root)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-netns  tests with real namespaces, rules and processes (root)"
 	@echo "make test-bpf    the BPF tool chain: compile and load (root)"
 	@echo "make bench       our proxy beside Envoy, HAProxy and nginx: CASES= PROXIES= ROUNDS= SECONDS= (root; tests/bench/README.md)"
+	@echo "make fuzz        libFuzzer with sanitizers on parsers, tables and whole connections, FUZZ_SECONDS=60 each"
 	@echo "make lint        ruff, mypy --strict, cython-lint"
 	@echo "make build       compile the extension"
 	@echo "make setup       apt packages, .venv, kernel headers, extension; skips what is done"
@@ -29,7 +30,7 @@ build: setup
 demo: setup
 	@$(PY) -m examples.bookinfo.demo
 
-test: lint test-unit test-bpf test-netns
+test: lint test-unit test-bpf test-netns fuzz
 
 test-unit: setup
 	$(PYTEST) tests/unit
@@ -43,10 +44,13 @@ test-netns: setup
 bench: setup
 	@$(PY) -m tests.bench --cases "$(CASES)" --proxies "$(PROXIES)" $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT))
 
+fuzz: setup
+	$(PY) tests/fuzz/run.py
+
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	.venv/bin/cython-lint ext
+	.venv/bin/cython-lint ext tests/fuzz
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,9 +3,9 @@
 TCP is said at the first byte that rules out the rest. HTTP/1 is said only at the end of a request line that ends in HTTP/1.x, or when
 the longest line that is waited for still looks like one with a method everybody knows: then it is a long URL.
 """
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp
-from ext.wire.chars cimport CH_TARGET, CHARS
+from ext.wire.chars cimport CH_TARGET, CHARS, same
 
 cdef enum:
     METHOD_MAX = 20     # the longest registered is 16 (UPDATEREDIRECTREF is 17)
@@ -24,6 +24,10 @@ cdef int known(const uint8_t* m, size_t n) noexcept nogil:
 cdef inline int starts(const uint8_t* data, size_t size, const char* text, size_t n) noexcept nogil:
     """As far as both go."""
     return memcmp(data, text, size if size < n else n) == 0
+
+
+cdef inline int starts_any_case(const uint8_t* data, size_t size, const char* text, size_t n) noexcept nogil:
+    return same(<const char*>data, text, <uint32_t>(size if size < n else n))
 
 
 cdef int request_line(const uint8_t* data, size_t size) noexcept nogil:
@@ -46,8 +50,8 @@ cdef int request_line(const uint8_t* data, size_t size) noexcept nogil:
         return SNIFF_MORE
     c = data[i]
     if not connect and c != b'/' and not (c == b'*' and method == 7):
-        # absolute-form
-        if not starts(data + i, size - i, b"http://", 7) and not starts(data + i, size - i, b"https://", 8):
+        # absolute-form; a scheme is the same in any case (RFC 3986 3.1)
+        if not starts_any_case(data + i, size - i, b"http://", 7) and not starts_any_case(data + i, size - i, b"https://", 8):
             return SNIFF_TCP
     while i < size and CHARS[data[i]] & CH_TARGET:
         i += 1

@@ -15,6 +15,7 @@ SPEAKS = {
     "options-star": (b"OPTIONS * HTTP/1.1\r\n", "http1"),
     "connect": (b"CONNECT a:1 HTTP/1.1\r\n", "http1"),
     "absolute": (b"GET http://a/ HTTP/1.1\r\n", "http1"),
+    "absolute-any-case": (b"GET HtTpS://a/ HTTP/1.1\r\n", "http1"),
     "long-url": (b"GET /" + b"a" * 2000 + b" HTTP/1.1\r\n", "http1"),
     "long-unknown": (b"XYZ /" + b"a" * 2000 + b" HTTP/1.1\r\n", "tcp"),
     "h2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0", "http2"),
