@@ -7,53 +7,81 @@ import resource
 import shutil
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from tests.bench import report
-from tests.bench.cases import CASES, HTTP_PORT, Case, start_origin
+from tests.bench.cases import CASES, Case, Sample
 from tests.bench.proxies import NAMES, Proxy, start
-from tests.bench.topology import LOAD_CORE, BenchError, Topology, check_congestion, family, pin, wait_listening
+from tests.bench.tools import ECHO_PORT, HTTP_PORT, SOURCE_PORT, start_origin
+from tests.bench.topology import LOAD_CORE, BenchError, Site, Topology, check_congestion, wait_listening
 
 
 def run(cases: list[Case], names: list[str], rounds: int, seconds: float) -> dict[str, report.Samples]:
     """Every case: all its proxies stand ready, then take turns, round after round."""
     found: dict[str, report.Samples] = {}
     folder = Path(tempfile.mkdtemp(prefix="narrows-bench-", dir="/dev/shm"))
+    folder.chmod(0o755)
     topology = Topology()
+    ground = Ground(topology, folder)
     try:
-        pids = start_origin(topology.origin.start, folder)
-        wait_listening(topology.origin, HTTP_PORT, None, folder / "origin.out")
-        pin([pid for one in pids for pid in family(one)], LOAD_CORE)
-        ready: dict[tuple[str, str, int], Proxy] = {}
-        try:
-            for case in cases:
-                mine = [name for name in names if name in case.proxies]
-                for name in mine:
-                    key = (name, case.mode, case.port)
-                    if key not in ready:
-                        site = topology.site(f"{name}-{case.mode}-{case.port}", captured=name != "direct")
-                        ready[key] = start(name, case.mode, site, case.port, folder)
-                found[case.name] = turns(case, [ready[name, case.mode, case.port] for name in mine], rounds or case.rounds, seconds)
-        finally:
-            for proxy in ready.values():
-                proxy.stop()
+        start_origin(topology.origin, folder / "origin.log")
+        for port in (HTTP_PORT, ECHO_PORT, SOURCE_PORT):
+            wait_listening(topology.origin, port, topology.origin.started[0], folder / "origin.log")
+        for case in cases:
+            mine = [name for name in names if name in case.proxies]
+            found[case.name] = turns(case, ground, mine, rounds or case.rounds, seconds or case.seconds)
     finally:
+        ground.stop()
         topology.close()
         shutil.rmtree(folder, ignore_errors=True)
     return found
 
 
-def turns(case: Case, proxies: list[Proxy], rounds: int, seconds: float) -> report.Samples:
-    samples: report.Samples = {proxy.name: [] for proxy in proxies}
-    for proxy in proxies:  # pools filled, code read in, and every socket looked at
-        case.measure(proxy, min(1.0, seconds))
-        check_congestion(proxy.site.netns)
+class Ground:
+    """Sites and the proxies that stand ready in them; cases of one mode and port share them."""
+
+    def __init__(self, topology: Topology, folder: Path) -> None:
+        self.topology, self.folder = topology, folder
+        self.sites: dict[tuple[str, str, int], Site] = {}
+        self.ready: dict[tuple[str, str, int], Proxy] = {}
+
+    def proxy(self, name: str, case: Case) -> Proxy:
+        key = (name, case.mode, case.port)
+        if key not in self.sites:
+            self.sites[key] = self.topology.site(f"{name}-{case.mode}-{case.port}", captured=name != "direct")
+        if key not in self.ready:
+            self.ready[key] = start(name, case.mode, self.sites[key], case.port, self.folder)
+        return self.ready[key]
+
+    def turn(self, name: str, case: Case, seconds: float) -> Sample:
+        if case.fresh:
+            self.end(name, case)
+        try:
+            return case.measure(self.proxy(name, case), seconds)
+        finally:
+            if case.fresh:
+                self.end(name, case)
+
+    def end(self, name: str, case: Case) -> None:
+        if proxy := self.ready.pop((name, case.mode, case.port), None):
+            proxy.stop()
+
+    def stop(self) -> None:
+        for proxy in self.ready.values():
+            proxy.stop()
+
+
+def turns(case: Case, ground: Ground, names: list[str], rounds: int, seconds: float) -> report.Samples:
+    samples: report.Samples = {name: [] for name in names}
+    for name in names if not case.fresh else ():  # pools filled, code read in, and sockets looked at
+        ground.turn(name, case, min(1.0, seconds))
+        check_congestion(ground.proxy(name, case).site.netns)
     for number in range(rounds):
-        for at in range(len(proxies)):
-            proxy = proxies[(at + number) % len(proxies)]  # nobody is always the one after another
-            samples[proxy.name].append(case.measure(proxy, seconds))
+        for at in range(len(names)):
+            name = names[(at + number) % len(names)]  # nobody is always the one after another
+            samples[name].append(ground.turn(name, case, seconds))
         print(f"{case.name}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    check_congestion(ground.topology.origin)
     return samples
 
 
@@ -69,7 +97,7 @@ def main() -> int:
     options.add_argument("--cases", default="", help=f"of {', '.join(CASES)}; default: all")
     options.add_argument("--proxies", default="", help=f"of {', '.join(NAMES)}; default: all")
     options.add_argument("--rounds", type=int, default=0, help="default: the case's, 5 or 7")
-    options.add_argument("--seconds", type=float, default=3.0, help="of load in each turn")
+    options.add_argument("--seconds", type=float, default=0, help="of load in each turn; default: the case's, 3 or 4")
     options.add_argument("--out", type=Path, default=report.ROOT / "build" / "bench.json")
     given = options.parse_args()
     try:
@@ -81,7 +109,7 @@ def main() -> int:
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    summaries = [report.summarise(replace(CASES[name]), found) for name, found in samples.items()]
+    summaries = [report.summarise(CASES[name], found) for name, found in samples.items()]
     about = {**report.machine(), "seconds": given.seconds}
     print(f"\n{about['cpu']}, kernel {about['kernel']}, commit {about['commit']}, {about['when']}\n")
     print("\n\n".join(report.table(one) for one in summaries))

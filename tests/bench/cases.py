@@ -1,25 +1,29 @@
-"""What is measured: a case starts its load in a proxy's site and says how much work was done.
+"""What is measured: a case loads one proxy for a while and says how much work was done and what it cost.
 
 The figure of most cases is CPU per unit of work: CPU of the proxy's processes over the whole run of the load generator, its
-connects included, by what the load generator counted.
+connects included, by what the load generator counted. Lower is better in every case.
 """
 from __future__ import annotations
 
-import re
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from tests.bench.proxies import HOST, Proxy, program
-from tests.bench.topology import LOAD_CORE, BenchError, cpu_ns, softirqd_ns
+from tests.bench.proxies import HOST, Proxy
+from tests.bench.tools import ECHO_PORT, HTTP_PORT, SOURCE_PORT, Held, load
+from tests.bench.topology import BenchError, check_congestion, cpu_ns, softirqd_ns
 
-HTTP_PORT = 8080
+IDLE = 10_000  # connections held
+RATE = 3_000  # requests/s of the open loop
+GIB = 1 << 30
+ALL = ("direct", "envoy", "haproxy", "nginx", "narrows")
+TCP = ("direct", "envoy", "haproxy", "narrows")  # nginx is an HTTP proxy here
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One turn of one proxy. `figure` is in the case's unit, lower is better; None for `direct` where it has no CPU of its own."""
+    """One turn of one proxy. `figure` is in the case's unit; None for `direct` where it costs no proxy anything."""
 
     figure: float | None
     rate: float  # units of work per second
@@ -28,76 +32,101 @@ class Sample:
 
 @dataclass(frozen=True)
 class Case:
+    """`targets`: ours / peer, at most; "better" is the better of HAProxy and nginx, "" means the figure itself."""
+
     name: str
     title: str
     unit: str
     mode: str
     port: int
     measure: Callable[[Proxy, float], Sample]
-    targets: dict[str, float]  # ours / peer, at most; "better": the better of HAProxy and nginx
-    proxies: tuple[str, ...] = ("direct", "envoy", "haproxy", "nginx", "narrows")
+    targets: dict[str, float]
+    proxies: tuple[str, ...] = ALL
     rounds: int = 5
+    seconds: float = 3.0
+    fresh: bool = False  # a new proxy for each turn
 
 
-def charge(proxy: Proxy, run: Callable[[], tuple[float, float, dict[str, float]]], per: float) -> Sample:
-    """Runs the load, which returns (work, seconds, more), and charges the proxy's CPU to each `per` of work."""
-    pids = proxy.pids()
-    cpu, soft = cpu_ns(pids), softirqd_ns()
-    work, seconds, more = run()
-    cpu, soft = cpu_ns(pids) - cpu, softirqd_ns() - soft
-    if work <= 0:
-        raise BenchError(f"{proxy.name}: no work was done")
-    more = {**more, "cpu": cpu / 1e9 / seconds, "ksoftirqd": soft / 1e9 / seconds}
-    return Sample(cpu / 1e9 / work * per if pids else None, work / seconds, more)
+def request(path: str, *headers: str) -> str:
+    """What a usual client says, with some of the headers that a browser or library adds."""
+    lines = [f"GET {path} HTTP/1.1", f"Host: {HOST}:{HTTP_PORT}", "User-Agent: narrows-bench/1", "Accept: */*", *headers]
+    return "\r\n".join(lines) + "\r\n\r\n"
 
 
-# ---- HTTP by wrk --------------------------------------------------------------------------------------------------------
+def charged(per: float, **what: Any) -> Callable[[Proxy, float], Sample]:
+    """The proxy's CPU for each `per` of work."""
+    def measure(proxy: Proxy, seconds: float) -> Sample:
+        pids = proxy.pids()
+        cpu, soft = cpu_ns(pids), softirqd_ns()
+        found = load(proxy.site, proxy.port, seconds, **what)
+        cpu, soft = cpu_ns(pids) - cpu, softirqd_ns() - soft
+        if found["work"] <= 0:
+            raise BenchError(f"{proxy.name}: no work was done")
+        more = {key: value for key, value in found.items() if key.endswith("_us")}
+        more |= {"busy": cpu / 1e9 / found["seconds"], "ksoftirqd": soft / 1e9 / found["seconds"]}
+        return Sample(cpu / 1e9 / found["work"] * per if pids else None, found["work"] / found["seconds"], more)
 
-def wrk(proxy: Proxy, seconds: float, path: str, *headers: str, connections: int = 64) -> Sample:
-    """Closed loop: each connection asks again once it is answered."""
-    argv = ["taskset", "-c", str(LOAD_CORE), program("wrk"), "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency",
-            "-H", f"Host: {HOST}:{HTTP_PORT}", *(word for header in headers for word in ("-H", header)),
-            f"http://{proxy.site.target(HTTP_PORT)}{path}"]
-
-    def run() -> tuple[float, float, dict[str, float]]:
-        said = proxy.site.netns.run(*argv, timeout=seconds + 30).stdout
-        return read_wrk(proxy, said)
-
-    return charge(proxy, run, 100_000)
-
-
-def read_wrk(proxy: Proxy, said: str) -> tuple[float, float, dict[str, float]]:
-    done = re.search(r"(\d+) requests in ([\d.]+)(s|m)", said)
-    if done is None or "Non-2xx" in said:
-        raise BenchError(f"{proxy.name}: not every request was answered with 200:\n{said}")
-    errors = re.search(r"connect (\d+), read (\d+), write (\d+), timeout (\d+)", said)
-    if errors is not None:
-        raise BenchError(f"{proxy.name}: {errors[0]}")
-    latencies = {f"p{name}_us": float(value) * {"us": 1, "ms": 1e3, "s": 1e6}[unit]
-                 for name, value, unit in re.findall(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s)", said, re.MULTILINE)}
-    return float(done[1]), float(done[2]) * (60 if done[3] == "m" else 1), latencies
+    return measure
 
 
+def late(proxy: Proxy, seconds: float) -> Sample:
+    """p99 of an open loop, in us; for `direct` too."""
+    one = charged(100_000, do="exchange", connections=64, rate=RATE, request=request("/1k"))(proxy, seconds)
+    more = {key: value for key, value in one.more.items() if key != "p99_us"}
+    if one.figure is not None:
+        more["cpu_s_per_100k"] = one.figure
+    return Sample(one.more["p99_us"], one.rate, more)
+
+
+def idle(proxy: Proxy, seconds: float) -> Sample:
+    """KiB of resident memory for each of 10,000 connections that had one answer each and wait.
+
+    The proxy is new; it is warmed up first, so that code read in and pools of 64 connections are not counted as theirs.
+    """
+    del seconds
+    worker = proxy.worker()
+    before = resident([worker]) / (1 << 20)
+    load(proxy.site, proxy.port, 0.5, do="exchange", connections=64, request=request("/1k"))
+    check_congestion(proxy.site.netns)
+    empty = resident(proxy.pids())
+    held = Held(proxy.site, proxy.port, IDLE, request("/1k"))
+    try:
+        grown = resident(proxy.pids()) - empty
+    finally:
+        held.close()
+    return Sample(grown / 1024 / IDLE, 0, {"worker_idle_mib": before, "worker_full_mib": (empty + grown) / (1 << 20)})
+
+
+def resident(pids: list[int]) -> int:
+    """Bytes of user space (VmRSS)."""
+    total = 0
+    for pid in pids:
+        line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+        total += int(line.split()[1]) * 1024
+    return total
+
+
+REQUESTS, GIBS = "CPU s per 100,000 requests", "CPU s per GiB"
+TRIPS, CONNECTS = "CPU s per 100,000 round trips", "CPU s per 100,000 connections"
+_WORD = "0123456789abcdef" * 4  # 64 bytes
 CASES = {case.name: case for case in (
-    Case("http1k", "HTTP/1.1 keep-alive, 1 KiB, 64 connections", "CPU s per 100,000 requests", "http", HTTP_PORT,
-         lambda proxy, seconds: wrk(proxy, seconds, "/1k"), {"envoy": 0.40, "better": 0.95}),
-    Case("http64k", "HTTP/1.1, 64 KiB responses, 64 connections", "CPU s per 100,000 requests", "http", HTTP_PORT,
-         lambda proxy, seconds: wrk(proxy, seconds, "/64k"), {"envoy": 0.90, "nginx": 1.0}),
-    Case("connect", "HTTP/1.1, one request per connection, 64 at a time", "CPU s per 100,000 requests", "http", HTTP_PORT,
-         lambda proxy, seconds: wrk(proxy, seconds, "/1k", "Connection: close"), {"envoy": 0.50, "nginx": 1.1}),
+    Case("http1k", "HTTP/1.1 keep-alive, 1 KiB, 64 connections", REQUESTS, "http", HTTP_PORT,
+         charged(100_000, do="exchange", connections=64, request=request("/1k")), {"envoy": 0.40, "better": 0.95}),
+    Case("http64k", "HTTP/1.1, 64 KiB responses, 64 connections", REQUESTS, "http", HTTP_PORT,
+         charged(100_000, do="exchange", connections=64, request=request("/64k")), {"envoy": 0.90, "nginx": 1.0}),
+    Case("connect", "HTTP/1.1, one request per connection, 64 at a time", REQUESTS, "http", HTTP_PORT,
+         charged(100_000, do="exchange", connections=64, request=request("/1k", "Connection: close"), after=1),
+         {"envoy": 0.50, "nginx": 1.1}),
+    Case("bulk1", "TCP bulk, 1 stream", GIBS, "tcp", SOURCE_PORT,
+         charged(GIB, do="bulk", streams=1), {"envoy": 0.60, "haproxy": 0.85}, TCP),
+    Case("bulk8", "TCP bulk, 8 streams", GIBS, "tcp", SOURCE_PORT,
+         charged(GIB, do="bulk", streams=8), {"envoy": 0.60, "haproxy": 0.85}, TCP),
+    Case("pingpong", "TCP ping-pong, 64 bytes, 64 connections", TRIPS, "tcp", ECHO_PORT,
+         charged(100_000, do="exchange", connections=64, request=_WORD, fixed=64), {"envoy": 0.75, "haproxy": 1.0}, TCP),
+    Case("tcpconnect", "TCP connect, 64 bytes each way, close; 64 at a time", CONNECTS, "tcp", ECHO_PORT,
+         charged(100_000, do="exchange", connections=64, request=_WORD, fixed=64, after=2), {}, TCP),
+    Case("p99", f"p99 at {RATE:,} requests/s, open loop, 1 KiB, 64 connections", "us", "http", HTTP_PORT,
+         late, {"haproxy": 1.0}, rounds=7, seconds=4.0),
+    Case("idle", f"idle kept-alive HTTP/1.1 connection, {IDLE:,} held", "KiB per connection", "http", HTTP_PORT,
+         idle, {"": 1.0}, proxies=ALL[1:], fresh=True),
 )}
-
-
-# ---- the origin ---------------------------------------------------------------------------------------------------------
-
-def start_origin(netns_start: Callable[..., subprocess.Popen[str]], folder: Path) -> list[int]:
-    """What all cases need at the other end; returns the processes."""
-    from tests.bench.proxies import fill
-
-    (folder / "www").mkdir()
-    (folder / "www" / "64k").write_bytes(b"x" * 65536)
-    config = fill("origin.conf", folder / "origin.conf", DIR=folder, ONE_KIB="x" * 1024)
-    with open(folder / "origin.out", "wb") as out:
-        process = netns_start(program("nginx"), "-p", str(folder), "-c", str(config), "-g", "daemon off;",
-                              stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-    return [process.pid]

@@ -8,6 +8,7 @@ import asyncio
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -49,6 +50,7 @@ class Proxy:
 
     name: str
     site: Site
+    port: int  # of the origin
     main: int  # 0: none
     stop: Callable[[], None]
 
@@ -63,9 +65,8 @@ class Proxy:
 def start(name: str, mode: str, site: Site, origin_port: int, folder: Path) -> Proxy:
     """`folder` is the run's own, in memory. BenchError says what a peer said when it does not come up."""
     if name == "direct":
-        return Proxy(name, site, 0, lambda: None)
-    home = folder / site.netns.name
-    home.mkdir()
+        return Proxy(name, site, origin_port, 0, lambda: None)
+    home = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder))
     made = _narrows(mode, site, origin_port, home) if name == "narrows" else _peer(name, mode, site, origin_port, home)
     pin(made.pids(), PROXY_CORE)
     return made
@@ -100,7 +101,7 @@ def _peer(name: str, mode: str, site: Site, origin_port: int, home: Path) -> Pro
             process.kill()
             process.wait(5)
 
-    return Proxy(name, site, process.pid, stop)
+    return Proxy(name, site, origin_port, process.pid, stop)
 
 
 def program(name: str) -> str:
@@ -132,7 +133,7 @@ def _narrows(mode: str, site: Site, origin_port: int, home: Path) -> Proxy:
     except BaseException:
         keeper.stop()
         raise
-    return Proxy("narrows", site, keeper.pid, lambda: _stop(keeper))
+    return Proxy("narrows", site, origin_port, keeper.pid, lambda: _stop(keeper))
 
 
 def _stop(keeper: Keeper) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.cases import HTTP_PORT, start_origin
-from tests.bench.proxies import NAMES, start
+from tests.bench.cases import ALL, TCP, request
+from tests.bench.proxies import start
+from tests.bench.tools import ECHO_PORT, HTTP_PORT, SOURCE_PORT, Held, load, start_origin
 from tests.bench.topology import PROXY_CORE, BenchError, Site, Topology, check_congestion, cpu_ns, settle, wait_listening
 
 pytestmark = pytest.mark.netns
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.netns
 
 @dataclass
 class Ground:
-    origin: str
+    topology: Topology
     sites: dict[str, Site]
     folder: Path
 
@@ -26,32 +27,60 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("bench")
     made = Topology()
     try:
-        start_origin(made.origin.start, folder)
-        wait_listening(made.origin, HTTP_PORT, None, folder / "origin.out")
-        yield Ground(made.origin.path, {name: made.site(name, captured=name != "direct") for name in NAMES}, folder)
+        start_origin(made.origin, folder / "log")
+        for port in (HTTP_PORT, ECHO_PORT, SOURCE_PORT):
+            wait_listening(made.origin, port, made.origin.started[0], folder / "log")
+        yield Ground(made, {name: made.site(name, captured=name != "direct") for name in ALL}, folder)
     finally:
         made.close()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_request_passes_through_each_proxy_of_the_benchmark(ground: Ground, name: str) -> None:
+@pytest.mark.parametrize("name", ALL)
+def test_a_request_passes_through_each_proxy_on_its_own_core(ground: Ground, name: str) -> None:
     site = ground.sites[name]
     proxy = start(name, "http", site, HTTP_PORT, ground.folder)
     try:
-        url = f"http://{site.target(HTTP_PORT)}"
         said = site.netns.run("curl", "-sS", "--max-time", "10", "-o", str(ground.folder / "body"), "-w", "%{http_code} %{size_download}",
-                              "-H", "Host: origin.default.svc.cluster.local:8080", f"{url}/1k").stdout
+                              "-H", "Host: origin.default.svc.cluster.local:8080", f"http://{site.target(HTTP_PORT)}/1k").stdout
         assert said == "200 1024"
         pids = proxy.pids()
         assert (cpu_ns(pids) > 0) == (name != "direct")
         for pid in pids:
             allowed = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Cpus_allowed_list"))
             assert allowed.split()[1] == str(PROXY_CORE)
-        check_congestion(site.netns)
+        held = Held(site, HTTP_PORT, 100, request("/64k"))
+        try:
+            assert check_congestion(site.netns) >= 100
+            assert check_congestion(ground.topology.origin) > 0
+        finally:
+            held.close()
     finally:
         proxy.stop()
 
 
+@pytest.mark.parametrize("name", TCP)
+def test_bytes_pass_through_each_proxy_of_the_tcp_cases(ground: Ground, name: str) -> None:
+    site, word = ground.sites[name], "x" * 64
+    proxy = start(name, "tcp", site, ECHO_PORT, ground.folder)
+    try:
+        assert load(site, ECHO_PORT, 0.05, do="exchange", connections=4, request=word, fixed=64)["work"] > 0
+        assert load(site, ECHO_PORT, 0.05, do="exchange", connections=4, request=word, fixed=64, after=2)["work"] > 0
+    finally:
+        proxy.stop()
+
+
+def test_the_load_generator_counts_what_the_origin_answered(ground: Ground) -> None:
+    site = ground.sites["direct"]
+    kept = load(site, HTTP_PORT, 0.1, do="exchange", connections=2, request=request("/64k"))
+    closed = load(site, HTTP_PORT, 0.1, do="exchange", connections=2, request=request("/1k", "Connection: close"), after=1)
+    timed = load(site, HTTP_PORT, 0.5, do="exchange", connections=2, request=request("/1k"), rate=100)
+    assert kept["work"] > 0 < closed["work"]
+    assert 0 < timed["work"] < 200 and 0 < timed["p50_us"] <= timed["p99_us"]
+    assert load(site, SOURCE_PORT, 0.1, do="bulk", streams=2)["work"] > 1 << 20
+    with pytest.raises(BenchError, match="failed"):
+        load(site, HTTP_PORT, 0.05, do="exchange", connections=1, request="not http\r\n\r\n", fixed=7)
+
+
 def test_a_congestion_control_that_the_kernel_does_not_have_stops_the_run(ground: Ground) -> None:
     with pytest.raises(BenchError, match="tcp_congestion_control"):
-        settle(ground.origin, {"net.ipv4.tcp_congestion_control": "nosuch"})
+        settle(ground.topology.origin.path, {"net.ipv4.tcp_congestion_control": "nosuch"})
