@@ -40,6 +40,7 @@ from agent.dataplane.readers import DURATION_BOUNDS_MS, SIZE_BOUNDS
 from agent.model.settings import ProxySettings
 from agent.state.store import Store
 from agent.telemetry.accesslog import AccessLog
+from agent.telemetry.capture import CaptureCollector
 from agent.telemetry.collector import DataPathCollector
 from agent.telemetry.process import ProcessCollector
 from agent.telemetry.server import Ports
@@ -105,6 +106,7 @@ class Agent:
         registry.register(DataPathCollector(self._data_path.series, self._data_path.headers, self._data_path.names,
                                             DURATION_BOUNDS_MS, SIZE_BOUNDS))
         registry.register(ProcessCollector(self._pids))
+        registry.register(CaptureCollector(self._pods.figures))
         async with AsyncExitStack() as stack:
             ports = Ports(registry, lambda: "; ".join(self.readiness()))
             await ports.start(options.metrics_address, options.metrics_port, options.readiness_port)
@@ -118,7 +120,7 @@ class Agent:
             tasks = [asyncio.create_task(work, name=name) for name, work in (
                 ("keeper", self._follow_keeper()),
                 ("pods", self._follow_pods()),
-                ("verify", self._pods.verify_all()),
+                ("watch", self._pods.watch()),
                 ("access-log", self._data_path.drain()),
                 ("use", self._data_path.watch_use(self._mesh.used, self._sweep)),
             )]

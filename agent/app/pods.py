@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,17 +23,18 @@ from typing import Any, Protocol
 from agent import netlink
 from agent.app.commit import Committer, Refusals
 from agent.app.events import Events
+from agent.capture import watch
 from agent.capture.plan import INBOUND_PORT, OUTBOUND_PORT, Plan, plan
 from agent.capture.reconcile import CaptureError, Reconciler
 from agent.model.pod import CaptureSettings, Enrolment, LocalPod
 from agent.state.entries import Table
 from agent.state.store import Store
+from agent.telemetry.capture import CaptureFigures
 
 RETRY_FIRST, RETRY_LAST = 0.2, 30.0  # seconds, doubling
 LINGER_SECONDS = 3600.0  # an un-enrolled pod's last connections may go on for so long (tcp_idle_timeout's bound)
 LINGER_POLL = 2.0  # seconds between two looks whether they have ended
-VERIFY_SECONDS = 10.0  # each pod is verified so often, or, with many pods, one after the other at VERIFY_PACE
-VERIFY_PACE = 2.0  # a child is 50 ms of CPU: 2.5 % of a core at most
+WATCH_SECONDS = 2.5  # each captured pod is looked at so often: half of the 5 s within which a foreign edit is to be repaired
 
 log = logging.getLogger("narrows.pods")
 
@@ -94,6 +97,8 @@ class Tracked:
     plan: Plan | None = None  # in force
     settings: CaptureSettings | None = None
     repairs: int = 0
+    seen: bytes = b""  # print of the namespace with which it was last found as planned; empty: not compared yet
+    looked: float = 0.0  # monotonic time of that comparison, or of the last look that found the same print
     wanted: bool = False  # its annotations ask for capture
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
@@ -131,6 +136,7 @@ class Pods:
         self._synced = False  # the first list of pods was taken
         self._informed = False  # the mesh is known
         self.repairs = 0
+        self.exposed_seconds = 0.0  # how long, at most, rules were not as planned before they were repaired
 
     # -- wishes -----------------------------------------------------------------------------------------------------
 
@@ -209,6 +215,11 @@ class Pods:
 
     def captured(self) -> list[LocalPod]:
         return [one.pod for one in self._pods.values() if one.state is State.CAPTURED]
+
+    def figures(self) -> CaptureFigures:
+        """For metrics; called from the thread that renders them."""
+        states = Counter(str(one.state) for one in list(self._pods.values()))
+        return CaptureFigures({str(state): states[str(state)] for state in State}, self.repairs, self.exposed_seconds)
 
     def handles(self) -> dict[str, int]:
         return {uid: one.handle for uid, one in self._attached.items()}
@@ -290,7 +301,8 @@ class Pods:
 
     async def _enter(self, one: Tracked, settings: CaptureSettings) -> None:
         pod = one.pod
-        families = tuple(sorted({address.version for address in pod.addresses})) or (4,)
+        # of the namespace and not of the pod's addresses: one that has IPv6 and no address yet may get one
+        families = await asyncio.to_thread(netlink.families, pod.netns)
         wish = plan(settings, families, self._instance)
         captured = one.state is State.CAPTURED
         if not captured:
@@ -300,8 +312,14 @@ class Pods:
         refused = await _unless_changed(one, self._committer.in_force())
         if said := next((text for key, text in refused.items() if key[1] == pod.uid), None):
             raise CaptureError(f"the data path refuses the pod: {said}")
-        outcome = await self._reconciler.apply(pod.netns, wish)
+        one.plan = None  # or a look between apply and the next line would put the old plan back
+        try:
+            outcome = await self._reconciler.apply(pod.netns, wish)
+        except CaptureError as error:
+            one.step(State.ENTERING, str(error))  # the redirects were taken back
+            raise
         one.plan, one.settings = wish, settings
+        one.seen, one.looked = b"", time.monotonic()
         one.step(State.CAPTURED, "captured")
         if not captured or outcome.changed:
             self._events.add("Captured", one.about, f"captured by iptables in {outcome.seconds * 1000:.0f} ms: "
@@ -408,30 +426,55 @@ class Pods:
 
     # -- repair -----------------------------------------------------------------------------------------------------
 
-    async def verify_all(self) -> None:
-        """For ever: look at one captured pod after the other, and repair what somebody else changed."""
+    async def watch(self) -> None:
+        """For ever: look at every captured pod, and where something is not as it was, compare and repair."""
         while True:
-            todo = [one for one in self._pods.values() if one.state is State.CAPTURED and one.plan]
-            pace = max(VERIFY_PACE, VERIFY_SECONDS / max(len(todo), 1))
-            for one in todo:
-                await asyncio.sleep(pace)
-                with suppress(CaptureError, OSError):
-                    await self._verify(one)
-            if not todo:
-                await asyncio.sleep(pace)
+            await asyncio.sleep(WATCH_SECONDS)
+            await self.look()
 
-    async def _verify(self, one: Tracked) -> None:
+    async def look(self) -> None:
+        """One look at every captured pod."""
+        todo = {one.pod.netns: one for one in self._pods.values() if one.state is State.CAPTURED and one.plan}
+        if not todo:
+            return
+        now = time.monotonic()
+        prints = await asyncio.to_thread(watch.prints, {netns: _target(one.plan) for netns, one in todo.items() if one.plan})
+        work = []
+        for netns, one in todo.items():
+            found = prints.get(netns, b"")
+            if not found and not netlink.is_namespace(netns):
+                continue  # the pod is going, and its namespace went first
+            if found and found == one.seen:
+                one.looked = now
+            else:
+                work.append(self._repair(one, found, now))
+        await asyncio.gather(*work)
+
+    async def _repair(self, one: Tracked, found: bytes, now: float) -> None:
+        """Compare one pod with its plan. `found` was read before: what changes meanwhile makes another print."""
         wish = one.plan
         if wish is None or one.state is not State.CAPTURED or one.changed.is_set():
             return
-        wrong = await self._reconciler.verify(one.pod.netns, wish)
-        if not wrong or one.plan is not wish or one.state is not State.CAPTURED or one.deleted:
+        try:
+            wrong = await self._reconciler.repair(one.pod.netns, wish, lambda: one.plan is wish)
+        except (CaptureError, OSError) as error:
+            if one.plan is wish and one.state is State.CAPTURED and not one.deleted:
+                one.seen = b""
+                one.step(State.ENTERING, f"its rules were changed and cannot be repaired: {error}")
+                one.changed.set()  # `_work` tells, tries again, and waits longer each time
             return
-        await self._reconciler.apply(one.pod.netns, wish)
+        if one.plan is not wish or one.state is not State.CAPTURED:
+            return
+        if not wrong:
+            one.seen, one.looked = found, now
+            return
+        exposed = time.monotonic() - (one.looked or now)
         one.repairs += 1
+        one.seen, one.looked = b"", time.monotonic()
         self.repairs += 1
+        self.exposed_seconds += exposed
         self._events.add("Repaired", one.about, f"somebody changed the rules in the pod's namespace; repaired "
-                         f"({one.repairs}): {'; '.join(wrong)[:500]}", warning=True)
+                         f"({one.repairs}), after at most {exposed:.1f} s: {'; '.join(wrong)[:500]}", warning=True)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -457,6 +500,11 @@ class Pods:
             "repairs": one.repairs,
             "events": self._events.about(one.about),
         }
+
+
+def _target(plan: Plan) -> watch.Target:
+    return watch.Target(tuple(sorted({table.family for table in plan.tables})),
+                        tuple(dict.fromkeys(table.name for table in plan.tables)))
 
 
 async def _unless_changed(one: Tracked, future: asyncio.Future[Refusals]) -> Refusals:

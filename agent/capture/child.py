@@ -3,7 +3,7 @@
 Started by reconcile.py as a file, without site-packages (a third of the time): one JSON object on stdin, one on stdout.
 It enters the namespace before it loads iptc, whose library reads /proc of where it is.
 
-    in   {"path": [import path], "netns": descriptor, "action": "apply|verify|remove|chains", "prefix": text,
+    in   {"path": [import path], "netns": descriptor, "action": "apply|repair|verify|remove|chains", "prefix": text,
           "tables": [tables of rules.py], "names": [table names to remove from], "families": [4, 6]}
     out  {"result": ...} or {"error": text}
 """
@@ -32,19 +32,22 @@ def main() -> int:
 
 
 def run(order: dict[str, Any]) -> Any:
-    """Enter the namespace and do what is ordered. `apply` reads back what it wrote."""
+    """Enter the namespace and do what is ordered. `apply` reads back what it wrote; `repair` applies and says what was wrong."""
     enter(order["netns"])
     from agent.capture import tables
     from agent.capture.rules import table_from_json
 
     action, prefix = order["action"], order["prefix"]
     wanted = [table_from_json(value) for value in order["tables"]]
-    if action == "apply":
+    if action in ("apply", "repair"):
+        found = tables.verify(wanted, prefix) if action == "repair" else []
+        if action == "repair" and not found:
+            return []
         changed = tables.apply(wanted, prefix)
         if changed and (wrong := tables.verify(wanted, prefix)):
             raise tables.TableError(f"the rules are not what was written: {'; '.join(wrong)}; another program edits "
                                     "them at the same time")
-        return changed
+        return found or changed
     if action == "verify":
         return tables.verify(wanted, prefix)
     if action == "remove":

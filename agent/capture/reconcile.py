@@ -69,6 +69,22 @@ class Reconciler:
                 raise CaptureError(f"{error}; {await self._take_back(fd, namespace)}") from error
         return Outcome(tuple(changed), time.monotonic() - started)
 
+    async def repair(self, namespace: str, plan: Plan, still: Callable[[], bool] = lambda: True) -> tuple[str, ...]:
+        """What was not as planned and now is again; empty when all was well. On an error no connection is redirected.
+
+        `still` is asked when the namespace is ours alone, whether the plan is still the one: nothing is done if not.
+        """
+        async with self._namespace(namespace) as fd:
+            if not still():
+                return ()
+            missing = await _blocking(lambda: _missing_ways(fd, plan))
+            if missing:
+                await _blocking(lambda: _add_ways(fd, plan))
+            try:
+                return tuple(missing + await self._tables(fd, namespace, "repair", plan.tables))
+            except CaptureError as error:
+                raise CaptureError(f"{error}; {await self._take_back(fd, namespace)}") from error
+
     async def verify(self, namespace: str, plan: Plan) -> tuple[str, ...]:
         """How the namespace differs from the plan; empty when it does not. Changes nothing."""
         async with self._namespace(namespace) as fd:

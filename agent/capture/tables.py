@@ -28,7 +28,10 @@ class TableError(Exception):
 
 
 class Content(NamedTuple):
-    """Our part of a table: chains with their entries, and per built-in chain the jumps into them."""
+    """Our part of a table: chains with their entries, and the jumps into them with the built-in chain they stand in.
+
+    A jump behind somebody else's rule is not the same as one before them all: what that rule accepts would never come to us.
+    """
 
     chains: dict[str, list[bytes]]
     jumps: dict[str, list[bytes]]
@@ -91,7 +94,7 @@ def _write(table: Table, prefix: str) -> bool:
 
 
 def _build(handle: Any, table: Table, prefix: str) -> None:
-    """Bring libiptc's copy to the plan. A jump that is there once and as it should be keeps its place."""
+    """Bring libiptc's copy to the plan. A jump that is there once, as it should be and before other people's rules, stays."""
     wanted = {chain.name for chain in table.chains}
     present = {name for name in _names(handle) if name.startswith(prefix)}
     for name in present - wanted:
@@ -109,9 +112,10 @@ def _build(handle: Any, table: Table, prefix: str) -> None:
         jump = _encode(handle, table.family, chain.jump())
         handle.insert_entry(chain.hook, jump, 0)
         first, *others = [entry for entry in _entries(handle, chain.hook) if _target(handle, entry) == chain.name]
+        in_front = _foreign_before(handle, chain.hook, chain.name, start=1)
         elsewhere = [name for name in _names(handle) if name != chain.hook and not name.startswith(prefix)
                      and any(_target(handle, entry) == chain.name for entry in _entries(handle, name))]
-        if len(others) == 1 and not elsewhere and _plain(handle, others[0]) == _plain(handle, first):
+        if len(others) == 1 and not (elsewhere or in_front) and _plain(handle, others[0]) == _plain(handle, first):
             _delete(handle, chain.hook, 0)
             continue
         for name in [chain.hook, *elsewhere]:
@@ -119,6 +123,17 @@ def _build(handle: Any, table: Table, prefix: str) -> None:
             positions = [at for at, entry in enumerate(_entries(handle, name)) if _target(handle, entry) == chain.name]
             for at in reversed(positions[keep:]):
                 _delete(handle, name, at)
+
+
+def _foreign_before(handle: Any, hook: str, target: str, start: int = 0) -> bool:
+    """Whether a rule of somebody else stands before the first jump to `target`; chains of other instances do not count."""
+    for entry in _entries(handle, hook)[start:]:
+        name = _target(handle, entry)
+        if name == target:
+            return False
+        if not name.startswith(CHAIN_PREFIX):
+            return True
+    return False
 
 
 def _drop_jumps(handle: Any, target: str) -> None:
@@ -154,7 +169,7 @@ def _chain_differences(chain: Chain, found: Content, wanted: Content) -> Iterato
         if len(have) > len(want):
             yield f"chain {chain.name} has {len(have)} rules, {len(want)} are ours"
     if found.jumps.get(chain.name) != wanted.jumps.get(chain.name):
-        yield f"chain {chain.hook} does not jump into {chain.name} exactly once and for everything"
+        yield f"chain {chain.hook} does not jump into {chain.name} first, exactly once and for everything"
 
 
 # ---- libiptc's copy of a table ------------------------------------------------------------------------
@@ -171,7 +186,8 @@ def _content(handle: Any, prefix: str) -> Content:
         for entry in _entries(handle, name):
             target = _target(handle, entry)
             if target.startswith(prefix):
-                jumps.setdefault(target, []).append(name.encode() + b" " + _plain(handle, entry))
+                place = b" behind " if _foreign_before(handle, name, target) else b" "
+                jumps.setdefault(target, []).append(name.encode() + place + _plain(handle, entry))
     return Content(ours, jumps)
 
 

@@ -164,6 +164,10 @@ class Instance:
         text = self.node.netns.run("curl", "-s", "http://127.0.0.1:15020/metrics").stdout
         return [line for line in text.splitlines() if not line.startswith("#")]
 
+    def metric(self, name: str) -> float:
+        """The value of a metric without labels."""
+        return next(float(line.rpartition(" ")[2]) for line in self.metrics() if line.startswith(name + " "))
+
     def requests(self, reporter: str) -> float:
         return sum(float(line.rpartition(" ")[2]) for line in self.metrics()
                    if line.startswith("istio_requests_total{") and f'reporter="{reporter}"' in line

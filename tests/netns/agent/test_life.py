@@ -1,12 +1,15 @@
 """The agent with a real keeper, control plane and pods: what survives the death of whom."""
 from __future__ import annotations
 
+import re
 import signal
 import socket
+import time
 
 import pytest
 
 from agent import netlink
+from agent.app.pods import WATCH_SECONDS
 from agent.cli.main import CommandError
 from tests.netns.agent.conftest import PORT, VIRTUAL, Instance
 from tests.support.logs import whole_lines
@@ -132,13 +135,32 @@ def test_opting_out_acts_on_new_connections_and_live_ones_finish(instance: Insta
     assert served(instance)
 
 
-def test_rules_that_somebody_else_removes_come_back(instance: Instance) -> None:
+@pytest.mark.parametrize("edit", [
+    ["iptables-legacy", "-t", "nat", "-F"], ["ip6tables-legacy", "-t", "mangle", "-F"], ["ip", "rule", "del", "priority", "32764"],
+    ["ip", "-6", "route", "flush", "table", "100"], ["iptables-legacy", "-t", "nat", "-I", "OUTPUT", "-p", "tcp", "-j", "ACCEPT"]])
+def test_rules_that_somebody_else_changes_are_put_back_and_event_and_metrics_tell(instance: Instance, edit: list[str]) -> None:
     instance.up()
-    before = instance.client.iptables_save()
-    instance.client.run("iptables-legacy", "-t", "nat", "-F")
-    until(lambda: instance.client.iptables_save() == before, "the rules are repaired", 30)
-    until(lambda: instance.shown("client")["repairs"] == 1 and instance.events("Repaired"), "the repair is told")
+    before, moment = kernel_state(instance), time.monotonic()
+    instance.client.run(*edit)
+    assert kernel_state(instance) != before
+    event = until(lambda: instance.events("Repaired"), "the repair is told", 30)[0]
+    seconds = float(re.search(r"after at most ([0-9.]+) s", event["message"])[1])  # type: ignore[index]
+    assert 0 < seconds < time.monotonic() - moment + 2 * WATCH_SECONDS
+    assert "-I OUTPUT" in " ".join(edit) or kernel_state(instance) == before
+    until(lambda: instance.shown("client")["repairs"] == 1 and instance.metric("narrows_capture_repairs_total") == 1, "counted")
+    assert instance.metric("narrows_capture_exposed_seconds_total") == pytest.approx(seconds, abs=0.1)
     assert served(instance)
+
+
+def test_a_look_finds_an_edit_soon_enough_for_five_seconds() -> None:
+    assert 2 * WATCH_SECONDS <= 5.0
+
+
+def kernel_state(instance: Instance) -> list[str]:
+    run = instance.client.run
+    return [instance.client.iptables_save(4), instance.client.iptables_save(6),
+            *(run("ip", flag, *what, check=False).stdout for flag in ("-4", "-6")
+              for what in (("rule",), ("route", "show", "table", "100")))]
 
 
 def test_a_new_keeper_gets_everything_and_captures_go_on(instance: Instance) -> None:

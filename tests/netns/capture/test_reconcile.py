@@ -11,12 +11,14 @@ from agent import netlink
 from agent.capture.plan import chain_prefix, plan
 from agent.capture.reconcile import CaptureError, Reconciler
 from agent.capture.rules import Table
+from agent.capture.watch import Target, prints
 from agent.model.pod import CaptureSettings, Network
 from tests.netns.capture.conftest import INSTANCE, planned, state, tables
 from tests.support.netns import Namespaces, Netns
 
 pytestmark = pytest.mark.netns
 P = chain_prefix(INSTANCE)
+TABLES = ("raw", "mangle", "filter", "nat")
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ async def test_twice_is_a_no_op(pod: Netns, reconciler: Reconciler) -> None:
     assert again.changed == () and state(pod) == then and await reconciler.verify(pod.path, planned()) == ()
 
 
-@pytest.mark.parametrize("edit", [
+EDITS = [
     f"iptables-legacy -t nat -F {P}OUTPUT",
     f"iptables-legacy -t nat -D {P}PREROUTING 2",
     f"iptables-legacy -t nat -I {P}OUTPUT -j RETURN",
@@ -61,7 +63,15 @@ async def test_twice_is_a_no_op(pod: Netns, reconciler: Reconciler) -> None:
     "iptables-legacy -F INPUT",
     "ip rule del priority 32764", "ip -6 rule del priority 32764",
     "ip route flush table 100", "ip -6 route flush table 100",
-])
+]
+# somebody's rule in front of our jump: what it accepts never comes to us
+IN_FRONT = ["iptables-legacy -t nat -I OUTPUT -p tcp -j ACCEPT", "ip6tables-legacy -t nat -I PREROUTING -j RETURN",
+            "iptables-legacy -t mangle -I PREROUTING -j ACCEPT", "ip6tables-legacy -I INPUT -p tcp -j ACCEPT",
+            f"iptables-legacy -t raw -D OUTPUT -j {P}OUTPUT && iptables-legacy -t raw -A OUTPUT -p udp -j ACCEPT && "
+            f"iptables-legacy -t raw -A OUTPUT -j {P}OUTPUT"]
+
+
+@pytest.mark.parametrize("edit", EDITS)
 async def test_a_foreign_edit_is_seen_and_repaired(pod: Netns, reconciler: Reconciler, edit: str) -> None:
     await reconciler.apply(pod.path, planned())
     then = state(pod)
@@ -72,6 +82,63 @@ async def test_a_foreign_edit_is_seen_and_repaired(pod: Netns, reconciler: Recon
     assert (await reconciler.apply(pod.path, planned())).changed
     assert [text.replace(":OTHER -\n", "") for text in state(pod)] == then
     assert await reconciler.verify(pod.path, planned()) == ()
+
+
+@pytest.mark.parametrize("edit", EDITS)
+async def test_repair_says_what_was_wrong_and_twice_finds_nothing(pod: Netns, reconciler: Reconciler, edit: str) -> None:
+    await reconciler.apply(pod.path, planned())
+    then = state(pod)
+    pod.run("sh", "-ec", edit)
+    wrong = await reconciler.verify(pod.path, planned())
+    assert await reconciler.repair(pod.path, planned()) == wrong != ()
+    assert [text.replace(":OTHER -\n", "") for text in state(pod)] == then
+    assert await reconciler.repair(pod.path, planned()) == ()
+
+
+@pytest.mark.parametrize("edit", IN_FRONT)
+async def test_a_rule_that_somebody_put_in_front_of_our_jump_comes_behind_it(pod: Netns, reconciler: Reconciler, edit: str
+                                                                             ) -> None:
+    await reconciler.apply(pod.path, planned())
+    pod.run("sh", "-ec", edit)
+    wrong = await reconciler.repair(pod.path, planned())
+    assert len(wrong) == 1 and " first, " in wrong[0], wrong
+    for family in (4, 6):
+        for table in (table for table in planned().tables if table.family == family):
+            for chain in table.chains:
+                (first, *others) = [line for line in section(pod.iptables_save(family).splitlines(), table.name)
+                                    if line.startswith(f"-A {chain.hook} ")]
+                assert first == f"-A {chain.hook} -j {chain.name}" and first not in others
+    assert await reconciler.verify(pod.path, planned()) == ()
+    await reconciler.remove(pod.path)
+    kept = pod.iptables_save(4) + pod.iptables_save(6)
+    assert ("-j ACCEPT" in kept or "-j RETURN" in kept) and "NARROWS" not in kept, "their rule is still theirs"
+
+
+@pytest.mark.parametrize("edit", EDITS + IN_FRONT)
+async def test_the_print_of_a_namespace_changes_with_every_edit(pod: Netns, reconciler: Reconciler, edit: str) -> None:
+    await reconciler.apply(pod.path, planned())
+    before = print_of(pod)
+    assert before and print_of(pod) == before
+    pod.run("sh", "-ec", edit)
+    assert print_of(pod) not in (before, b"")
+    await reconciler.repair(pod.path, planned())
+    assert "NARROWS" in pod.iptables_save(4)
+
+
+async def test_the_print_of_a_namespace_does_not_change_with_traffic(pod: Netns, reconciler: Reconciler) -> None:
+    await reconciler.apply(pod.path, planned())
+    before = print_of(pod)
+    packets = packets_of(pod)
+    for address in ("127.0.0.1", "[::1]", "192.0.2.1", "[2001:db8::1]"):
+        pod.run("curl", "-s", "-m", "1", f"http://{address}:9/", check=False)
+    assert packets_of(pod) != packets
+    assert print_of(pod) == before
+
+
+async def test_a_namespace_that_is_gone_has_no_print(pod: Netns, reconciler: Reconciler) -> None:
+    await reconciler.apply(pod.path, planned())
+    target = Target((4, 6), TABLES)
+    assert set(prints({"/run/netns/gone": target, "/etc/hostname": target, pod.path: target})) == {pod.path}
 
 
 async def test_removal_leaves_other_peoples_rules_as_they_were(pod: Netns, reconciler: Reconciler) -> None:
@@ -164,6 +231,14 @@ async def test_an_apply_that_is_cancelled_is_never_half_done(pod: Netns, reconci
         found = ["REDIRECT" in pod.iptables_save(family) for family in (4, 6)]
         assert found in ([True, True], [False, False]), f"cancelled after {step * 2} ms"
         await reconciler.remove(pod.path)
+
+
+def print_of(pod: Netns) -> bytes:
+    return prints({pod.path: Target((4, 6), TABLES)}).get(pod.path, b"")
+
+
+def packets_of(pod: Netns) -> str:
+    return pod.run("iptables-legacy-save", "-c").stdout + pod.run("ip6tables-legacy-save", "-c").stdout
 
 
 def networks(*texts: str) -> tuple[Network, ...]:

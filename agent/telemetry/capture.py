@@ -1,0 +1,39 @@
+"""What capture does on this node: pods by state, and how often and for how long somebody else's edits had undone it."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureFigures:
+    """At one moment. `exposed_seconds` is an upper bound: from the last look that found all well to the repair."""
+
+    pods: Mapping[str, int]  # by state
+    repairs: int
+    exposed_seconds: float
+
+
+class CaptureCollector(Collector):
+    """`read` is called at scrape time, from the thread that renders."""
+
+    def __init__(self, read: Callable[[], CaptureFigures]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        figures = self._read()
+        pods = GaugeMetricFamily("narrows_capture_pods", "Pods of this node by state of capture", labels=("state",))
+        for state, count in sorted(figures.pods.items()):
+            pods.add_metric((state,), count)
+        repairs = CounterMetricFamily("narrows_capture_repairs", "Namespaces whose rules somebody changed and we repaired")
+        repairs.add_metric((), figures.repairs)
+        exposed = CounterMetricFamily("narrows_capture_exposed_seconds", "Seconds, at most, that rules of a captured pod were "
+                                      "not as planned before they were repaired")
+        exposed.add_metric((), figures.exposed_seconds)
+        return (pods, repairs, exposed)
