@@ -13,7 +13,7 @@ from ext.proxy.state cimport (HALF_CLOSED_MS, Q_HELD, Q_STOCK, X_HEAD, X_IDLE, X
                               Exchange)
 from ext.proxy.stock cimport stock_forget
 from ext.proxy.upstream cimport upstream_drop
-from ext.sys.stream cimport stream_write
+from ext.sys.stream cimport stream_write2
 from ext.wire.forward cimport local_reply
 from ext.wire.http1 cimport M_HEAD
 
@@ -97,7 +97,7 @@ cdef bint answer_advance(Conn* c) noexcept nogil:
     while buffer_used(&c.dhead) > 0:
         if not c.source.writable:
             return False
-        n = stream_write(c.source.fd, c.dhead.data + c.dhead.start, buffer_used(&c.dhead))
+        n = stream_write2(c.source.fd, c.dhead.data + c.dhead.start, buffer_used(&c.dhead), NULL, 0, c.x.lingers or not c.x.down_keep)
         if n == -EINTR:
             continue
         if n == -EAGAIN:

@@ -95,7 +95,7 @@ cdef void request_send(Conn* c) noexcept nogil:
         body = x.fed - x.at
         if head + body == 0:
             return
-        n = stream_write2(c.up.source.fd, c.uhead.data + c.uhead.start, head, c.din.data + c.din.start + x.at, body)
+        n = stream_write2(c.up.source.fd, c.uhead.data + c.uhead.start, head, c.din.data + c.din.start + x.at, body, False)
         if n == -EINTR:
             continue
         if n == -EAGAIN:

@@ -142,11 +142,12 @@ cdef int feed_response(Conn* c) noexcept nogil:
 cdef int response_send(Conn* c) noexcept nogil:
     cdef uint32_t head
     cdef int64_t n
+    cdef bint last = c.x.response_done and not c.x.down_keep and c.x.state == X_FLOW    # exchange.complete ends it then
     while c.source.writable:
         head = buffer_used(&c.dhead)
         if head + c.x.uready == 0:
             return STEP_WAIT
-        n = stream_write2(c.source.fd, c.dhead.data + c.dhead.start, head, c.uin.data + c.uin.start, c.x.uready)
+        n = stream_write2(c.source.fd, c.dhead.data + c.dhead.start, head, c.uin.data + c.uin.start, c.x.uready, last)
         if n == -EINTR:
             continue
         if n == -EAGAIN:

@@ -47,6 +47,9 @@ cdef int make(uint8_t family, uint32_t mark, const char** step) noexcept nogil:
         else:
             step[0] = b"setsockopt IP_TRANSPARENT"
             error = option(fd, SOL_IP, IP_TRANSPARENT, 1)
+    if error == 0:                  # a listener hands it on to what it accepts
+        step[0] = b"setsockopt TCP_NODELAY"
+        error = option(fd, IPPROTO_TCP, TCP_NODELAY, 1)
     return fd if error == 0 else fail(fd, error)
 
 
@@ -86,11 +89,8 @@ cdef int capture_socket(uint8_t family, uint32_t mark, const char** step) noexce
     cdef int fd = make(family, mark, step)
     if fd < 0:
         return fd
-    step[0] = b"setsockopt TCP_NODELAY"
-    error = option(fd, IPPROTO_TCP, TCP_NODELAY, 1)
-    if error == 0:
-        step[0] = b"setsockopt IP_BIND_ADDRESS_NO_PORT"
-        error = option(fd, SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+    step[0] = b"setsockopt IP_BIND_ADDRESS_NO_PORT"
+    error = option(fd, SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
     if error == 0 and family == 6:
         step[0] = b"setsockopt IPV6_FREEBIND"
         error = option(fd, SOL_IPV6, IPV6_FREEBIND, 1)
