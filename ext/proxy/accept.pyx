@@ -3,6 +3,7 @@ from libc.errno cimport EAGAIN, ECONNABORTED, EINTR
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.unistd cimport close
 from ext.core.loop cimport Source, loop_listen, loop_over, source_close
+from ext.core.pipes cimport pipes_shed
 from ext.core.protocol cimport LISTEN_INBOUND, LISTEN_OUTBOUND, PORT_INBOUND, PORT_OUTBOUND
 from ext.core.slab cimport slab_take
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
@@ -32,6 +33,7 @@ cdef void shed(Worker* w) noexcept nogil:
         stock_shed(pod)
         pool_shed(pod)
         pod = pod.next
+    pipes_shed(&w.pipes)
 
 
 cdef void pause(Acceptor* acceptor) noexcept nogil:
@@ -141,4 +143,5 @@ cdef void pod_detach(Captured* pod) noexcept nogil:
     pod.attached = 0
     pool_close(pod)
     stock_close(pod)
+    pipes_shed(&pod.w.pipes)
     pod_retire(pod)

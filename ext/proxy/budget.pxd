@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t
 from ext.proxy.state cimport Captured, Worker
 
 cdef enum:
-    DESCRIPTORS_KEPT = 512      # for control, transactions, and sockets on their way from the keeper (253 in a message)
+    DESCRIPTORS_KEPT = 512      # for control, transactions, pipes (128), and sockets on their way from the keeper (253 in a message)
 
 # Of a process that may open `limit` descriptors, those that pods may have.
 cdef uint32_t descriptors_for_pods(uint32_t limit) noexcept nogil

@@ -1,6 +1,7 @@
 """The life of a captured connection's memory: taken at accept, given back in exactly one place."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from ext.proxy.state cimport Acceptor, Captured, Conn, Worker
+from ext.core.pipes cimport Pipe
+from ext.proxy.state cimport Acceptor, Bulk, Captured, Conn, Worker
 from ext.sys.stream cimport Peer
 
 # Takes the descriptor over; NULL: no memory, and it is closed.
@@ -14,6 +15,9 @@ cdef void linger_advance(Conn* c) noexcept nogil
 cdef void conn_release(Conn* c) noexcept nogil
 # A timer of the state, `ms` from now.
 cdef void conn_timer(Conn* c, uint32_t ms) noexcept nogil
+# A pipe for bulk bytes, or NULL: there is none, or the pod has its share.
+cdef Pipe* bulk_pipe(Conn* c) noexcept nogil
+cdef void bulk_drop(Conn* c, Bulk* bulk) noexcept nogil
 
 # ---- pods (in conn, since the last connection of a detached pod frees it) ----
 cdef Captured* pod_find(Worker* w, uint32_t handle) noexcept nogil

@@ -4,11 +4,12 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from posix.unistd cimport close
 from ext.core.buffer cimport buffer_drop
 from ext.core.loop cimport Source, flow_forget, loop_add, loop_bury, loop_listen, source_close, wall_us
+from ext.core.pipes cimport Pipe, pipe_give, pipe_take
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.account cimport account_end
 from ext.proxy.held cimport held_forget
-from ext.proxy.state cimport (C_DEAD, C_LINGER, LINGER_BYTES, LINGER_MS, PORTS, Acceptor, Captured, Conn, Worker)
+from ext.proxy.state cimport (C_DEAD, C_LINGER, LINGER_BYTES, LINGER_MS, POD_PIPES, PORTS, Acceptor, Bulk, Captured, Conn, Worker)
 from ext.proxy.stock cimport stock_close, stock_forget
 from ext.proxy.upstream cimport pool_close, upstream_drop
 from ext.route.balance cimport endpoint_end
@@ -79,6 +80,21 @@ cdef void conn_release(Conn* c) noexcept nogil:
     c.x.weighted = NULL
 
 
+cdef Pipe* bulk_pipe(Conn* c) noexcept nogil:
+    cdef Pipe* pipe = NULL
+    if c.pod.pipes < POD_PIPES:
+        pipe = pipe_take(&c.w.pipes, c.w.loop.now_ns)
+        c.pod.pipes += pipe != NULL
+    return pipe
+
+
+cdef void bulk_drop(Conn* c, Bulk* bulk) noexcept nogil:
+    if bulk.pipe != NULL:
+        pipe_give(&c.w.pipes, bulk.pipe)
+        bulk.pipe = NULL
+        c.pod.pipes -= 1
+
+
 cdef void conn_end(Conn* c, uint8_t flag, uint16_t details, bint abort) noexcept nogil:
     cdef Worker* w = c.w
     cdef Captured* pod = c.pod
@@ -97,6 +113,8 @@ cdef void conn_end(Conn* c, uint8_t flag, uint16_t details, bint abort) noexcept
     buffer_drop(&w.buffers, &c.uhead)
     buffer_drop(&w.buffers, &c.uin)
     buffer_drop(&w.buffers, &c.dhead)
+    bulk_drop(c, &c.onward)
+    bulk_drop(c, &c.back)
     if c.texts != NULL:
         slab_give(&w.texts, c.texts)
         c.texts = NULL

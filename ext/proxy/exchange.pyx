@@ -79,8 +79,8 @@ cdef bint tunnel_advance(Conn* c) noexcept nogil:
         if c.up.source.hung:
             c.up.source.readable = 1
     before = c.facts.received + c.facts.sent
-    up = pump(c.w, &c.source, &c.up.source, &c.din, &c.down_ended, &c.down_shut, &c.facts.received)
-    down = pump(c.w, &c.up.source, &c.source, &c.uin, &c.up_ended, &c.up_shut, &c.facts.sent)
+    up = pump(c, True)
+    down = pump(c, False)
     if c.facts.received + c.facts.sent != before:
         c.active_ns = c.w.loop.now_ns   # bytes alone: a look at the clock is no sign of life
     if up == PUMP_NO_MEMORY or down == PUMP_NO_MEMORY:

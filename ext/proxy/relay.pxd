@@ -1,11 +1,10 @@
 """Opaque bytes between two sockets until both ended: half-close is passed on, a reset as a reset, a slow reader slows the writer.
 
-Each direction holds at most one buffer (16 KiB; 64 KiB once reads fill it), and only while there are bytes.
+Each direction holds at most one buffer (16 KiB; 64 KiB once reads are large), or one pipe, and only while there are bytes. Bulk goes
+through the pipe, uncopied: after some large reads in a row, until the pieces are small again. What is small is read and written,
+one call each.
 """
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from ext.core.buffer cimport Buffer
-from ext.core.loop cimport Source
-from ext.proxy.state cimport Conn, Worker
+from ext.proxy.state cimport Conn
 
 cdef enum Pumped:
     PUMP_WAIT = 0           # all that can be done now is done
@@ -14,8 +13,8 @@ cdef enum Pumped:
     PUMP_WRITE_BROKE = -2
     PUMP_NO_MEMORY = -3
 
-cdef int pump(Worker* w, Source* source, Source* sink, Buffer* b, uint8_t* ended, uint8_t* shut,
-              uint64_t* count) noexcept nogil
+# One direction (`onward`: client to server) as far as it goes now. Counts into the connection's facts.
+cdef int pump(Conn* c, bint onward) noexcept nogil
 # The upstream is connected: relays from now on (also a tunnel of HTTP).
 cdef void relay_start(Conn* c) noexcept nogil
 cdef void relay_advance(Conn* c) noexcept nogil

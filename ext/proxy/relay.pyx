@@ -1,81 +1,138 @@
 """See relay.pxd."""
-from libc.errno cimport EAGAIN, EINTR
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from ext.core.buffer cimport (BUFFER_LARGE, BUFFER_SMALL, Buffer, buffer_compact, buffer_drop, buffer_reserve, buffer_room,
                               buffer_used)
 from ext.core.loop cimport Source, loop_again, loop_over
+from ext.core.pipes cimport PIPE_BYTES, Pipe, pipe_count
 from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NONE, DETAIL_OVERLOAD, DETAIL_IDLE, DETAIL_UPSTREAM_RESET,
                            FLAG_DC, FLAG_DT, FLAG_OM,
                            FLAG_UC)
 from ext.core.timer cimport timer_set
 from ext.proxy.account cimport account_bytes
-from ext.proxy.conn cimport conn_end, conn_timer
-from ext.proxy.state cimport C_RELAY, PUMP_ROUNDS, Conn, Worker
-from ext.sys.stream cimport SHUT_WR, shutdown, stream_read, stream_write
+from ext.proxy.conn cimport bulk_drop, bulk_pipe, conn_end, conn_timer
+from ext.proxy.state cimport C_RELAY, PUMP_ROUNDS, Bulk, Conn, Worker
+from ext.sys.stream cimport SHUT_WR, shutdown, stream_read, stream_splice, stream_write
 
 
-cdef int flush(Worker* w, Source* sink, Buffer* b) noexcept nogil:
+cdef enum:
+    BULK_LEAST = 16384          # of one read: below, copying costs less than the pipe's calls
+    BULK_AFTER = 3              # reads in a row of at least so much
+    BULK_UNTIL = 4              # splices in a row of less
+
+
+cdef int flush(Worker* w, Source* sink, Buffer* b, Pipe* pipe) noexcept nogil:
     """Writes what is there: 0, or -1 for a broken sink."""
     cdef int64_t n
-    while buffer_used(b) > 0 and sink.writable:
-        n = stream_write(sink.fd, b.data + b.start, buffer_used(b))
-        if n == -EINTR:
-            continue
+    while sink.writable:
+        if buffer_used(b) > 0:
+            n = stream_write(sink.fd, b.data + b.start, buffer_used(b))
+            if n > 0:
+                b.start += <uint32_t>n
+        elif pipe != NULL and pipe.held > 0:
+            n = stream_splice(pipe.out, sink.fd, pipe.held)
+            if n > 0:
+                pipe_count(&w.pipes, pipe, -n)
+        else:
+            break
         if n == -EAGAIN:
             sink.writable = 0
-            break
-        if n < 0:
+        elif n < 0 and n != -EINTR:
             return -1
-        b.start += <uint32_t>n
     return 0
 
 
-cdef int pump(Worker* w, Source* source, Source* sink, Buffer* b, uint8_t* ended, uint8_t* shut,
-              uint64_t* count) noexcept nogil:
+cdef int64_t draw(Conn* c, Source* source, Bulk* bulk) noexcept nogil:
+    """From the socket into an empty pipe: bytes, 0 for the end, -errno; -ENOBUFS: there is no pipe, read instead."""
+    cdef int64_t n
+    if bulk.pipe == NULL:
+        bulk.pipe = bulk_pipe(c)
+        if bulk.pipe == NULL:
+            return -ENOBUFS
+    n = stream_splice(source.fd, bulk.pipe.into, PIPE_BYTES)
+    if n > 0:
+        pipe_count(&c.w.pipes, bulk.pipe, n)
+        bulk.small = 0 if n >= BULK_LEAST else bulk.small + 1
+        if bulk.small == BULK_UNTIL:
+            bulk.large = bulk.small = 0
+    return n
+
+
+cdef int64_t fetch(Worker* w, Source* source, Buffer* b, Bulk* bulk) noexcept nogil:
+    """From the socket into the buffer: bytes, 0 for the end, -errno; -ENOMEM: no buffer, -ENOBUFS: it is full."""
     cdef int64_t n
     cdef uint32_t room
+    cdef bint large = bulk.large > 0 and w.tables.settings.buffer_bytes >= BUFFER_LARGE
+    if buffer_used(b) == 0:
+        b.start = b.end = 0
+        if large and b.size == BUFFER_SMALL:
+            buffer_drop(&w.buffers, b)
+    if b.data == NULL and buffer_reserve(&w.buffers, b, BUFFER_LARGE if large else 0) < 0:
+        return -ENOMEM
+    if buffer_room(b) == 0:
+        buffer_compact(b)
+        if buffer_room(b) == 0:
+            return -ENOBUFS
+    room = buffer_room(b)
+    n = stream_read(source.fd, b.data + b.end, room)
+    if n > 0:
+        b.end += <uint32_t>n
+        if n < BULK_LEAST and n < room:
+            bulk.large = 0
+        elif bulk.large < BULK_AFTER:
+            bulk.large += 1
+        if n < room and not source.hung:
+            source.readable = 0
+    return n
+
+
+cdef int pump(Conn* c, bint onward) noexcept nogil:
+    cdef Worker* w = c.w
+    cdef Source* source = &c.source if onward else &c.up.source
+    cdef Source* sink = &c.up.source if onward else &c.source
+    cdef Buffer* b = &c.din if onward else &c.uin
+    cdef Bulk* bulk = &c.onward if onward else &c.back
+    cdef uint8_t* ended = &c.down_ended if onward else &c.up_ended
+    cdef uint8_t* shut = &c.down_shut if onward else &c.up_shut
+    cdef int64_t n
     cdef int rounds = 0
-    cdef bint bulk = b.size == BUFFER_LARGE
     while True:
-        if flush(w, sink, b) < 0:
+        if flush(w, sink, b, bulk.pipe) < 0:
             return PUMP_WRITE_BROKE
-        if ended[0] or not source.readable:
+        if ended[0] or not source.readable or (bulk.pipe != NULL and bulk.pipe.held > 0):
             break
         if rounds >= PUMP_ROUNDS and loop_over(&w.loop):
             return PUMP_AGAIN
         rounds += 1
-        if buffer_used(b) == 0:
-            b.start = b.end = 0
-            if bulk and b.size == BUFFER_SMALL and w.tables.settings.buffer_bytes >= BUFFER_LARGE:
-                buffer_drop(&w.buffers, b)
-        if b.data == NULL and buffer_reserve(&w.buffers, b, BUFFER_LARGE if bulk else 0) < 0:
-            return PUMP_NO_MEMORY
-        if buffer_room(b) == 0:
-            buffer_compact(b)
-            if buffer_room(b) == 0:
-                return PUMP_WAIT        # the sink is slow
-        room = buffer_room(b)
-        n = stream_read(source.fd, b.data + b.end, room)
-        if n == -EINTR:
-            continue
-        if n == -EAGAIN:
-            source.readable = 0
-        elif n < 0:
-            return PUMP_READ_BROKE
+        n = -ENOBUFS
+        if bulk.large == BULK_AFTER and buffer_used(b) == 0:
+            if not sink.writable:
+                break
+            n = draw(c, source, bulk)
+        if n == -ENOBUFS:
+            n = fetch(w, source, b, bulk)
+        if n > 0:
+            if onward:
+                c.facts.received += <uint64_t>n
+            else:
+                c.facts.sent += <uint64_t>n
         elif n == 0:
             ended[0] = 1
-        else:
-            b.end += <uint32_t>n
-            count[0] += <uint64_t>n
-            if n == room:
-                bulk = w.tables.settings.buffer_bytes >= BUFFER_LARGE
-            elif not source.hung:
-                source.readable = 0
+        elif n == -EAGAIN:
+            source.readable = 0
+        elif n == -ENOBUFS:
+            break                       # the sink is slow
+        elif n == -ENOMEM:
+            return PUMP_NO_MEMORY
+        elif n != -EINTR:
+            return PUMP_READ_BROKE
     if buffer_used(b) == 0:
         buffer_drop(&w.buffers, b)
-        if ended[0] and not shut[0]:
-            shutdown(sink.fd, SHUT_WR)
-            shut[0] = 1
+    if bulk.pipe != NULL and bulk.pipe.held == 0:
+        bulk_drop(c, bulk)
+    if ended[0] and not shut[0] and buffer_used(b) == 0 and bulk.pipe == NULL:
+        shutdown(sink.fd, SHUT_WR)
+        shut[0] = 1
     return PUMP_WAIT
 
 
@@ -92,8 +149,8 @@ cdef void relay_advance(Conn* c) noexcept nogil:
     cdef Worker* w = c.w
     cdef uint64_t before = c.facts.received + c.facts.sent
     cdef int up, down
-    up = pump(w, &c.source, &c.up.source, &c.din, &c.down_ended, &c.down_shut, &c.facts.received)
-    down = pump(w, &c.up.source, &c.source, &c.uin, &c.up_ended, &c.up_shut, &c.facts.sent)
+    up = pump(c, True)
+    down = pump(c, False)
     if c.facts.received + c.facts.sent != before:
         c.active_ns = w.loop.now_ns
         if c.facts.first_byte_ns == 0 and c.facts.sent > 0:

@@ -30,6 +30,7 @@ through account: `account_end`, once per TCP connection or HTTP exchange.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ext.core.buffer cimport Buffer, Buffers
 from ext.core.loop cimport Flow, Grave, Loop, Source
+from ext.core.pipes cimport Pipe, Pipes
 from ext.core.slab cimport Slab
 from ext.core.timer cimport Timer
 from ext.core.shm cimport LogRing, Series, Stats, StatsHeader
@@ -84,6 +85,7 @@ cdef enum:
     LINGER_BYTES = 262144
     HALF_CLOSED_MS = 60000  # a client that closed its side after a whole request gets its answer within this silence
     PUMP_ROUNDS = 2         # reads of one direction before the clock is looked at
+    POD_PIPES = 32          # of a pod at a time: half of the worker's, so that its slow readers leave some to the others
     PORTS = 4               # listeners of a pod: two kinds, two families
     TEXT_BYTES = 1536
 
@@ -167,6 +169,11 @@ cdef struct Exchange:
     const Weighted* weighted
     char request_id[36]         # of ours, when the request brought none
 
+cdef struct Bulk:           # one direction of opaque bytes
+    Pipe* pipe              # held while bytes lie in it
+    uint8_t large           # large reads in a row; BULK_AFTER: splices
+    uint8_t small           # splices in a row that moved little
+
 cdef struct Conn:
     Source source           # first: a Source* is its Conn*
     Grave grave
@@ -205,6 +212,8 @@ cdef struct Conn:
     Buffer uhead
     Buffer uin
     Buffer dhead
+    Bulk onward             # RELAY and TUNNEL: client -> server
+    Bulk back
     Series* series          # TCP
     Texts* texts
     Facts facts
@@ -238,6 +247,7 @@ cdef struct Captured:       # one pod of this worker
     uint8_t attached
     uint32_t conns
     uint32_t upstreams      # open ones
+    uint32_t pipes          # held by its connections
     Acceptor acceptors[4]
     Stock stock[2]          # 0: IPv4, 1: IPv6
     uint32_t idle
@@ -262,6 +272,7 @@ cdef struct Gone:           # see forget.pxd
 cdef struct Worker:
     Loop loop
     Buffers buffers
+    Pipes pipes
     Slab conns
     Slab upstreams
     Slab pods

@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, malloc
 from posix.unistd cimport getpid
 from ext.core.loop cimport clock_ns, loop_open, loop_turn
+from ext.core.pipes cimport pipes_init
 from ext.core.protocol cimport FD_CONTROL, FD_LOG, FD_STATS
 from ext.core.shm cimport gauge, log_attach, stats_attach
 from ext.proxy.budget cimport descriptors_for_pods
@@ -84,6 +85,7 @@ cdef Worker* worker_new(int control, int stats, int log) noexcept nogil:
     if memory == NULL or log_attach(&w.log, memory, size) != 0:
         return NULL
     w.buffers.limit = BUFFERED_LIMIT
+    pipes_init(&w.pipes)
     if getrlimit(RLIMIT_NOFILE, &files) != 0:
         return NULL
     w.descriptors = descriptors_for_pods(<uint32_t>files.rlim_cur if files.rlim_cur < NOFILE_MOST else NOFILE_MOST)
@@ -108,7 +110,7 @@ cdef void worker_run(Worker* w) noexcept nogil:
             control_check_drained(w)
         gauge(&w.stats.heartbeat_ns, w.loop.now_ns)
         gauge(&w.stats.loop_turns, w.loop.turns)
-        gauge(&w.stats.buffered_bytes, w.buffers.taken)
+        gauge(&w.stats.buffered_bytes, w.buffers.taken + w.pipes.held)
 
 
 cdef void block_signals() noexcept nogil:

@@ -71,6 +71,11 @@ cdef extern from "<netinet/in.h>" nogil:
 cdef extern from "<netinet/tcp.h>" nogil:
     int TCP_NODELAY
 
+cdef extern from "<fcntl.h>" nogil:
+    unsigned int SPLICE_F_MOVE
+    unsigned int SPLICE_F_NONBLOCK
+    ssize_t splice(int source, int64_t* source_at, int sink, int64_t* sink_at, size_t size, unsigned int flags)
+
 cdef enum:
     SO_ORIGINAL_DST = 80        # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST has the same number at SOL_IPV6
 
@@ -174,6 +179,11 @@ cdef inline int64_t stream_read(int fd, void* data, size_t size) noexcept nogil:
 
 cdef inline int64_t stream_write(int fd, const void* data, size_t size) noexcept nogil:
     cdef ssize_t n = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+    return n if n >= 0 else -errno
+
+# At most `size` bytes between a socket and a pipe, uncopied. 0: the socket ended.
+cdef inline int64_t stream_splice(int source, int sink, size_t size) noexcept nogil:
+    cdef ssize_t n = splice(source, NULL, sink, NULL, size, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
     return n if n >= 0 else -errno
 
 # Two pieces in one call; either may be empty. With `last` the socket is closed or shut next: the end goes in the segment of

@@ -1,10 +1,13 @@
 """Opaque TCP through capture and worker, both hops, as an application sees it."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -27,6 +30,7 @@ from tests.support.mesh import (
     receive_all,
 )
 from tests.support.wait import until
+from tests.support.worker import GID, UID
 
 pytestmark = pytest.mark.netns
 
@@ -143,13 +147,108 @@ def test_a_sleeping_reader_stops_the_writer_and_memory_stays_bounded(mesh: Mesh)
             except TimeoutError:
                 break
     assert all(n < 64 << 20 for n in sent)
-    assert mesh.worker.header["buffered_bytes"] <= 4 * 2 * 65_536  # two hops, one direction
+    assert mesh.worker.header["buffered_bytes"] <= 4 * 2 * 262_144  # two hops, one direction: a pipe each
     assert mesh.worker.resident() - before < 4 << 20
     wake.set()
     for connection in connections:
         connection.shutdown(socket.SHUT_WR)
     until(lambda: len(got) == 4, "all four are read to the end", timeout=20)
     assert sorted(got) == sorted(sent)
+    mesh.quiet()
+
+
+def pipes(mesh: Mesh) -> int:
+    """Pipe ends that the worker has open."""
+    folder = f"/proc/{mesh.worker.pid}/fd"
+    return sum(os.readlink(f"{folder}/{fd}").startswith("pipe:") for fd in os.listdir(folder))
+
+
+def test_bulk_passes_through_pipes_and_small_messages_do_not(mesh: Mesh) -> None:
+    start(mesh)
+    mesh.origin(8080, echo)
+    before = pipes(mesh)  # standard input and output may be pipes
+    connection = mesh.dial(port=TCP_PORT)
+    for size in (1, 100, 4000, 1):
+        connection.sendall(b"m" * size)
+        assert receive(connection, size) == b"m" * size
+    assert pipes(mesh) == before
+    for _ in range(3):  # bulk and small in turn on one connection
+        said = os.urandom(4 << 20)
+        sender = threading.Thread(target=connection.sendall, args=(said,))
+        sender.start()
+        assert receive(connection, len(said)) == said
+        sender.join()
+        assert pipes(mesh) > before
+        for size in (1, 100, 20_000, 1):
+            connection.sendall(said[:size])
+            assert receive(connection, size) == said[:size]
+    connection.close()
+    mesh.quiet()
+    assert pipes(mesh) == before
+    assert {(record["received"], record["sent"]) for record in mesh.worker.records()} == {(3 * (4 << 20) + 64_408,) * 2}
+
+
+def test_bulk_is_relayed_also_when_the_kernel_refuses_pipes(mesh: Mesh) -> None:
+    # another process of the worker's user takes all pipe pages that the user may have (fs.pipe-user-pages-soft)
+    hog = mesh.pods.other.start("setpriv", f"--reuid={UID}", f"--regid={GID}", "--clear-groups", sys.executable, "-c", """
+import fcntl, os
+kept = []
+while True:
+    kept.append(os.pipe())
+    try:
+        fcntl.fcntl(kept[-1][1], fcntl.F_SETPIPE_SZ, 1 << 20)
+    except PermissionError:
+        if fcntl.fcntl(kept[-1][1], fcntl.F_GETPIPE_SZ) < 65536:
+            break
+print("full", flush=True)
+input()
+""", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert hog.stdout is not None and hog.stdout.readline() == "full\n"
+    start(mesh)
+    mesh.origin(8080, echo)
+    before = pipes(mesh)
+    connection = mesh.dial(port=TCP_PORT)
+    said = os.urandom(4 << 20)
+    sender = threading.Thread(target=connection.sendall, args=(said,))
+    sender.start()
+    assert receive(connection, len(said)) == said
+    sender.join()
+    assert pipes(mesh) == before
+    hog.kill()
+    hog.wait()
+
+
+def test_slow_readers_of_one_pod_leave_pipes_to_the_others(mesh: Mesh) -> None:
+    wake = threading.Event()
+
+    def sleeper(connection: socket.socket) -> None:
+        receive(connection, 1 << 20)
+        assert wake.wait(20)
+        receive_all(connection)
+
+    start(mesh)
+    mesh.origin(7070, sleeper, netns=mesh.pods.other)
+    before = pipes(mesh)
+    full = [mesh.dial(mesh.pods.other.ip, 7070) for _ in range(40)]
+    for connection in full:
+        connection.setblocking(False)
+    moved = 0
+
+    def stuck() -> bool:
+        nonlocal moved
+        last = moved
+        for one in full:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    moved += one.send(b"z" * 1_000_000)
+        return moved == last
+
+    until(stuck, "all forty readers are asleep and everything before them is full", timeout=30)
+    held = pipes(mesh) - before
+    assert 2 * 16 <= held <= 2 * 32  # of 64 pipes a pod holds half at most
+    for connection in full:
+        connection.close()
+    wake.set()
     mesh.quiet()
 
 
