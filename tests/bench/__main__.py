@@ -97,7 +97,7 @@ def main() -> int:
     options.add_argument("--cases", default="", help=f"of {', '.join(CASES)}; default: all")
     options.add_argument("--proxies", default="", help=f"of {', '.join(NAMES)}; default: all")
     options.add_argument("--rounds", type=int, default=0, help="default: the case's, 5 or 7")
-    options.add_argument("--seconds", type=float, default=0, help="of load in each turn; default: the case's, 3 or 4")
+    options.add_argument("--seconds", type=float, default=0, help="of load in each turn; default: the case's, 2 or 4")
     options.add_argument("--out", type=Path, default=report.ROOT / "build" / "bench.json")
     given = options.parse_args()
     try:

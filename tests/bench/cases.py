@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.bench.proxies import HOST, Proxy
 from tests.bench.tools import ECHO_PORT, HTTP_PORT, SOURCE_PORT, Held, load
-from tests.bench.topology import BenchError, check_congestion, cpu_ns, softirqd_ns
+from tests.bench.topology import BenchError, check_congestion, core_ns, cpu_ns, softirqd_ns
 
 IDLE = 10_000  # connections held
 RATE = 3_000  # requests/s of the open loop
@@ -43,7 +43,7 @@ class Case:
     targets: dict[str, float]
     proxies: tuple[str, ...] = ALL
     rounds: int = 5
-    seconds: float = 3.0
+    seconds: float = 2.0
     fresh: bool = False  # a new proxy for each turn
 
 
@@ -57,13 +57,14 @@ def charged(per: float, **what: Any) -> Callable[[Proxy, float], Sample]:
     """The proxy's CPU for each `per` of work."""
     def measure(proxy: Proxy, seconds: float) -> Sample:
         pids = proxy.pids()
-        cpu, soft = cpu_ns(pids), softirqd_ns()
+        cpu, soft, core = cpu_ns(pids), softirqd_ns(), core_ns()
         found = load(proxy.site, proxy.port, seconds, **what)
-        cpu, soft = cpu_ns(pids) - cpu, softirqd_ns() - soft
+        cpu, soft, core = cpu_ns(pids) - cpu, softirqd_ns() - soft, core_ns() - core
         if found["work"] <= 0:
             raise BenchError(f"{proxy.name}: no work was done")
         more = {key: value for key, value in found.items() if key.endswith("_us")}
-        more |= {"busy": cpu / 1e9 / found["seconds"], "ksoftirqd": soft / 1e9 / found["seconds"]}
+        more |= {name: ns / 1e9 / found["seconds"]
+                 for name, ns in (("busy", cpu), ("ksoftirqd", soft), ("others", max(0, core - cpu - soft)))}
         return Sample(cpu / 1e9 / found["work"] * per if pids else None, found["work"] / found["seconds"], more)
 
     return measure

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,11 +78,9 @@ def table(summary: dict[str, Any]) -> str:
         middle, least, most = (number(figure[key]) if figure else "-" for key in ("median", "min", "max"))
         lines.append(f"| {name} | {middle} | {least} - {most} | {rate} | {more} |")
     for found in summary["ratios"].values():
-        verdict = "reached" if found["ratio"] <= found["target"] else \
-            "NOT reached" if found["low"] > found["target"] else "not reached, but within the interval"
         what = f"ours / {found['peer']}" if found["peer"] else "ours"
         lines.append(f"\n{what}: **{found['ratio']:.3f}** (rounds {found['min']:.3f} - {found['max']:.3f}, 95 % interval "
-                     f"{found['low']:.3f} - {found['high']:.3f}), to reach {found['target']}: {verdict}")
+                     f"{found['low']:.3f} - {found['high']:.3f}), to reach {found['target']}: {verdict(found)}")
     return "\n".join(lines)
 
 
@@ -89,3 +88,37 @@ def save(path: Path, about: dict[str, Any], summaries: list[dict[str, Any]], sam
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = {case: {name: [asdict(one) for one in rounds] for name, rounds in found.items()} for case, found in samples.items()}
     path.write_text(json.dumps({"about": about, "summaries": summaries, "samples": raw}, indent=1) + "\n")
+
+
+# ---- the tables of README.md: python -m tests.bench.report RESULT.json ... ----------------------------------------------
+
+def overview(files: list[Path]) -> str:
+    """One table of all cases in these results (a later file wins), medians and what became of each target."""
+    found: dict[str, tuple[dict[str, Any], str]] = {}
+    abouts = []
+    for path in files:
+        read = json.loads(path.read_text())
+        abouts.append(read["about"])
+        found.update({one["case"]: (one, read["about"]["commit"]) for one in read["summaries"]})
+    lines = [f"{abouts[-1]['cpu']}, 2 cores, kernel {abouts[-1]['kernel']}, {abouts[0]['when']} to {abouts[-1]['when']}", "",
+             "| case | Envoy | HAProxy | nginx | Narrows | ours / peer (95 % interval), to reach |", "|---|---|---|---|---|---|"]
+    for one, commit in found.values():
+        cells = []
+        for name in ("envoy", "haproxy", "nginx", "narrows"):
+            row = one["proxies"].get(name)
+            figure = row["figure"] if row else None
+            cells.append(f"{number(figure['median'])} ({number(figure['min'])} - {number(figure['max'])})" if figure else "-")
+        ratios = "; ".join(f"{ratio['peer'] or 'itself'} **{ratio['ratio']:.2f}** ({ratio['low']:.2f} - {ratio['high']:.2f}), "
+                           f"{ratio['target']}: {verdict(ratio)}" for ratio in one["ratios"].values())
+        lines.append(f"| {one['title']}: {one['unit']}, {one['rounds']} rounds, {commit[:7]} | {' | '.join(cells)} | {ratios or '-'} |")
+    return "\n".join(lines)
+
+
+def verdict(found: dict[str, Any]) -> str:
+    if found["ratio"] <= found["target"]:
+        return "reached"
+    return "NOT reached" if found["low"] > found["target"] else "not reached, but within the interval"
+
+
+if __name__ == "__main__":
+    print(overview([Path(name) for name in sys.argv[1:]]))

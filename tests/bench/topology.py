@@ -25,6 +25,7 @@ from agent.capture.plan import plan
 from agent.capture.reconcile import Reconciler
 from agent.model.pod import CaptureSettings
 from tests.support.netns import Namespaces, Netns
+from tests.support.wait import until
 
 LOAD_CORE, PROXY_CORE = 0, 1
 VIP = "10.96.0.10"  # routed to nowhere: only capture answers there
@@ -82,6 +83,8 @@ class Topology:
             netlink.set_link(path, link, up=True)
             netlink.add_address(path, link, f"{own}/24")
         netlink.set_link(netns.path, "lo", up=True)
+        # the kernel starts a veth's queue behind the scenes; what is sent before is dropped, a SYN for a second
+        until(lambda: netns.ip_json("link", "show", "eth0")[0]["operstate"] == "UP", f"{label}: the link to the origin is up")
         netlink.add_route(netns.path, "0.0.0.0/0", gateway=address)
         settle(netns.path, SYSCTLS)
         if captured:
@@ -154,6 +157,13 @@ def softirqd_ns(core: int = PROXY_CORE) -> int:
         except OSError:
             continue
     raise BenchError(f"no ksoftirqd/{core}: is this a container without the kernel's threads?")
+
+
+def core_ns(core: int = PROXY_CORE) -> int:
+    """What a core has been busy with so far, whoever it was for: /proc/stat, which counts in ticks of 10 ms."""
+    line = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith(f"cpu{core} "))
+    user, nice, system, _, _, irq, softirq, steal = (int(word) for word in line.split()[1:9])
+    return (user + nice + system + irq + softirq + steal) * 10**9 // os.sysconf("SC_CLK_TCK")
 
 
 def wait_listening(netns: Netns, port: int, process: subprocess.Popen[str] | None, log: Path, seconds: float = 15) -> None:
