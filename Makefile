@@ -5,7 +5,7 @@ PYTEST := $(PY) -m pytest
 # meson calls `cython` by name when an import rebuilds what changed
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo test test-unit test-netns test-bpf fuzz lint build bench clean
+.PHONY: help setup demo test test-unit test-netns test-bpf fuzz lint build bench soak clean
 
 help:
 	@echo "make demo        bring up Bookinfo in a mesh on this machine, show what it sees (root)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-bpf    the BPF tool chain: compile and load (root)"
 	@echo "make bench       our proxy beside Envoy, HAProxy and nginx: CASES= PROXIES= ROUNDS= SECONDS= (root; tests/bench/README.md)"
 	@echo "make fuzz        libFuzzer with sanitizers on parsers, tables and whole connections, FUZZ_SECONDS=60 each"
+	@echo "make soak        half an hour under load while routes, pods and workers come and go: MINUTES= (root)"
 	@echo "make lint        ruff, mypy --strict, cython-lint"
 	@echo "make build       compile the extension"
 	@echo "make setup       apt packages, .venv, kernel headers, extension; skips what is done"
@@ -46,6 +47,9 @@ bench: setup
 
 fuzz: setup
 	$(PY) tests/fuzz/run.py
+
+soak: setup
+	@$(PY) -m tests.bench.soak $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: setup
 	.venv/bin/ruff check .
