@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
+MEBIBYTE = 1_048_576
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,10 @@ class ProxySettings:
 
     # a connection waits for configuration that was asked for: bounded in time, bytes of each and their number
     hold_timeout_ms: int = 5_000
-    # no worker reads hold_bytes yet: a held connection is bounded by its one head buffer
+    # what came before its configuration; by default its one buffer, which is the least that a head of the largest size needs
     hold_bytes: int = 65_536
-    hold_connections: int = 1_024  # per worker
+    # per worker; of them a pod gets as many as are still free: dialling what is not there costs only the one who does
+    hold_connections: int = 1_024
 
     # slow heads: nginx' client_header_timeout (Envoy has none unless asked)
     request_head_timeout_ms: int = MINUTE_MS
@@ -43,9 +45,20 @@ class ProxySettings:
     head_bytes: int = 61_440
     # per direction of a connection: above a cluster's bandwidth-delay product, and it bounds a worker's memory
     buffer_bytes: int = 65_536
-    # one pod must not use up the worker's descriptors
+    # one pod must not use up the worker's descriptors; what others open to it and what it opens may each have three quarters.
+    # Above, an idle kept-alive connection ends for a new one; else new ones wait for hold_timeout_ms, then they are reset (UO)
     connections_per_pod: int = 16_384
     # idle upstream connections per source pod and endpoint; above the least recently used are closed
     pool_idle_per_endpoint: int = 32
     # shorter than nginx' keepalive_timeout of 75 s, so that the pool closes before most servers do
     pool_idle_timeout_ms: int = MINUTE_MS
+
+    # Bytes in all buffers of a worker: with the descriptors' kernel memory beside it, it stays below a 1 GiB container.
+    buffered_bytes_per_worker: int = 512 * MEBIBYTE
+    # And in those of one pod, which also gets no more than is still free: 2,048 of its connections can be stopped by slow readers,
+    # or 8,192 requests wait for their answers. Above it stops reading, then stalled connections end (OM)
+    buffered_bytes_per_pod: int = 128 * MEBIBYTE
+    # Descriptors of a worker for its pods; 0: what the process may open, less 512. A pod gets as many as are still free
+    descriptors_per_worker: int = 0
+    # silence within a request's body, which the server waits for: Envoy's stream_idle_timeout. nginx' client_body_timeout is 1 min
+    request_body_timeout_ms: int = 5 * MINUTE_MS

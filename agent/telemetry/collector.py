@@ -27,6 +27,7 @@ WORKER_GAUGES = {
     "held": "Connections that wait for configuration",
     "buffered_bytes": "Bytes in buffers",
     "sockets_ready": "Sockets prefetched from the keeper",
+    "waiting_memory": "Connections not read until their pod gives buffers back",
 }
 WORKER_COUNTERS = {
     "accepted": "Connections accepted",
@@ -36,7 +37,18 @@ WORKER_COUNTERS = {
     "parse_errors": "Messages refused as malformed",
     "accept_errors": "Accepts that failed (descriptors or memory)",
     "loop_turns": "Turns of the event loop",
+    "turns_cut": "Times that a pod had more to do than its turn of the event loop",
 }
+# What pods share or are bounded in: resource -> (header field of its use, of its limit). `pod_`: of the pod that has the most.
+BUDGETS = {
+    "descriptors": ("descriptors", "descriptors_limit"),
+    "buffered_bytes": ("buffered_bytes", "buffered_limit"),
+    "held_connections": ("held", "held_limit"),
+    "pod_connections": ("pod_connections", "pod_connections_limit"),
+    "pod_buffered_bytes": ("pod_buffered", "pod_buffered_limit"),
+}
+REFUSED = ("connections", "descriptors", "memory", "held", "head_timeout", "body_timeout", "head_size")
+SHED = ("idle", "stalled", "replay", "sockets")
 
 
 def cumulative(counts: Sequence[int], bounds: Sequence[float]) -> list[tuple[str, float]]:
@@ -134,4 +146,20 @@ class DataPathCollector(Collector):
         for family, name in families:
             for index, header in sorted(headers.items()):
                 family.add_metric((str(index),), header[name])
-        return [family for family, _ in families]
+        return [*(family for family, _ in families), *self._budgets(headers)]
+
+    @staticmethod
+    def _budgets(headers: Mapping[int, Header]) -> Iterable[Metric]:
+        used = GaugeMetricFamily("narrows_worker_budget_used", "What is held of a bounded resource", labels=("worker", "resource"))
+        limit = GaugeMetricFamily("narrows_worker_budget_limit", "And its bound", labels=("worker", "resource"))
+        refused = CounterMetricFamily("narrows_worker_refused", "Work refused because a bound was reached", labels=("worker", "reason"))
+        shed = CounterMetricFamily("narrows_worker_shed", "What was ended or let go to make room", labels=("worker", "what"))
+        for index, header in sorted(headers.items()):
+            for resource, (use, bound) in BUDGETS.items():
+                used.add_metric((str(index), resource), header[use])
+                limit.add_metric((str(index), resource), header[bound])
+            for reason in REFUSED:
+                refused.add_metric((str(index), reason), header[f"refused_{reason}"])
+            for what in SHED:
+                shed.add_metric((str(index), what), header[f"shed_{what}"])
+        return (used, limit, refused, shed)

@@ -2,8 +2,12 @@
 
     [ gone | start .. end | room .. size ]
 
-Memory comes in two sizes from free lists of the worker. What is above KEEP_FREE goes back to the allocator, so that a rush does not
-stay in memory. The sum is bounded (`limit`): beyond it a take fails, and the caller answers with flag OM or waits.
+Memory comes in two sizes from free lists of the worker. What is above KEEP_FREE goes back to the allocator, and of the rest what is
+not needed for a while (`buffers_trim`), so that a rush does not stay in memory. The sum is bounded (`limit`): beyond it a take fails,
+and the caller answers with flag OM. Below it is `soft`: who wants to read more looks there first and waits, so that heads and answers
+of what was read already still find room.
+
+A share counts one pod's part of a pool (`whole`) and has bounds of its own.
 """
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -20,8 +24,12 @@ cdef struct Buffers:
     FreeBlock* large
     uint32_t n_small
     uint32_t n_large
+    uint32_t idle_small         # free ones that nobody needed since the last trim
+    uint32_t idle_large
     uint64_t taken              # bytes now in buffers
+    uint64_t soft
     uint64_t limit
+    Buffers* whole              # of a share: the pool that it is a part of
 
 cdef struct Buffer:
     char* data                  # NULL: no memory
@@ -40,6 +48,8 @@ cdef int buffer_reserve(Buffers* pool, Buffer* b, uint32_t size) noexcept nogil
 cdef void buffer_compact(Buffer* b) noexcept nogil
 # Gives the memory back, whatever is in it.
 cdef void buffer_drop(Buffers* pool, Buffer* b) noexcept nogil
+# Half of the free blocks that nobody needed since the last call go back to the allocator.
+cdef void buffers_trim(Buffers* pool) noexcept nogil
 cdef void buffers_free(Buffers* pool) noexcept nogil
 
 # n bytes from the front are done with; an empty buffer gives its memory back.

@@ -4,29 +4,39 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
 
 
-cdef char* take(Buffers* pool, uint32_t size) noexcept nogil:
+cdef char* take(Buffers* share, uint32_t size) noexcept nogil:
+    cdef Buffers* pool = share.whole if share.whole != NULL else share
     cdef FreeBlock* block
-    if pool.taken + size > pool.limit:
+    if pool.taken + size > pool.limit or share.taken + size > share.limit:
         return NULL
     if size == BUFFER_SMALL and pool.small != NULL:
         block = pool.small
         pool.small = block.next
         pool.n_small -= 1
+        if pool.n_small < pool.idle_small:
+            pool.idle_small = pool.n_small
     elif size == BUFFER_LARGE and pool.large != NULL:
         block = pool.large
         pool.large = block.next
         pool.n_large -= 1
+        if pool.n_large < pool.idle_large:
+            pool.idle_large = pool.n_large
     else:
         block = <FreeBlock*>malloc(size)
         if block == NULL:
             return NULL
     pool.taken += size
+    if pool != share:
+        share.taken += size
     return <char*>block
 
 
-cdef void give(Buffers* pool, char* data, uint32_t size) noexcept nogil:
+cdef void give(Buffers* share, char* data, uint32_t size) noexcept nogil:
+    cdef Buffers* pool = share.whole if share.whole != NULL else share
     cdef FreeBlock* block = <FreeBlock*>data
     pool.taken -= size
+    if pool != share:
+        share.taken -= size
     if size == BUFFER_SMALL and pool.n_small < KEEP_FREE:
         block.next = pool.small
         pool.small = block
@@ -37,6 +47,23 @@ cdef void give(Buffers* pool, char* data, uint32_t size) noexcept nogil:
         pool.n_large += 1
     else:
         free(block)
+
+
+cdef void buffers_trim(Buffers* pool) noexcept nogil:
+    cdef FreeBlock* block
+    cdef int _
+    for _ in range((pool.idle_small + 1) // 2):
+        block = pool.small
+        pool.small = block.next
+        pool.n_small -= 1
+        free(block)
+    for _ in range((pool.idle_large + 1) // 2):
+        block = pool.large
+        pool.large = block.next
+        pool.n_large -= 1
+        free(block)
+    pool.idle_small = pool.n_small
+    pool.idle_large = pool.n_large
 
 
 cdef void buffer_compact(Buffer* b) noexcept nogil:
@@ -87,4 +114,4 @@ cdef void buffers_free(Buffers* pool) noexcept nogil:
         block = pool.large
         pool.large = block.next
         free(block)
-    pool.n_small = pool.n_large = 0
+    pool.n_small = pool.n_large = pool.idle_small = pool.idle_large = 0

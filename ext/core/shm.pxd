@@ -139,6 +139,29 @@ cdef struct StatsHeader:           # 4096 bytes reserved at the start of the seg
     uint64_t parse_errors
     uint64_t accept_errors
     uint64_t loop_turns
+    # gauges: what pods have together, what they may have, and what that pod has that has the most (looked at each second)
+    uint64_t descriptors
+    uint64_t descriptors_limit
+    uint64_t buffered_limit
+    uint64_t held_limit
+    uint64_t pod_connections
+    uint64_t pod_connections_limit
+    uint64_t pod_buffered
+    uint64_t pod_buffered_limit
+    uint64_t waiting_memory         # connections that are not read until their pod gives buffers back
+    # counters: work that was refused, or that was ended to make room, by reason
+    uint64_t refused_connections    # connections_per_pod
+    uint64_t refused_descriptors
+    uint64_t refused_memory
+    uint64_t refused_held           # hold_connections, hold_bytes
+    uint64_t refused_head_timeout   # 408
+    uint64_t refused_body_timeout   # 408
+    uint64_t refused_head_size      # 431, 414
+    uint64_t shed_idle              # kept-alive connections of clients
+    uint64_t shed_stalled           # whose peer does not read
+    uint64_t shed_replay            # copies of requests, kept to send them again
+    uint64_t shed_sockets           # prefetched and pooled
+    uint64_t turns_cut              # times that a pod had more to do than its turn
 
 cdef struct LogHeader:             # 4096 bytes reserved
     uint32_t magic
@@ -225,6 +248,11 @@ cdef enum Detail:
     DETAIL_UPGRADE_FAILED           # UPE
     DETAIL_LOOP                     # NR: a connection that would come back to its own listener
     DETAIL_CANNOT_SAY               # UPE: a chunked response to a client of HTTP/1.0
+    DETAIL_POD_CONNECTIONS          # UO: the pod has all the connections it may have
+    DETAIL_POD_DESCRIPTORS          # OM: and all the descriptors
+    DETAIL_POD_MEMORY               # OM: and all the buffers
+    DETAIL_STALLED                  # OM: ended because its peer does not read while the pod has no buffers left
+    DETAIL_REQUEST_BODY_TIMEOUT     # SI, 408
     DETAIL_COUNT
 
 # ---- the worker's side -------------------------------------------------------------------------------------------

@@ -73,6 +73,8 @@ cdef int stats_attach(Stats* stats, void* memory, size_t size, uint32_t pid, uin
     nrw_store(&header.held, 0)
     nrw_store(&header.buffered_bytes, 0)
     nrw_store(&header.sockets_ready, 0)
+    for i in range(<uint32_t>(&header.waiting_memory - &header.descriptors) + 1):
+        nrw_store(&header.descriptors + i, 0)
     # the worker before may have died holding
     for i in range(STATS_SLOTS):
         one = &stats.series[i]
@@ -299,6 +301,11 @@ DETAILS = (
     "upgrade_failed",
     "loop_detected",
     "http1.cannot_forward_chunked_to_http10",
+    "overload{pod_connections}",
+    "overload{pod_descriptors}",
+    "overload{pod_memory}",
+    "overload{stalled}",
+    "request_body_timeout",
 )
 if len(FLAGS) != FLAG_COUNT or len(DETAILS) != DETAIL_COUNT:
     raise ImportError("ext.core.shm: FLAGS or DETAILS do not match their enum")
@@ -309,7 +316,12 @@ SIZE_BOUNDS_BYTES = tuple(0.5 if i == 0 else SIZE_BOUNDS[i] for i in range(BOUND
 
 HEADER_FIELDS = ("pid", "heartbeat_ns", "started_ns", "downstream_open", "upstream_open", "upstream_idle", "held",
                  "buffered_bytes", "sockets_ready", "accepted", "overflow_series", "dropped_records", "misses", "parse_errors",
-                 "accept_errors", "loop_turns")
+                 "accept_errors", "loop_turns",
+                 "descriptors", "descriptors_limit", "buffered_limit", "held_limit", "pod_connections", "pod_connections_limit",
+                 "pod_buffered", "pod_buffered_limit", "waiting_memory",
+                 "refused_connections", "refused_descriptors", "refused_memory", "refused_held", "refused_head_timeout",
+                 "refused_body_timeout", "refused_head_size", "shed_idle", "shed_stalled", "shed_replay", "shed_sockets",
+                 "turns_cut")
 
 
 def stats_bytes() -> int:

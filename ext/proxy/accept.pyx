@@ -1,24 +1,27 @@
 """See accept.pxd."""
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from posix.unistd cimport close
 from ext.core.loop cimport Source, loop_listen, loop_over, source_close
 from ext.core.pipes cimport pipes_shed
 from ext.core.protocol cimport LISTEN_INBOUND, LISTEN_OUTBOUND, PORT_INBOUND, PORT_OUTBOUND
+from ext.core.shm cimport DETAIL_POD_CONNECTIONS, DETAIL_POD_DESCRIPTORS, DETAIL_POD_MEMORY, FLAG_OM, FLAG_UO
 from ext.core.slab cimport slab_take
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
-from ext.proxy.budget cimport descriptors_short
-from ext.proxy.conn cimport conn_new, pod_find, pod_retire
+from ext.proxy.account cimport account_begin_tcp
+from ext.proxy.budget cimport admission, budget_share
+from ext.proxy.conn cimport conn_end, conn_new, pod_find, pod_retire
+from ext.proxy.decide cimport identify
 from ext.proxy.flow cimport flow_start
-from ext.proxy.state cimport ACCEPT_BATCH, ACCEPT_PAUSE_MS, PORTS, Acceptor, Captured, Conn, Worker
+from ext.proxy.shed cimport shed_idle
+from ext.proxy.state cimport (ACCEPT_BATCH, ACCEPT_PAUSE_MS, PAUSED_DESCRIPTORS, PAUSED_FULL, PORTS, REFUSING, RUNNING, Acceptor,
+                              Captured, Conn, Worker)
 from ext.proxy.stock cimport stock_close, stock_open, stock_shed
 from ext.proxy.upstream cimport pool_close, pool_shed
 from ext.sys.stream cimport Peer, stream_abort, stream_accept, stream_original
 
-cdef enum Pause:
-    RUNNING = 0
-    PAUSED_DESCRIPTORS = 1      # the timer ends it
-    PAUSED_FULL = 2             # the pod has its bound of connections: ends with one of them (conn.pod_resume)
+cdef enum:
+    TELL_A_SECOND = 64          # refusals of one pod that are logged; all are counted
 
 
 cdef void refuse(int fd) noexcept nogil:
@@ -36,12 +39,41 @@ cdef void shed(Worker* w) noexcept nogil:
     pipes_shed(&w.pipes)
 
 
-cdef void pause(Acceptor* acceptor) noexcept nogil:
-    """No descriptor to be had: what this pod keeps in advance gives way, then it is tried again."""
+cdef uint16_t may_accept(Acceptor* acceptor) noexcept nogil:
+    """0, or the Detail that says why not, when nothing of the pod could make room."""
+    cdef uint16_t why = admission(acceptor)
+    if why == DETAIL_POD_DESCRIPTORS:
+        stock_shed(acceptor.pod)
+        pool_shed(acceptor.pod)
+        why = admission(acceptor)
+    if why != 0 and why != DETAIL_POD_MEMORY and shed_idle(acceptor.pod):
+        why = admission(acceptor)
+    return why
+
+
+cdef void refuse_told(Conn* c, uint16_t why) noexcept nogil:
+    """Reset, counted and, a bounded number of times, logged: the pod that floods must not fill the log of the others."""
+    cdef Captured* pod = c.pod
+    cdef Worker* w = c.w
+    if w.loop.now_ns - pod.told_ns >= 1000000000:
+        pod.told_ns = w.loop.now_ns
+        pod.told = 0
+    pod.told += 1
+    c.unlogged = pod.told > TELL_A_SECOND
+    if why == DETAIL_POD_CONNECTIONS:
+        w.stats.refused_connections += 1
+    elif why == DETAIL_POD_DESCRIPTORS:
+        w.stats.refused_descriptors += 1
+    else:
+        w.stats.refused_memory += 1
+    identify(c)
+    account_begin_tcp(c)
+    conn_end(c, FLAG_UO if why == DETAIL_POD_CONNECTIONS else FLAG_OM, why, True)
+
+
+cdef void pause(Acceptor* acceptor, uint8_t how) noexcept nogil:
     cdef Worker* w = acceptor.w
-    stock_shed(acceptor.pod)
-    pool_shed(acceptor.pod)
-    acceptor.paused = PAUSED_DESCRIPTORS
+    acceptor.paused = how
     loop_listen(&w.loop, &acceptor.source, 0)
     timer_set(&w.loop.timers, &acceptor.pause, w.loop.now_ns + <uint64_t>ACCEPT_PAUSE_MS * 1000000)
 
@@ -51,14 +83,14 @@ cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
     cdef Worker* w = acceptor.w
     cdef Peer client, target
     cdef Conn* c
+    cdef uint16_t why
     cdef int _turn, fd
     for _turn in range(ACCEPT_BATCH):
-        if acceptor.pod.conns >= w.tables.settings.connections_per_pod:
-            acceptor.paused = PAUSED_FULL
-            loop_listen(&w.loop, source, 0)
-            return
-        if descriptors_short(acceptor.pod, 2):
-            pause(acceptor)
+        why = may_accept(acceptor)
+        if why != 0 and acceptor.paused != REFUSING:
+            if acceptor.full_ns == 0:
+                acceptor.full_ns = w.loop.now_ns
+            pause(acceptor, PAUSED_FULL)
             return
         fd = stream_accept(source.fd, &client)
         if fd == -EAGAIN:
@@ -68,7 +100,7 @@ cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
         if fd < 0:
             w.stats.accept_errors += 1
             shed(w)
-            pause(acceptor)
+            pause(acceptor, PAUSED_DESCRIPTORS)
             return
         if stream_original(fd, client.family, &target) != 0 or target.port == PORT_OUTBOUND or target.port == PORT_INBOUND:
             refuse(fd)
@@ -77,16 +109,29 @@ cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
         if c == NULL:
             w.stats.accept_errors += 1
             continue
-        flow_start(c)
+        if why != 0:
+            refuse_told(c, why)
+        else:
+            acceptor.paused = RUNNING
+            acceptor.full_ns = 0
+            flow_start(c)
         if source.fd < 0 or loop_over(&w.loop):
             return
 
 
 cdef void on_pause(Timer* timer) noexcept nogil:
     cdef Acceptor* acceptor = <Acceptor*>timer.owner
-    if acceptor.source.fd >= 0 and acceptor.paused == PAUSED_DESCRIPTORS:
+    cdef Worker* w = acceptor.w
+    if acceptor.source.fd < 0 or (acceptor.paused != PAUSED_DESCRIPTORS and acceptor.paused != PAUSED_FULL):
+        return
+    if acceptor.paused == PAUSED_FULL and may_accept(acceptor) != 0:
+        if w.loop.now_ns - acceptor.full_ns < <uint64_t>w.tables.settings.hold_timeout_ms * 1000000:
+            timer_set(&w.loop.timers, &acceptor.pause, w.loop.now_ns + <uint64_t>ACCEPT_PAUSE_MS * 1000000)
+            return
+        acceptor.paused = REFUSING
+    else:
         acceptor.paused = RUNNING
-        loop_listen(&acceptor.w.loop, &acceptor.source, 1)
+    loop_listen(&w.loop, &acceptor.source, 1)
 
 
 cdef void close_listeners(Captured* pod) noexcept nogil:
@@ -109,6 +154,7 @@ cdef int pod_attach(Worker* w, uint32_t handle, const uint8_t* kinds, const int*
             return -1
         pod.w = w
         pod.handle = handle
+        budget_share(pod)
         pod.chain = w.by_handle[handle & 255]
         w.by_handle[handle & 255] = pod
         pod.next = w.first_pod
@@ -132,6 +178,7 @@ cdef int pod_attach(Worker* w, uint32_t handle, const uint8_t* kinds, const int*
         acceptor.w = w
         acceptor.kind = kinds[i]
         acceptor.paused = RUNNING
+        acceptor.full_ns = 0
         loop_listen(&w.loop, &acceptor.source, 1)
     if fresh:
         stock_open(pod)

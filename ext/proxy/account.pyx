@@ -87,7 +87,7 @@ cdef void account_end(Conn* c, uint8_t flag, uint16_t details) noexcept nogil:
         c.series = NULL
     else:
         series_request(series_of(c, flag), took_us, c.facts.request_bytes, c.facts.response_bytes)
-    if c.w.tables.settings.access_log:
+    if c.w.tables.settings.access_log and not c.unlogged:
         write_log(c, took_us)
     if c.texts != NULL:
         slab_give(&c.w.texts, c.texts)

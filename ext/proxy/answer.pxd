@@ -4,7 +4,12 @@
     exchange_next   back to IDLE, with what is left in din
 """
 from libc.stdint cimport uint8_t, uint16_t
-from ext.proxy.state cimport Conn
+from ext.core.buffer cimport buffer_used
+from ext.proxy.state cimport X_FLOW, Conn
+
+# Only the client can go on: all that it sent of its request is with the server, which has not begun to answer.
+cdef inline bint awaits_body(const Conn* c) noexcept nogil:
+    return c.x.state == X_FLOW and not c.x.request_done and not c.x.responding and c.x.at == c.x.fed and buffer_used(&c.uhead) == 0
 
 # Replaces whatever was going on before a response was begun. The client's connection lives on only if its request was read whole.
 cdef void answer(Conn* c, uint16_t status, uint8_t flag, uint16_t details) noexcept nogil

@@ -31,6 +31,8 @@ cdef uint64_t due(Conn* c) noexcept nogil:
         limit = c.w.tables.settings.tcp_idle_timeout_ms
     else:
         limit = c.w.tables.settings.stream_idle_timeout_ms
+        if awaits_body(c) and limit > c.w.tables.settings.request_body_timeout_ms:
+            limit = c.w.tables.settings.request_body_timeout_ms
         if c.source.hung and limit > HALF_CLOSED_MS:
             limit = HALF_CLOSED_MS
     return c.active_ns + limit * 1000000
@@ -58,9 +60,9 @@ cdef void answer(Conn* c, uint16_t status, uint8_t flag, uint16_t details) noexc
     c.x.lingers = not c.x.request_done
     if c.x.lingers:
         c.x.down_keep = 0
-    buffer_drop(&c.w.buffers, &c.uhead)
-    buffer_drop(&c.w.buffers, &c.uin)
-    if buffer_reserve(&c.w.buffers, &c.dhead, buffer_used(&c.dhead) + 512) < 0:
+    buffer_drop(&c.pod.buffers, &c.uhead)
+    buffer_drop(&c.pod.buffers, &c.uin)
+    if buffer_reserve(&c.pod.buffers, &c.dhead, buffer_used(&c.dhead) + 512) < 0:
         conn_end(c, flag, details, True)
         return
     n = local_reply(status, none, not c.x.down_keep, c.x.method == M_HEAD, c.dhead.data + c.dhead.end, buffer_room(&c.dhead))
@@ -82,6 +84,7 @@ cdef void answer_malformed(Conn* c, int status) noexcept nogil:
     cdef uint16_t details = DETAIL_MALFORMED
     if status == 431 or status == 414:
         details = DETAIL_HEAD_TOO_LARGE
+        c.w.stats.refused_head_size += 1
     elif status == 501:
         details = DETAIL_BAD_CODING
     elif status == 505:
@@ -107,7 +110,7 @@ cdef bint answer_advance(Conn* c) noexcept nogil:
             conn_end(c, 0, 0, True)
             return True
         c.active_ns = c.w.loop.now_ns
-        buffer_consume(&c.w.buffers, &c.dhead, <uint32_t>n)
+        buffer_consume(&c.pod.buffers, &c.dhead, <uint32_t>n)
     if c.x.lingers:
         conn_linger(c)
     elif not c.x.down_keep:
@@ -120,7 +123,7 @@ cdef bint answer_advance(Conn* c) noexcept nogil:
 cdef void client_close(Conn* c) noexcept nogil:
     """A close with unread bytes is a reset, which may overtake the answer on its way."""
     if c.x.fed > 0:
-        buffer_consume(&c.w.buffers, &c.din, c.x.fed)
+        buffer_consume(&c.pod.buffers, &c.din, c.x.fed)
         c.x.fed = 0
     if buffer_used(&c.din) == 0 and (not c.source.readable or c.source.hung):
         conn_end(c, 0, 0, False)
@@ -130,7 +133,7 @@ cdef void client_close(Conn* c) noexcept nogil:
 
 cdef void exchange_next(Conn* c) noexcept nogil:
     if c.x.fed > 0:
-        buffer_consume(&c.w.buffers, &c.din, c.x.fed)
+        buffer_consume(&c.pod.buffers, &c.din, c.x.fed)
     memset(&c.x, 0, sizeof(Exchange))
     c.goal.family = 0
     c.unconfigured = 0                  # the next request may ask again

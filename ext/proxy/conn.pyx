@@ -8,8 +8,10 @@ from ext.core.pipes cimport Pipe, pipe_give, pipe_take
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.account cimport account_end
+from ext.proxy.budget cimport admission, memory_forget
 from ext.proxy.held cimport held_forget
-from ext.proxy.state cimport (C_DEAD, C_LINGER, LINGER_BYTES, LINGER_MS, POD_PIPES, PORTS, Acceptor, Bulk, Captured, Conn, Worker)
+from ext.proxy.state cimport (C_DEAD, C_LINGER, LINGER_BYTES, LINGER_MS, PAUSED_FULL, POD_PIPES, PORTS, RUNNING, Acceptor, Bulk,
+                              Captured, Conn, Worker)
 from ext.proxy.stock cimport stock_close, stock_forget
 from ext.proxy.upstream cimport pool_close, upstream_drop
 from ext.route.balance cimport endpoint_end
@@ -51,12 +53,13 @@ cdef Conn* conn_new(Acceptor* acceptor, int fd, const Peer* client, const Peer* 
         close(fd)
         slab_give(&w.conns, c)
         return NULL
-    c.next = w.first_conn
+    c.next = c.pod.first_conn
     if c.next != NULL:
         c.next.prev = c
-    w.first_conn = c
+    c.pod.first_conn = c
     w.n_conns += 1
     c.pod.conns += 1
+    c.pod.of_kind[c.kind] += 1
     w.stats.downstream_open += 1
     w.stats.accepted += 1
     return c
@@ -104,15 +107,16 @@ cdef void conn_end(Conn* c, uint8_t flag, uint16_t details, bint abort) noexcept
     c.state = C_DEAD
     held_forget(c)
     stock_forget(c)
+    memory_forget(c)
     timer_clear(&w.loop.timers, &c.timer)
     timer_clear(&w.loop.timers, &c.request_timer)
     if c.up != NULL:
         upstream_drop(c.up, abort)
     conn_release(c)
-    buffer_drop(&w.buffers, &c.din)
-    buffer_drop(&w.buffers, &c.uhead)
-    buffer_drop(&w.buffers, &c.uin)
-    buffer_drop(&w.buffers, &c.dhead)
+    buffer_drop(&pod.buffers, &c.din)
+    buffer_drop(&pod.buffers, &c.uhead)
+    buffer_drop(&pod.buffers, &c.uin)
+    buffer_drop(&pod.buffers, &c.dhead)
     bulk_drop(c, &c.onward)
     bulk_drop(c, &c.back)
     if c.texts != NULL:
@@ -124,12 +128,15 @@ cdef void conn_end(Conn* c, uint8_t flag, uint16_t details, bint abort) noexcept
     if c.prev != NULL:
         c.prev.next = c.next
     else:
-        w.first_conn = c.next
+        pod.first_conn = c.next
     if c.next != NULL:
         c.next.prev = c.prev
+    if pod.hand == c:
+        pod.hand = c.next
     w.n_conns -= 1
     w.stats.downstream_open -= 1
     pod.conns -= 1
+    pod.of_kind[c.kind] -= 1
     loop_bury(&w.loop, &c.grave, &w.conns, c)
     if pod.attached:
         pod_resume(pod)
@@ -142,8 +149,8 @@ cdef void conn_linger(Conn* c) noexcept nogil:
         upstream_drop(c.up, True)
     conn_release(c)
     timer_clear(&c.w.loop.timers, &c.request_timer)
-    buffer_drop(&c.w.buffers, &c.din)
-    buffer_drop(&c.w.buffers, &c.uin)
+    buffer_drop(&c.pod.buffers, &c.din)
+    buffer_drop(&c.pod.buffers, &c.uin)
     shutdown(c.source.fd, SHUT_WR)
     c.state = C_LINGER
     c.held_bytes = 0
@@ -179,11 +186,10 @@ cdef Captured* pod_find(Worker* w, uint32_t handle) noexcept nogil:
 
 cdef void pod_resume(Captured* pod) noexcept nogil:
     cdef int i
-    if pod.conns >= pod.w.tables.settings.connections_per_pod:
-        return
     for i in range(PORTS):
-        if pod.acceptors[i].paused == 2 and pod.acceptors[i].source.fd >= 0:
-            pod.acceptors[i].paused = 0
+        if pod.acceptors[i].paused == PAUSED_FULL and pod.acceptors[i].source.fd >= 0 and admission(&pod.acceptors[i]) == 0:
+            timer_clear(&pod.w.loop.timers, &pod.acceptors[i].pause)
+            pod.acceptors[i].paused = RUNNING
             loop_listen(&pod.w.loop, &pod.acceptors[i].source, 1)
 
 

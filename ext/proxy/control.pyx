@@ -8,6 +8,7 @@ from ext.core.protocol cimport (MSG_COMMIT, MSG_DRAIN, MSG_POD_ATTACH, MSG_POD_D
 from ext.core.shm cimport DETAIL_DRAIN, FLAG_DT
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.accept cimport pod_attach, pod_detach
+from ext.proxy.budget cimport budget_apply
 from ext.proxy.conn cimport conn_end, pod_find, pod_resume
 from ext.proxy.forget cimport forget_prepare
 from ext.proxy.held cimport held_wake
@@ -182,6 +183,7 @@ cdef void control_apply(Worker* w) noexcept nogil:
     else:
         forget_prepare(w, prepared)
         tables_apply(w.tables, prepared)
+        budget_apply(w)
         pod = w.first_pod
         while pod != NULL:              # the bound of connections may have been raised
             pod_resume(pod)
@@ -206,12 +208,16 @@ cdef void control_drain(Worker* w, unsigned int milliseconds) noexcept nogil:
         after = pod.next
         pod_detach(pod)
         pod = after
-    c = w.first_conn
-    while c != NULL:
-        behind = c.next
-        if c.state == C_HTTP and c.x.state == X_IDLE:
-            conn_end(c, 0, 0, False)
-        c = behind
+    pod = w.first_pod
+    while pod != NULL:
+        after = pod.next
+        c = pod.first_conn
+        while c != NULL:
+            behind = c.next
+            if c.state == C_HTTP and c.x.state == X_IDLE:
+                conn_end(c, 0, 0, False)
+            c = behind
+        pod = after
     timer_set(&w.loop.timers, &w.drain_timer, w.loop.now_ns + <uint64_t>milliseconds * 1000000)
     control_check_drained(w)
 
@@ -223,8 +229,13 @@ cdef void control_check_drained(Worker* w) noexcept nogil:
 
 cdef void on_drain_over(Timer* timer) noexcept nogil:
     cdef Worker* w = <Worker*>timer.owner
-    while w.first_conn != NULL:
-        conn_end(w.first_conn, FLAG_DT, DETAIL_DRAIN, True)
+    cdef Captured* pod = w.first_pod
+    cdef Captured* after
+    while pod != NULL:
+        after = pod.next
+        while pod.first_conn != NULL:
+            conn_end(pod.first_conn, FLAG_DT, DETAIL_DRAIN, True)
+        pod = after
     finish(w)
 
 

@@ -44,14 +44,14 @@ cdef void complete(Conn* c) noexcept nogil:
     timer_clear(&c.w.loop.timers, &c.request_timer)
     account_end(c, 0, DETAIL_VIA_UPSTREAM)
     conn_release(c)
-    buffer_drop(&c.w.buffers, &c.uhead)
+    buffer_drop(&c.pod.buffers, &c.uhead)
     if x.up_keep and whole and not x.up_broken and buffer_used(&c.uin) == 0:
         up.exchanges += 1
         c.up = NULL
         upstream_keep(up)
     else:
         upstream_drop(up, False)
-    buffer_drop(&c.w.buffers, &c.uin)
+    buffer_drop(&c.pod.buffers, &c.uin)
     if not x.request_done:
         conn_linger(c)
     elif not x.down_keep:

@@ -8,6 +8,7 @@ from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NO_CONFIG, DETAIL_CO
                            DETAIL_NO_SOCKET, DETAIL_OVERLOAD, DETAIL_HELD_OVERFLOW, FLAG_DC, FLAG_NC, FLAG_OM, FLAG_UF, FLAG_UH, FLAG_UO)
 from ext.core.timer cimport Timer, timer_clear
 from ext.proxy.account cimport account_begin_tcp
+from ext.proxy.budget cimport memory_wait
 from ext.proxy.conn cimport conn_end, conn_release, conn_timer, linger_advance
 from ext.proxy.decide cimport FOUND_FULL, FOUND_LATER, FOUND_NONE, find_destination, identify
 from ext.proxy.held cimport held_expire
@@ -81,7 +82,9 @@ cdef void detect(Conn* c) noexcept nogil:
         conn_end(c, FLAG_DC, DETAIL_DOWNSTREAM_CLOSED, True)
         return
     while c.source.readable and not c.down_ended and buffer_used(&c.din) < SNIFF_MAX:
-        if buffer_reserve(&c.w.buffers, &c.din, 0) < 0:
+        if c.din.data == NULL and memory_wait(c):
+            break
+        if buffer_reserve(&c.pod.buffers, &c.din, 0) < 0:
             account_begin_tcp(c)
             conn_end(c, FLAG_OM, DETAIL_OVERLOAD, True)
             return

@@ -1,6 +1,7 @@
 """Connections that wait for configuration: bounded in number and time, woken by the commit that brings it.
 
-A connection reads nothing more while it is held, so that its bytes are bounded by what was read before: at most one head.
+A connection reads nothing more while it is held, so that its bytes are bounded by what was read before: at most one head, and hold_bytes.
+A pod may have as many of them as places are still free.
 """
 from ext.proxy.state cimport Conn, Worker
 from ext.route.shapes cimport Pod, ServicePort

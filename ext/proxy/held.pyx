@@ -1,7 +1,9 @@
 """See held.pxd."""
 from libc.stdint cimport uint64_t
+from ext.core.buffer cimport buffer_used
 from ext.core.loop cimport loop_again
 from ext.core.timer cimport timer_clear, timer_set
+from ext.proxy.budget cimport memory_forget
 from ext.proxy.outbox cimport send_miss
 from ext.proxy.state cimport Q_HELD, Q_NONE, Conn, Worker
 from ext.route.shapes cimport Pod, ServicePort, Slot
@@ -19,11 +21,13 @@ cdef void arm(Conn* c) noexcept nogil:
 cdef int held_wait(Conn* c, const Pod* pod, const ServicePort* port) noexcept nogil:
     cdef Worker* w = c.w
     cdef Slot* slot
-    if w.n_held >= w.tables.settings.hold_connections:
+    if w.n_held + c.pod.n_held >= w.tables.settings.hold_connections or buffer_used(&c.din) > w.tables.settings.hold_bytes:
+        w.stats.refused_held += 1
         return -1
     slot = destination_wait(w.tables, pod, port)
     if slot == NULL:
         return -1
+    memory_forget(c)
     c.slot = slot
     c.queue = Q_HELD
     c.wait_next = NULL
@@ -34,6 +38,7 @@ cdef int held_wait(Conn* c, const Pod* pod, const ServicePort* port) noexcept no
         w.held_first = c
     w.held_last = c
     w.n_held += 1
+    c.pod.n_held += 1
     w.stats.held += 1
     c.wait_until_ns = w.loop.now_ns + <uint64_t>w.tables.settings.hold_timeout_ms * 1000000
     arm(c)
@@ -59,6 +64,7 @@ cdef void held_forget(Conn* c) noexcept nogil:
         w.held_last = c.wait_prev
     c.wait_prev = c.wait_next = NULL
     w.n_held -= 1
+    c.pod.n_held -= 1
     w.stats.held -= 1
     timer_clear(&w.loop.timers, &c.timer)
     c.slot.user = <void*>(<size_t>c.slot.user - 1)

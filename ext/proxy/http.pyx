@@ -6,13 +6,15 @@ from ext.core.buffer cimport buffer_drop, buffer_reserve, buffer_room, buffer_us
 from ext.core.loop cimport clock_ns, loop_again, loop_over, wall_us
 from ext.core.protocol cimport LISTEN_INBOUND
 from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NO_CLUSTER, DETAIL_NO_CONFIG, DETAIL_CONNECT_FAILURE, DETAIL_CONNECT_TIMEOUT,
-                           DETAIL_NO_HEALTHY_UPSTREAM, DETAIL_NO_SOCKET, DETAIL_OVERLOAD, DETAIL_REQUEST_HEAD_TIMEOUT,
+                           DETAIL_NO_HEALTHY_UPSTREAM, DETAIL_NO_SOCKET, DETAIL_OVERLOAD,
+                           DETAIL_REQUEST_BODY_TIMEOUT, DETAIL_REQUEST_HEAD_TIMEOUT,
                            DETAIL_RESPONSE_TIMEOUT,
                            DETAIL_ROUTE_NOT_FOUND, DETAIL_STREAM_IDLE, DETAIL_HELD_OVERFLOW, FLAG_DC, FLAG_DT, FLAG_NC, FLAG_NR, FLAG_OM,
                            FLAG_SI, FLAG_UF, FLAG_UH, FLAG_UO, FLAG_UT)
 from ext.core.timer cimport Timer, timer_clear, timer_set
 from ext.proxy.account cimport account_begin_http, account_text
-from ext.proxy.answer cimport answer, answer_advance, answer_malformed, exchange_arm, exchange_next
+from ext.proxy.answer cimport answer, answer_advance, answer_malformed, awaits_body, exchange_arm, exchange_next
+from ext.proxy.budget cimport memory_wait
 from ext.proxy.conn cimport conn_end
 from ext.proxy.decide cimport FOUND_FULL, FOUND_LATER, FOUND_NONE, find_destination, identify
 from ext.proxy.exchange cimport exchange_flow, tunnel_advance
@@ -86,14 +88,17 @@ cdef bint read_request(Conn* c) noexcept nogil:
         if not c.source.readable:
             exchange_arm(c)
             return False
-        if buffer_reserve(&c.w.buffers, &c.din, buffer_used(&c.din) + 1 if c.din.data != NULL else 0) < 0:
+        if c.din.data == NULL and memory_wait(c):
+            exchange_arm(c)
+            return False
+        if buffer_reserve(&c.pod.buffers, &c.din, buffer_used(&c.din) + 1 if c.din.data != NULL else 0) < 0:
             conn_end(c, FLAG_OM, DETAIL_OVERLOAD, True)
             return False
         n = stream_read(c.source.fd, c.din.data + c.din.end, buffer_room(&c.din))
         if n == -EAGAIN:
             c.source.readable = 0
             if buffer_used(&c.din) == 0:
-                buffer_drop(&c.w.buffers, &c.din)
+                buffer_drop(&c.pod.buffers, &c.din)
         elif n == 0 or (n < 0 and n != -EINTR):
             c.down_ended = 1
         elif n > 0:
@@ -271,6 +276,7 @@ cdef void expire(Conn* c, Timer* timer) noexcept nogil:
         conn_end(c, 0, 0, False)
     elif c.x.state == X_HEAD:
         account_begin_http(c)
+        c.w.stats.refused_head_timeout += 1
         answer(c, 408, FLAG_SI, DETAIL_REQUEST_HEAD_TIMEOUT)
     elif c.queue == Q_STOCK:
         answer(c, 503, FLAG_OM, DETAIL_NO_SOCKET)
@@ -278,5 +284,8 @@ cdef void expire(Conn* c, Timer* timer) noexcept nogil:
         conn_end(c, FLAG_DT, DETAIL_STREAM_IDLE, True)
     elif c.x.responding:
         conn_end(c, FLAG_SI, DETAIL_STREAM_IDLE, True)
+    elif awaits_body(c):
+        c.w.stats.refused_body_timeout += 1
+        answer(c, 408, FLAG_SI, DETAIL_REQUEST_BODY_TIMEOUT)
     else:
         answer(c, 504 if c.x.request_done else 408, FLAG_SI, DETAIL_STREAM_IDLE)

@@ -10,6 +10,7 @@ from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NONE, DETAIL_OVERLOA
                            FLAG_UC)
 from ext.core.timer cimport timer_set
 from ext.proxy.account cimport account_bytes
+from ext.proxy.budget cimport memory_tight, memory_wait
 from ext.proxy.conn cimport bulk_drop, bulk_pipe, conn_end, conn_timer
 from ext.proxy.state cimport C_RELAY, PUMP_ROUNDS, Bulk, Conn, Worker
 from ext.sys.stream cimport SHUT_WR, shutdown, stream_read, stream_splice, stream_write
@@ -58,16 +59,18 @@ cdef int64_t draw(Conn* c, Source* source, Bulk* bulk) noexcept nogil:
     return n
 
 
-cdef int64_t fetch(Worker* w, Source* source, Buffer* b, Bulk* bulk) noexcept nogil:
-    """From the socket into the buffer: bytes, 0 for the end, -errno; -ENOMEM: no buffer, -ENOBUFS: it is full."""
+cdef int64_t fetch(Conn* c, Source* source, Buffer* b, Bulk* bulk) noexcept nogil:
+    """From the socket into the buffer: bytes, 0 for the end, -errno; -ENOMEM: no buffer, -ENOBUFS: it is full, or not its turn for one."""
     cdef int64_t n
     cdef uint32_t room
-    cdef bint large = bulk.large > 0 and w.tables.settings.buffer_bytes >= BUFFER_LARGE
+    cdef bint large = bulk.large > 0 and c.w.tables.settings.buffer_bytes >= BUFFER_LARGE and not memory_tight(c.pod)
     if buffer_used(b) == 0:
         b.start = b.end = 0
         if large and b.size == BUFFER_SMALL:
-            buffer_drop(&w.buffers, b)
-    if b.data == NULL and buffer_reserve(&w.buffers, b, BUFFER_LARGE if large else 0) < 0:
+            buffer_drop(&c.pod.buffers, b)
+    if b.data == NULL and memory_wait(c):
+        return -ENOBUFS
+    if b.data == NULL and buffer_reserve(&c.pod.buffers, b, BUFFER_LARGE if large else 0) < 0:
         return -ENOMEM
     if buffer_room(b) == 0:
         buffer_compact(b)
@@ -110,7 +113,7 @@ cdef int pump(Conn* c, bint onward) noexcept nogil:
                 break
             n = draw(c, source, bulk)
         if n == -ENOBUFS:
-            n = fetch(w, source, b, bulk)
+            n = fetch(c, source, b, bulk)
         if n > 0:
             if onward:
                 c.facts.received += <uint64_t>n
@@ -127,7 +130,7 @@ cdef int pump(Conn* c, bint onward) noexcept nogil:
         elif n != -EINTR:
             return PUMP_READ_BROKE
     if buffer_used(b) == 0:
-        buffer_drop(&w.buffers, b)
+        buffer_drop(&c.pod.buffers, b)
     if bulk.pipe != NULL and bulk.pipe.held == 0:
         bulk_drop(c, bulk)
     if ended[0] and not shut[0] and buffer_used(b) == 0 and bulk.pipe == NULL:

@@ -9,6 +9,7 @@ from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_HEAD_TOO_LARGE, DETA
 from ext.core.timer cimport timer_set
 from ext.proxy.account cimport account_id
 from ext.proxy.answer cimport answer, answer_malformed, exchange_arm
+from ext.proxy.budget cimport memory_wait
 from ext.proxy.conn cimport conn_end
 from ext.proxy.state cimport PUMP_ROUNDS, X_FLOW, Conn, Exchange
 from ext.route.match cimport request_edits
@@ -36,7 +37,7 @@ cdef void request_begin(Conn* c) noexcept nogil:
     how.forwarded_proto.n = 4
     how.keep_alive = x.version_minor == 0 and x.down_keep
     x.up_keep = x.version_minor == 1 or x.down_keep
-    if buffer_reserve(&c.w.buffers, &c.uhead, c.w.head.size + FORWARD_EXTRA + edits_size(ops, how.n_ops) + 64) < 0:
+    if buffer_reserve(&c.pod.buffers, &c.uhead, c.w.head.size + FORWARD_EXTRA + edits_size(ops, how.n_ops) + 64) < 0:
         answer(c, 431, FLAG_DPE, DETAIL_HEAD_TOO_LARGE)
         return
     n = forward_request(&c.w.head, &how, c.uhead.data, c.uhead.size)
@@ -60,7 +61,7 @@ cdef void give_up_replay(Conn* c) noexcept nogil:
     c.x.replay = 0
     c.x.fed -= c.x.at
     if c.din.data != NULL:
-        buffer_consume(&c.w.buffers, &c.din, c.x.at)
+        buffer_consume(&c.pod.buffers, &c.din, c.x.at)
     c.x.at = 0
 
 
@@ -109,7 +110,7 @@ cdef void request_send(Conn* c) noexcept nogil:
             c.uhead.start += <uint32_t>n
             continue
         if head > 0:
-            buffer_drop(&c.w.buffers, &c.uhead)
+            buffer_drop(&c.pod.buffers, &c.uhead)
         x.at += <uint32_t>n - head
         if not x.replay and x.at > 0:
             give_up_replay(c)
@@ -122,7 +123,9 @@ cdef int request_read(Conn* c) noexcept nogil:
         if rounds >= PUMP_ROUNDS and loop_over(&c.w.loop):
             return STEP_MORE
         rounds += 1
-        if c.din.data == NULL and buffer_reserve(&c.w.buffers, &c.din, 0) < 0:
+        if c.din.data == NULL and memory_wait(c):
+            return STEP_WAIT
+        if c.din.data == NULL and buffer_reserve(&c.pod.buffers, &c.din, 0) < 0:
             conn_end(c, FLAG_OM, DETAIL_OVERLOAD, True)
             return STEP_OVER
         if buffer_room(&c.din) == 0:
@@ -135,7 +138,7 @@ cdef int request_read(Conn* c) noexcept nogil:
         if n == -EAGAIN:
             c.source.readable = 0
             if buffer_used(&c.din) == 0:
-                buffer_drop(&c.w.buffers, &c.din)
+                buffer_drop(&c.pod.buffers, &c.din)
             return STEP_WAIT
         if n <= 0:
             conn_end(c, FLAG_DC, DETAIL_DOWNSTREAM_CLOSED, True)

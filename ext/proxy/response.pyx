@@ -9,6 +9,7 @@ from ext.core.shm cimport (DETAIL_CANNOT_SAY, DETAIL_DOWNSTREAM_CLOSED, DETAIL_O
                            DETAIL_UPSTREAM_PROTOCOL, DETAIL_UPSTREAM_PROTOCOL_LATE, DETAIL_UPSTREAM_RESET, FLAG_DC, FLAG_OM,
                            FLAG_UC, FLAG_UPE)
 from ext.proxy.answer cimport answer
+from ext.proxy.budget cimport memory_tight, memory_wait
 from ext.proxy.conn cimport conn_end
 from ext.proxy.request cimport STEP_MORE, STEP_OVER, STEP_ROOM, STEP_WAIT, edits_size, give_up_replay
 from ext.proxy.state cimport C_DEAD, PUMP_ROUNDS, X_FLOW, X_TUNNEL, X_UPSTREAM, Conn, Exchange, Upstream
@@ -32,8 +33,8 @@ cdef int upstream_failed(Conn* c, uint8_t flag, bint reset) noexcept nogil:
     if flag == FLAG_UC and x.replay and not x.retried and up.exchanges > 0 and c.facts.first_byte_ns == 0 and \
             idempotent(x.method):
         upstream_drop(up, True)
-        buffer_drop(&c.w.buffers, &c.uhead)
-        buffer_drop(&c.w.buffers, &c.uin)
+        buffer_drop(&c.pod.buffers, &c.uhead)
+        buffer_drop(&c.pod.buffers, &c.uin)
         x.retried = 1
         x.at = 0
         x.uscanned = 0
@@ -66,7 +67,7 @@ cdef int put_head(Conn* c, bint final) noexcept nogil:
     need = c.w.head.size + FORWARD_EXTRA + edits_size(ops, how.n_ops)
     if buffer_used(&c.dhead) + need > BUFFER_LARGE:
         return -1 if buffer_used(&c.dhead) > 0 else -2
-    if buffer_reserve(&c.w.buffers, &c.dhead, buffer_used(&c.dhead) + need) < 0:
+    if buffer_reserve(&c.pod.buffers, &c.dhead, buffer_used(&c.dhead) + need) < 0:
         return -2
     n = forward_response(&c.w.head, &how, c.dhead.data + c.dhead.end, buffer_room(&c.dhead))
     if n < 0:
@@ -97,7 +98,7 @@ cdef int response_head(Conn* c) noexcept nogil:
                     return STEP_ROOM
                 if put < 0:
                     return upstream_failed(c, FLAG_UPE, False)
-            buffer_consume(&c.w.buffers, &c.uin, <uint32_t>n)
+            buffer_consume(&c.pod.buffers, &c.uin, <uint32_t>n)
             if c.uin.data == NULL:
                 return STEP_WAIT
             continue
@@ -114,7 +115,7 @@ cdef int response_head(Conn* c) noexcept nogil:
         if c.w.head.framing == F_UNTIL_CLOSE:
             x.down_keep = 0
         body_start(&x.response, &c.w.head)
-        buffer_consume(&c.w.buffers, &c.uin, <uint32_t>n)
+        buffer_consume(&c.pod.buffers, &c.uin, <uint32_t>n)
         if x.replay:
             give_up_replay(c)
         if c.w.head.framing == F_TUNNEL:
@@ -161,17 +162,17 @@ cdef int response_send(Conn* c) noexcept nogil:
             c.dhead.start += <uint32_t>n
             continue
         if head > 0:
-            buffer_drop(&c.w.buffers, &c.dhead)
+            buffer_drop(&c.pod.buffers, &c.dhead)
         n -= head
         if n > 0:
             c.x.uready -= <uint32_t>n
-            buffer_consume(&c.w.buffers, &c.uin, <uint32_t>n)
+            buffer_consume(&c.pod.buffers, &c.uin, <uint32_t>n)
     return STEP_WAIT
 
 
 cdef bint make_room(Conn* c, bint bulk) noexcept nogil:
     """In uin for another read. The large size for a head that needs it, and for a body whose reads fill the small one."""
-    cdef bint large = bulk and c.w.tables.settings.buffer_bytes >= BUFFER_LARGE
+    cdef bint large = bulk and c.w.tables.settings.buffer_bytes >= BUFFER_LARGE and not memory_tight(c.pod)
     if c.uin.data != NULL and buffer_room(&c.uin) > 0:
         return True
     if c.uin.data != NULL:
@@ -181,7 +182,9 @@ cdef bint make_room(Conn* c, bint bulk) noexcept nogil:
         if c.uin.size == BUFFER_LARGE or (c.x.responding and not large):
             return False
         large = True
-    if buffer_reserve(&c.w.buffers, &c.uin, BUFFER_LARGE if large else 0) == 0:
+    elif memory_wait(c):
+        return False
+    if buffer_reserve(&c.pod.buffers, &c.uin, BUFFER_LARGE if large else 0) == 0:
         return True
     if c.x.responding:
         conn_end(c, FLAG_OM, DETAIL_OVERLOAD, True)
@@ -224,7 +227,7 @@ cdef int response_read(Conn* c) noexcept nogil:
         if n == -EAGAIN:
             c.up.source.readable = 0
             if buffer_used(&c.uin) == 0:
-                buffer_drop(&c.w.buffers, &c.uin)
+                buffer_drop(&c.pod.buffers, &c.uin)
             return STEP_WAIT
         if n == 0 and x.responding and body_closed(&x.response):
             x.response_done = 1

@@ -68,6 +68,13 @@ cdef enum Queue:            # a Conn waits in at most one
     Q_NONE = 0
     Q_HELD                  # for configuration
     Q_STOCK                 # for a socket
+    Q_MEMORY                # for a buffer to read into
+
+cdef enum Pause:            # of a listener
+    RUNNING = 0
+    PAUSED_DESCRIPTORS      # the kernel had none: the timer ends it
+    PAUSED_FULL             # the pod has what it may have: ends with one of its connections, or by the timer
+    REFUSING                # it has been full for hold_timeout_ms: who comes is told
 
 cdef enum Intent:           # what the decision was
     GO_TCP = 1
@@ -179,7 +186,7 @@ cdef struct Conn:
     Grave grave
     Worker* w
     Captured* pod
-    Conn* prev              # all of the worker
+    Conn* prev              # all of its pod
     Conn* next
     Conn* wait_prev         # the queue it waits in
     Conn* wait_next
@@ -196,6 +203,7 @@ cdef struct Conn:
     uint8_t up_shut
     uint8_t up_reached      # TCP: the server's connection was made
     uint8_t stock_family
+    uint8_t unlogged        # one of many that were refused: counted, not logged
     uint8_t promised        # a socket of the stock is this one's, in its pod's next turn
     Peer client
     Peer target             # original destination
@@ -228,6 +236,7 @@ cdef struct Stock:          # prefetched sockets of one family
     Conn* first
     Conn* last
     Timer retry             # the keeper did not answer
+    uint8_t used            # since the last look
 
 cdef struct Acceptor:
     Source source           # first
@@ -236,7 +245,7 @@ cdef struct Acceptor:
     Timer pause
     uint8_t kind
     uint8_t paused
-
+    uint64_t full_ns        # since when it has not been able to accept; 0: it is
 cdef struct Captured:       # one pod of this worker
     Captured* chain         # by handle
     Captured* next          # all
@@ -246,8 +255,18 @@ cdef struct Captured:       # one pod of this worker
     uint32_t handle
     uint8_t attached
     uint32_t conns
+    uint32_t[3] of_kind     # of these, by LISTEN_OUTBOUND and LISTEN_INBOUND
     uint32_t upstreams      # open ones
     uint32_t pipes          # held by its connections
+    uint32_t n_held         # connections that wait for configuration
+    Buffers buffers         # its share of the worker's memory
+    Conn* first_conn
+    Conn* hand              # where the next look at some of them goes on; NULL: at the first
+    Conn* waits_first       # for memory
+    Conn* waits_last
+    uint64_t looked_ns
+    uint64_t told_ns        # refusals logged since then
+    uint32_t told
     Acceptor acceptors[4]
     Stock stock[2]          # 0: IPv4, 1: IPv6
     uint32_t idle
@@ -271,7 +290,7 @@ cdef struct Gone:           # see forget.pxd
 
 cdef struct Worker:
     Loop loop
-    Buffers buffers
+    Buffers memory          # all buffers; a pod's are its share of them
     Pipes pipes
     Slab conns
     Slab upstreams
@@ -285,12 +304,15 @@ cdef struct Worker:
     Outbox outbox
     Captured* by_handle[256]
     Captured* first_pod
-    Conn* first_conn
     Conn* held_first
     Conn* held_last
     uint32_t n_held
     uint32_t n_conns
+    uint32_t n_waiting      # for memory
     uint32_t descriptors    # that pods may have, all together
+    uint32_t descriptors_most   # of the process
+    Timer survey
+    uint64_t rested_ns      # when what is kept was last looked at
     Advance advance         # goes on with a connection: flow, relay, http
     Expire expire           # one of its timers is due
     Head head               # scratch: the head parsed last

@@ -15,4 +15,6 @@ cdef void stock_forget(Conn* c) noexcept nogil                     # out of the 
 cdef void stock_fill(Captured* pod, uint8_t family, const int* fds, uint32_t n) noexcept nogil
 # Descriptors ran out: half of what is prefetched goes, and orders get smaller.
 cdef void stock_shed(Captured* pod) noexcept nogil
+# Once a second: who dialled nothing since keeps half of what is above STOCK_MIN.
+cdef void stock_rest(Captured* pod) noexcept nogil
 cdef void stock_close(Captured* pod) noexcept nogil

@@ -3,7 +3,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from posix.unistd cimport close
 from ext.core.loop cimport loop_again
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
-from ext.proxy.budget cimport descriptors_short
+from ext.proxy.budget cimport descriptors_short, memory_forget
 from ext.proxy.outbox cimport send_need_sockets
 from ext.proxy.state cimport Q_NONE, Q_STOCK, STOCK_MAX, STOCK_MIN, Captured, Conn, Stock
 
@@ -55,6 +55,7 @@ cdef int stock_take(Conn* c, uint8_t family) noexcept nogil:
     cdef Stock* stock = &pod.stock[which]
     cdef int fd = -1
     stock_forget(c)
+    stock.used = 1
     if stock.n > stock.promised:
         stock.n -= 1
         fd = stock.fds[stock.n]
@@ -68,6 +69,7 @@ cdef int stock_take(Conn* c, uint8_t family) noexcept nogil:
 cdef void stock_wait(Conn* c, uint8_t family) noexcept nogil:
     cdef Stock* stock = &c.pod.stock[0 if family == 4 else 1]
     stock_forget(c)
+    memory_forget(c)
     c.queue = Q_STOCK
     c.stock_family = family
     c.wait_next = NULL
@@ -136,6 +138,21 @@ cdef void stock_shed(Captured* pod) noexcept nogil:
             stock.n -= 1
             close(stock.fds[stock.n])
             pod.w.stats.sockets_ready -= 1
+            pod.w.stats.shed_sockets += 1
+
+
+cdef void stock_rest(Captured* pod) noexcept nogil:
+    cdef Stock* stock
+    cdef int which, _
+    for which in range(2):
+        stock = &pod.stock[which]
+        if not stock.used and stock.n > STOCK_MIN and stock.promised == 0:
+            stock.batch = STOCK_MIN
+            for _ in range((stock.n - STOCK_MIN + 1) // 2):
+                stock.n -= 1
+                close(stock.fds[stock.n])
+                pod.w.stats.sockets_ready -= 1
+        stock.used = 0
 
 
 cdef void stock_close(Captured* pod) noexcept nogil:

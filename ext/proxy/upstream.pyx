@@ -130,6 +130,7 @@ cdef void pool_shed(Captured* pod) noexcept nogil:
     cdef uint32_t keep = pod.idle // 2
     while pod.idle > keep:
         upstream_drop(pod.oldest, False)
+        pod.w.stats.shed_sockets += 1
 
 
 # ---- dialling -----------------------------------------------------------------------------------------------------------------

@@ -7,11 +7,12 @@ from ext.core.loop cimport clock_ns, loop_open, loop_turn
 from ext.core.pipes cimport pipes_init
 from ext.core.protocol cimport FD_CONTROL, FD_LOG, FD_STATS
 from ext.core.shm cimport gauge, log_attach, stats_attach
-from ext.proxy.budget cimport descriptors_for_pods
+from ext.proxy.budget cimport budget_apply
 from ext.proxy.control cimport control_apply, control_check_drained, control_open
 from ext.proxy.flow cimport flow_advance, flow_expire
 from ext.proxy.forget cimport forget_turn
 from ext.proxy.outbox cimport OUTBOX_BYTES
+from ext.proxy.shed cimport shed_open, shed_turn
 from ext.sys.privilege cimport privilege_drop
 from ext.proxy.state cimport Captured, Conn, Texts, Upstream, Worker
 from ext.route.tables cimport tables_new
@@ -20,8 +21,8 @@ import os
 import sys
 
 cdef enum:
+    OWN_PAGES = 16384               # blocks of so many bytes (buffers) are given back to the kernel when they are freed
     NOFILE_MOST = 1073741824        # no limit is a limit too: numbers of descriptors fit an int
-    BUFFERED_LIMIT = 536870912      # 512 MiB in buffers: beyond it connections are ended with flag OM
 
 cdef extern from "<sys/mman.h>" nogil:
     int PROT_READ
@@ -34,6 +35,10 @@ cdef extern from "<sys/stat.h>" nogil:
     struct stat_t "stat":
         long st_size
     int fstat(int fd, stat_t* out)
+
+cdef extern from "<malloc.h>" nogil:
+    int M_MMAP_THRESHOLD
+    int mallopt(int what, int value)
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
@@ -84,11 +89,12 @@ cdef Worker* worker_new(int control, int stats, int log) noexcept nogil:
     memory = map_shared(log, &size)
     if memory == NULL or log_attach(&w.log, memory, size) != 0:
         return NULL
-    w.buffers.limit = BUFFERED_LIMIT
     pipes_init(&w.pipes)
     if getrlimit(RLIMIT_NOFILE, &files) != 0:
         return NULL
-    w.descriptors = descriptors_for_pods(<uint32_t>files.rlim_cur if files.rlim_cur < NOFILE_MOST else NOFILE_MOST)
+    w.descriptors_most = <uint32_t>files.rlim_cur if files.rlim_cur < NOFILE_MOST else NOFILE_MOST
+    budget_apply(w)
+    shed_open(w)
     w.conns.size = sizeof(Conn)
     w.upstreams.size = sizeof(Upstream)
     w.pods.size = sizeof(Captured)
@@ -106,11 +112,12 @@ cdef void worker_run(Worker* w) noexcept nogil:
         if w.pending_fd >= 0:
             control_apply(w)
         forget_turn(w)
+        shed_turn(w)
         if w.draining:
             control_check_drained(w)
         gauge(&w.stats.heartbeat_ns, w.loop.now_ns)
         gauge(&w.stats.loop_turns, w.loop.turns)
-        gauge(&w.stats.buffered_bytes, w.buffers.taken + w.pipes.held)
+        gauge(&w.stats.buffered_bytes, w.memory.taken + w.pipes.held)
 
 
 cdef void block_signals() noexcept nogil:
@@ -131,6 +138,7 @@ def main():
     except ValueError:
         sys.exit("worker: usage: INDEX UID GID (the keeper starts it; descriptors 3, 4 and 5 must be open)")
     block_signals()
+    mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
     w = worker_new(FD_CONTROL, FD_STATS, FD_LOG)
     if w == NULL:
         sys.exit(f"worker {index}: descriptor 3, 4 or 5 is not the keeper's control socket, statistics and log "

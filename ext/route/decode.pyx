@@ -19,7 +19,7 @@ from ext.route.slots cimport place_drop, place_intern, scope_drop, scope_intern,
 # ---- settings ----------------------------------------------------------------------------------------------
 
 cdef enum:
-    SETTINGS_COUNT = 16
+    SETTINGS_COUNT = 20
     DAY_MS = 86_400_000
     MEBIBYTE = 1_048_576
 
@@ -49,6 +49,10 @@ cdef Range range_of(uint32_t i) noexcept nogil:
         Range(b"connections_per_pod", 1, MEBIBYTE, 16_384),
         Range(b"pool_idle_per_endpoint", 0, 65_536, 32),
         Range(b"pool_idle_timeout_ms", 1, DAY_MS, 60_000),
+        Range(b"buffered_bytes_per_worker", 4 * MEBIBYTE, 4095 * <uint32_t>MEBIBYTE, 512 * MEBIBYTE),
+        Range(b"buffered_bytes_per_pod", MEBIBYTE, 4095 * <uint32_t>MEBIBYTE, 128 * MEBIBYTE),
+        Range(b"descriptors_per_worker", 0, 1024 * MEBIBYTE, 0),
+        Range(b"request_body_timeout_ms", 1, DAY_MS, 300_000),
     ]
     return ranges[i]
 

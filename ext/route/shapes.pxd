@@ -51,7 +51,7 @@ cdef struct Settings:
     uint32_t detect_timeout_ms          # sniffing: after so long it is opaque TCP
     uint32_t hold_timeout_ms            # a connection waits so long for configuration, then NC
     uint32_t hold_bytes                 # and at most so many bytes of it
-    uint32_t hold_connections           # and at most so many connections of a worker
+    uint32_t hold_connections           # and at most so many connections of a worker, of a pod as many as are free
     uint32_t request_head_timeout_ms    # from a request's first byte to the end of its head: 408
     uint32_t http_idle_timeout_ms       # downstream keep-alive connection without a request
     uint32_t stream_idle_timeout_ms     # no byte in either direction within a request or response: 408/504
@@ -59,9 +59,13 @@ cdef struct Settings:
     uint32_t connect_timeout_ms         # passthrough and direct; a cluster has its own
     uint32_t head_bytes                 # 431 above
     uint32_t buffer_bytes               # per direction of a connection
-    uint32_t connections_per_pod        # both directions together; above: not accepted until one ends
+    uint32_t connections_per_pod        # both directions together, each at most 3/4; see ext/proxy/accept
     uint32_t pool_idle_per_endpoint     # idle upstream connections kept per (pod, endpoint)
     uint32_t pool_idle_timeout_ms
+    uint32_t buffered_bytes_per_worker
+    uint32_t buffered_bytes_per_pod     # above: nothing more is read until buffers are given back
+    uint32_t descriptors_per_worker     # 0: by the process' limit
+    uint32_t request_body_timeout_ms    # no byte of a request's body: 408
 
 cdef struct Address:                    # 17 bytes; for IPv4 ip[4:] is zero. IPv4-mapped IPv6 is to be given as IPv4
     uint8_t family                      # 4 or 6

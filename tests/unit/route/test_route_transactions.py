@@ -231,7 +231,7 @@ def test_a_refusal_names_kind_key_and_reason(data: bytes, words: str) -> None:
 def test_settings_of_a_newer_agent_are_read_as_far_as_they_are_known() -> None:
     payload = PUTS["settings"].payload
     tables = door.Tables()
-    tables.load(raw(entry(1, 1, b"", struct.pack("<I", 18) + payload[4:] + struct.pack("<II", 1, 2))))
+    tables.load(raw(entry(1, 1, b"", struct.pack("<I", 22) + payload[4:] + struct.pack("<II", 1, 2))))
     assert tables.settings["hold_bytes"] == 4096
     tables.load(raw(entry(1, 1, b"", struct.pack("<II", 1, 0))))
     assert (tables.settings["access_log"], tables.settings["hold_bytes"]) == (0, 65_536)

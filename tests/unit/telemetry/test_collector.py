@@ -48,9 +48,7 @@ def counts(n: int = 1) -> SeriesValues:
                         request_bytes=[0, 0, n, 0], response_bytes=[0, 0, 0, n])
 
 
-HEADER = dict.fromkeys(("downstream_open", "upstream_open", "upstream_idle", "held", "buffered_bytes", "sockets_ready",
-                        "accepted", "overflow_series", "dropped_records", "misses", "parse_errors", "accept_errors",
-                        "loop_turns"), 3)
+HEADER = dict.fromkeys(shm.HEADER_FIELDS, 3)
 
 
 def registry(*series: tuple[SeriesKey, SeriesValues]) -> CollectorRegistry:
@@ -121,6 +119,15 @@ async def test_what_shared_memory_gives_fits_the_families() -> None:
     assert samples["istio_response_bytes_bucket", "+Inf"] == 1
     assert samples["istio_tcp_sent_bytes_total", None] == 20
     assert samples["istio_tcp_received_bytes_total", None] == 10
+
+
+async def test_a_scrape_says_what_is_used_of_each_bound_and_why_work_was_refused() -> None:
+    found = {(s.name, s.labels["worker"], s.labels.get("resource") or s.labels.get("reason") or s.labels.get("what")): s.value
+             for family in text(await scrape(registry())) for s in family.samples if "worker" in s.labels}
+    for resource in ("descriptors", "buffered_bytes", "held_connections", "pod_connections", "pod_buffered_bytes"):
+        assert found["narrows_worker_budget_used", "0", resource] == found["narrows_worker_budget_limit", "0", resource] == 3
+    assert found["narrows_worker_refused_total", "1", "memory"] == 3
+    assert found["narrows_worker_shed_total", "1", "stalled"] == 3
 
 
 async def test_a_scrape_may_be_compressed() -> None:

@@ -1,0 +1,367 @@
+"""One pod attacks, another lives on the same worker: the bound holds, every request of the other succeeds, and memory comes back.
+
+What the attacker and the victim share is the worker alone: each has a client pod of its own, and servers outside the mesh. How much
+slower the victim gets is measured by tests/bench/starvation.py; here it must be served.
+"""
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from agent import netlink
+from agent.dataplane import blobs
+from tests.support.mesh import HTTP_PORT, Mesh, Web, destination, everything, read_message, request, response
+from tests.support.netns import Netns
+from tests.support.wait import until
+
+pytestmark = pytest.mark.netns
+
+MEBIBYTE = 1 << 20
+VICTIM_PORT = 8099     # in the pod `other`: passed through as TCP
+DEADLINE = 15.0
+
+
+class Victim:
+    """Asks and asks again, on a kept connection and on new ones, in a thread. `asked` requests were all answered with 200."""
+
+    def __init__(self, mesh: Mesh, netns: Netns, address: str) -> None:
+        self._mesh, self._netns, self._address = mesh, netns, address
+        self._stop = threading.Event()
+        self.asked = 0
+        self.slowest = 0.0
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _dial(self) -> socket.socket:
+        return netlink.in_netns(self._netns.path, lambda: socket.create_connection((self._address, VICTIM_PORT), timeout=DEADLINE))
+
+    def _run(self) -> None:
+        try:
+            with self._dial() as kept:
+                while not self._stop.is_set():
+                    with contextlib.closing(self._dial()) if self.asked % 8 == 0 else contextlib.nullcontext(kept) as connection:
+                        began = time.monotonic()
+                        connection.sendall(request())
+                        assert read_message(connection).status == 200
+                        self.slowest = max(self.slowest, time.monotonic() - began)
+                    self.asked += 1
+        except BaseException as error:
+            self.error = error
+
+    def served(self, more: int = 20) -> None:
+        """It is served `more` times from now on."""
+        goal = self.asked + more
+        until(lambda: self.asked >= goal or self.error is not None, f"the victim is served {more} times more", timeout=DEADLINE)
+        self.check()
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise AssertionError(f"the victim's request failed after {self.asked} that succeeded: {self.error!r}")
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(DEADLINE)
+        self.check()
+
+
+@pytest.fixture
+def victim(mesh: Mesh) -> Iterator[Victim]:
+    """The server's pod as a client: its outbound way is captured by the worker that the attacker's is captured by."""
+    mesh.configure(*everything(mesh))
+    mesh.origin(VICTIM_PORT, Web(), mesh.pods.other)
+    made = Victim(mesh, mesh.pods.server, mesh.pods.other.ip)
+    try:
+        made.served()
+        yield made
+    finally:
+        made.stop()
+
+
+def attack(mesh: Mesh, many: int, say: bytes = b"", port: int = 8080, *, receive_buffer: int = 0) -> list[socket.socket]:
+    """Connections of the attacker's pod to the unmeshed pod: connects that are not yet done are kept too."""
+    def dial() -> list[socket.socket]:
+        made = []
+        for _ in range(many):
+            one = socket.socket()
+            if receive_buffer:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            one.setblocking(False)
+            one.connect_ex((mesh.pods.other.ip, port))
+            made.append(one)
+        return made
+
+    made = netlink.in_netns(mesh.pods.client.path, dial)
+    mesh.sockets += made
+    if say:
+        for one in made:
+            with contextlib.suppress(OSError):
+                one.settimeout(2)
+                one.sendall(say)
+    return made
+
+
+def close(connections: list[socket.socket]) -> None:
+    for one in connections:
+        with contextlib.suppress(OSError):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        one.close()
+
+
+def comes_back(mesh: Mesh, resident: int) -> None:
+    until(lambda: mesh.worker.header["downstream_open"] <= 8, "the attacker's connections are gone", timeout=DEADLINE)
+    until(lambda: mesh.worker.header["buffered_bytes"] <= 8 * 65_536, "its buffers too", timeout=DEADLINE)
+    until(lambda: mesh.worker.resident() < resident + 8 * MEBIBYTE, "and the memory", timeout=DEADLINE)
+
+
+class Silent:
+    """Takes connections and says nothing."""
+
+    def __call__(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while connection.recv(65_536):
+                pass
+
+
+class Flood:
+    """Sends without end to whoever connects."""
+
+    def __call__(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(bytes(65_536))
+
+
+def blocked(connection: socket.socket) -> None:
+    """Neither reads nor ends until the peer does."""
+    connection.settimeout(None)
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    poll.poll(20_000)
+
+
+def http_attack(mesh: Mesh, many: int, say: bytes) -> list[socket.socket]:
+    """Requests through the service: the attacker's pod is the client of a meshed HTTP service."""
+    made = [mesh.dial() for _ in range(many)]
+    for one in made:
+        one.sendall(say)
+    return made
+
+
+# ---- number -------------------------------------------------------------------------------------------------------------------
+
+def test_a_pod_that_floods_with_connections_gets_its_bound_and_is_told_why(mesh: Mesh, victim: Victim) -> None:
+    mesh.settings(connections_per_pod=64, hold_timeout_ms=500)
+    mesh.origin(8080, Silent(), mesh.pods.other)
+    resident = mesh.worker.resident()
+    flood = attack(mesh, 400)
+    victim.served()
+    until(lambda: mesh.worker.header["refused_connections"] > 100, "those beyond are refused", timeout=DEADLINE)
+    victim.served()
+    header = mesh.worker.header
+    assert header["pod_connections"] <= header["pod_connections_limit"] == 64
+    told = [record for record in mesh.worker.records() if record["details"] == "overload{pod_connections}"]
+    assert 0 < len(told) <= 3 * 64, "logged, but a bounded number of times"
+    assert {record["flag"] for record in told} == {"UO"}
+    assert {record["source"] for record in told} == {1}
+    close(flood)
+    comes_back(mesh, resident)
+
+
+def test_inbound_connections_leave_a_pod_its_own_way_out(mesh: Mesh, victim: Victim) -> None:
+    mesh.settings(connections_per_pod=16)
+    mesh.origin(8088, blocked)
+    flood = [mesh.dial(mesh.pods.server.ip, 8088, mesh.pods.other) for _ in range(12)]
+    until(lambda: mesh.worker.header["downstream_open"] >= 13, "three quarters of the pod's connections are inbound")
+    late = mesh.dial(mesh.pods.server.ip, 8088, mesh.pods.other)
+    victim.served()
+    close([*flood, late])
+
+
+def test_idle_kept_connections_give_way_to_new_ones(mesh: Mesh) -> None:
+    mesh.configure(*everything(mesh))
+    mesh.settings(connections_per_pod=4, hold_timeout_ms=10_000)
+    mesh.origin(8080, Web())
+    kept = [mesh.dial() for _ in range(3)]
+    for one in kept:
+        one.sendall(request())
+        assert read_message(one).status == 200
+    fresh = mesh.dial()
+    fresh.sendall(request())
+    assert read_message(fresh).status == 200
+    assert mesh.worker.header["shed_idle"] >= 1
+    assert mesh.worker.header["refused_connections"] == 0
+
+
+def test_a_pod_that_takes_descriptors_leaves_half_to_the_others(mesh: Mesh, victim: Victim) -> None:
+    mesh.settings(descriptors_per_worker=120, hold_timeout_ms=500)
+    mesh.origin(8080, Silent(), mesh.pods.other)
+    flood = attack(mesh, 300)
+    until(lambda: mesh.worker.header["refused_descriptors"] > 50, "those beyond are refused", timeout=DEADLINE)
+    victim.served()
+    header = mesh.worker.header
+    assert header["descriptors"] <= header["descriptors_limit"] == 120
+    assert header["pod_connections"] * 2 <= 60, "half is the most that one pod gets"
+    assert header["accept_errors"] == 0
+    close(flood)
+
+
+def test_a_hundred_thousand_connects_that_nobody_accepts_harm_only_their_pod(mesh: Mesh, victim: Victim) -> None:
+    """SYNs with addresses that never answer, by a raw socket: what the kernel keeps of them is the namespace's own backlog."""
+    mesh.settings(connections_per_pod=64)
+    resident, accepted = mesh.worker.resident(), mesh.worker.header["accepted"]
+    flood = mesh.pods.client.start("python3", "-c", SYN_FLOOD, mesh.pods.client.ip, "15001", "100000")
+    while flood.poll() is None:
+        victim.served(5)
+    assert flood.returncode == 0
+    victim.served()
+    assert mesh.worker.resident() < resident + 8 * MEBIBYTE
+    assert mesh.worker.header["pod_connections"] <= 64
+    assert mesh.worker.header["accepted"] - accepted < victim.asked + 64
+
+
+SYN_FLOOD = """
+import os, socket, struct, sys
+def checksum(data):
+    total = sum(struct.unpack(f'!{len(data) // 2}H', data))
+    total = (total >> 16) + (total & 0xffff)
+    return ~(total + (total >> 16)) & 0xffff
+ip, port, many = socket.inet_aton(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+for number in range(many):
+    source = struct.pack('!I', (10 << 24) | (244 << 16) | (1 << 8) | 200 + number % 50)
+    tcp = struct.pack('!HHIIBBHHH', 1024 + number % 60000, port, number, 0, 0x50, 2, 1024, 0, 0)
+    sum_ = checksum(source + ip + struct.pack('!BBH', 0, 6, len(tcp)) + tcp)
+    tcp = tcp[:16] + struct.pack('!H', sum_) + tcp[18:]
+    head = struct.pack('!BBHHHBBH4s4s', 0x45, 0, 40, 0, 0, 64, 6, 0, source, ip)
+    try:
+        raw.sendto(head + tcp, (sys.argv[1], 0))
+    except OSError:
+        pass
+"""
+
+
+# ---- bytes --------------------------------------------------------------------------------------------------------------------
+
+def test_a_pod_that_opens_and_never_reads_holds_its_share_of_buffers(mesh: Mesh, victim: Victim) -> None:
+    mesh.settings(buffered_bytes_per_pod=2 * MEBIBYTE, hold_timeout_ms=500)
+    mesh.origin(8080, Flood(), mesh.pods.other)
+    resident = mesh.worker.resident()
+    flood = attack(mesh, 200, receive_buffer=4_096)
+    until(lambda: mesh.worker.header["pod_buffered"] > MEBIBYTE, "the attacker's buffers fill", timeout=DEADLINE)
+    victim.served()
+    header = mesh.worker.header
+    assert header["pod_buffered"] <= header["pod_buffered_limit"] * 5 // 4
+    assert mesh.worker.resident() < resident + 16 * MEBIBYTE
+    close(flood)
+    comes_back(mesh, resident)
+
+
+def test_bodies_that_a_server_does_not_take_are_shed_and_say_why(mesh: Mesh, victim: Victim) -> None:
+    """Zero windows on the server's side, HTTP: the connection whose peer has not read for longest makes room for the others."""
+    mesh.settings(buffered_bytes_per_pod=MEBIBYTE, hold_timeout_ms=500)
+    mesh.origin(8080, blocked)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n"
+    flood = [mesh.dial() for _ in range(150)]
+    for one in flood:
+        one.setblocking(False)
+        with contextlib.suppress(OSError):
+            one.send(head + bytes(4 * MEBIBYTE))
+    until(lambda: mesh.worker.header["shed_stalled"] > 0, "the longest stalled ends", timeout=DEADLINE)
+    victim.served()
+    assert mesh.worker.header["pod_buffered"] <= MEBIBYTE * 5 // 4
+    until(lambda: ("overload{stalled}", "OM") in {(record["details"], record["flag"]) for record in mesh.worker.records()},
+          "its reason is logged")
+    close(flood)
+
+
+def test_requests_that_wait_for_their_answers_give_up_their_copies_before_anybody_is_refused(mesh: Mesh, victim: Victim) -> None:
+    mesh.settings(buffered_bytes_per_pod=MEBIBYTE, hold_timeout_ms=5_000)
+    go = threading.Event()
+
+    def late(connection: socket.socket) -> None:
+        read_message(connection)
+        go.wait(20)
+        connection.sendall(response())
+
+    mesh.origin(8080, late)
+    waiting = http_attack(mesh, 100, request())
+    until(lambda: mesh.worker.header["shed_replay"] > 0, "copies go", timeout=DEADLINE)
+    victim.served()
+    go.set()
+    for one in waiting:
+        assert read_message(one).status == 200
+    assert mesh.worker.header["refused_memory"] == 0
+
+
+# ---- time ---------------------------------------------------------------------------------------------------------------------
+
+def test_slow_heads_end_with_408_and_hold_nothing_of_others(mesh: Mesh, victim: Victim) -> None:
+    mesh.settings(request_head_timeout_ms=700)
+    mesh.origin(8080, Web())
+    slow = http_attack(mesh, 50, b"GET / HTTP/1.1\r\nHost: x\r\n")
+    victim.served()
+    for one in slow:
+        with contextlib.suppress(OSError):
+            one.sendall(b"X-A: b\r\n")      # a byte now and then does not help: the bound is on the whole head
+    for one in slow:
+        assert read_message(one).status == 408
+    assert mesh.worker.header["refused_head_timeout"] == 50
+
+
+def test_slow_bodies_end_with_408(mesh: Mesh, victim: Victim) -> None:
+    mesh.settings(request_body_timeout_ms=500)
+    mesh.origin(8080, Silent())
+    slow = http_attack(mesh, 20, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nab")
+    for one in slow:
+        assert read_message(one).status == 408
+    until(lambda: mesh.worker.header["refused_body_timeout"] >= 20, "counted")
+    assert any(record["details"] == "request_body_timeout" for record in mesh.worker.records())
+    victim.served()
+
+
+def test_heads_of_a_mebibyte_are_refused_as_soon_as_they_are_too_long(mesh: Mesh, victim: Victim) -> None:
+    mesh.origin(8080, Web())
+    for _ in range(20):
+        one = mesh.dial()
+        one.settimeout(5)
+        with contextlib.suppress(ConnectionError):
+            one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * MEBIBYTE)
+        with contextlib.suppress(ConnectionError):
+            assert read_message(one).status == 431
+    assert mesh.worker.header["refused_head_size"] == 20
+    victim.served()
+
+
+def test_giant_pipelines_are_cut_into_turns(mesh: Mesh, victim: Victim) -> None:
+    """Ten connections with 2,000 requests each in flight; the victim's wait is a part of what they take in all."""
+    mesh.origin(8080, Web(), mesh.pods.server)
+    pipelines = [mesh.dial() for _ in range(10)]
+    for one in pipelines:
+        one.setblocking(False)
+        with contextlib.suppress(OSError):
+            one.send(request() * 2_000)
+    victim.served(50)
+    until(lambda: mesh.worker.header["turns_cut"] > 0, "the attacker had more to do than its turn", timeout=DEADLINE)
+    close(pipelines)
+
+
+def test_a_pod_that_dials_what_nobody_knows_does_not_take_the_others_places(mesh: Mesh, victim: Victim) -> None:
+    mesh.worker.commit(blobs.Delete(blobs.Kind.DESTINATION, destination(HTTP_PORT).key))
+    mesh.settings(hold_connections=20, hold_timeout_ms=10_000)
+    for _ in range(30):
+        with contextlib.suppress(ConnectionResetError):  # told while it connects
+            mesh.dial(port=HTTP_PORT).sendall(request())
+    until(lambda: mesh.worker.header["refused_held"] > 0, "those beyond its share are refused", timeout=DEADLINE)
+    assert mesh.worker.header["held"] <= 10
+    victim.served()
+    assert any(record["details"] == "configuration_overflow" for record in mesh.worker.records())
+
+
