@@ -20,7 +20,8 @@ from ext.proxy.stock cimport stock_forget
 from ext.proxy.upstream cimport FAILED, QUEUED, upstream_drop, upstream_get, upstream_keep
 from ext.route.balance cimport balance_pick, endpoint_begin
 from ext.route.match cimport tcp_pick
-from ext.route.shapes cimport (PROTO_AUTO, PROTO_HTTP, Cluster, Destination, Weighted, endpoint_workload, weighted_cluster)
+from ext.route.shapes cimport (PROTO_AUTO, PROTO_HTTP, Address, Cluster, Destination, Weighted, endpoint_address, endpoint_workload,
+                               weighted_cluster)
 from ext.route.tables cimport cluster_hold, destination_hold, tables_random
 from ext.sys.stream cimport Peer, same_ip, stream_read
 from ext.wire.sniff cimport SNIFF_HTTP1, SNIFF_MAX, SNIFF_MORE, sniff
@@ -169,6 +170,7 @@ cdef int choose_tcp(Conn* c) noexcept nogil:
     """Sets `goal` once: 0, or the flag that says why there is none."""
     cdef Weighted* weighted
     cdef Cluster* cluster
+    cdef const Address* at
     if c.goal.family != 0:
         return 0
     if not c.is_service:
@@ -191,8 +193,9 @@ cdef int choose_tcp(Conn* c) noexcept nogil:
     endpoint_begin(c.x.endpoint)
     c.facts.destination = endpoint_workload(c.x.endpoint)
     c.connect_ms = cluster.connect_timeout_ms
-    c.goal.family = c.x.endpoint.place.address.family
-    c.goal.ip = c.x.endpoint.place.address.ip
+    at = endpoint_address(c.x.endpoint, c.target.family)
+    c.goal.family = at.family
+    c.goal.ip = at.ip
     c.goal.port = c.x.endpoint.port
     return 0
 

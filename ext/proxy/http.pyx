@@ -24,7 +24,7 @@ from ext.proxy.state cimport (C_HTTP, Q_HELD, Q_STOCK, STOCK_WAIT_MS, U_CONNECTI
 from ext.proxy.upstream cimport FAILED, QUEUED, upstream_get
 from ext.route.balance cimport balance_pick, endpoint_begin
 from ext.route.match cimport route_find, route_pick
-from ext.route.shapes cimport Cluster, Destination, endpoint_workload, weighted_cluster
+from ext.route.shapes cimport Address, Cluster, Destination, endpoint_address, endpoint_workload, weighted_cluster
 from ext.route.tables cimport cluster_hold, tables_random
 from ext.sys.stream cimport Peer, same_ip, stream_read
 from ext.wire.http1 cimport M_CONNECT, body_start, parse_request
@@ -154,6 +154,7 @@ cdef bint choose(Conn* c) noexcept nogil:
     """Sets `goal`, or answers. True: chosen."""
     cdef Destination* destination
     cdef Cluster* cluster
+    cdef const Address* at
     cdef int found
     if not c.is_service:
         c.goal = c.target
@@ -194,8 +195,9 @@ cdef bint choose(Conn* c) noexcept nogil:
     c.facts.destination = endpoint_workload(c.x.endpoint)
     c.connect_ms = cluster.connect_timeout_ms
     c.x.timeout_ms = c.x.route.timeout_ms
-    c.goal.family = c.x.endpoint.place.address.family
-    c.goal.ip = c.x.endpoint.place.address.ip
+    at = endpoint_address(c.x.endpoint, c.target.family)
+    c.goal.family = at.family
+    c.goal.ip = at.ip
     c.goal.port = c.x.endpoint.port
     return True
 

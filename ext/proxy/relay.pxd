@@ -3,6 +3,8 @@
 Each direction holds at most one buffer (16 KiB; 64 KiB once reads are large), or one pipe, and only while there are bytes. Bulk goes
 through the pipe, uncopied: after some large reads in a row, until the pieces are small again. What is small is read and written,
 one call each.
+
+A reset is passed on behind the bytes that came before it, unless the other side is too slow to take them: then at once, without them.
 """
 from ext.proxy.state cimport Conn
 

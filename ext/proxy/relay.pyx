@@ -161,9 +161,9 @@ cdef void relay_advance(Conn* c) noexcept nogil:
         account_bytes(c)
     if up == PUMP_NO_MEMORY or down == PUMP_NO_MEMORY:
         conn_end(c, FLAG_OM, DETAIL_OVERLOAD, True)
-    elif up == PUMP_READ_BROKE or down == PUMP_WRITE_BROKE or (c.source.failed and c.down_ended):
+    elif up == PUMP_READ_BROKE or down == PUMP_WRITE_BROKE or (c.source.failed and up != PUMP_AGAIN):
         conn_end(c, FLAG_DC, DETAIL_DOWNSTREAM_CLOSED, True)
-    elif up == PUMP_WRITE_BROKE or down == PUMP_READ_BROKE or (c.up.source.failed and c.up_ended):
+    elif up == PUMP_WRITE_BROKE or down == PUMP_READ_BROKE or (c.up.source.failed and down != PUMP_AGAIN):
         conn_end(c, FLAG_UC, DETAIL_UPSTREAM_RESET, True)
     elif c.down_shut and c.up_shut:
         conn_end(c, 0, DETAIL_NONE, False)

@@ -294,6 +294,19 @@ cdef inline uint32_t place_workload(const Place* place) noexcept nogil:
 cdef inline uint32_t endpoint_workload(const Endpoint* endpoint) noexcept nogil:
     return place_workload(endpoint.place)
 
+# Where to dial an endpoint: a dual-stack workload by the family that the client dialled, whichever the endpoint names; its other
+# addresses are the workload's claims. Else the endpoint's own.
+cdef inline const Address* endpoint_address(const Endpoint* endpoint, uint8_t family) noexcept nogil:
+    cdef const Place* place = endpoint.place
+    cdef const Workload* workload
+    cdef uint32_t i
+    if place.address.family != family and place.workloads != NULL:
+        workload = <const Workload*>place.workloads.owner
+        for i in range(workload.n_claims):
+            if workload.claims[i].place.address.family == family:
+                return &workload.claims[i].place.address
+    return &place.address
+
 cdef inline uint32_t pod_workload(const Pod* pod) noexcept nogil:
     return (<Workload*>pod.workload.current).index if pod.workload.current != NULL else 0
 

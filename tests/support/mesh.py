@@ -30,7 +30,7 @@ from tests.support.wait import until
 from tests.support.worker import Worker
 
 SCOPE = "ns=default"
-VIP = "10.96.0.10"  # routed to nowhere: only the mesh answers there
+VIP, VIP6 = "10.96.0.10", "fd00:10:96::10"  # routed to nowhere: only the mesh answers there
 HOST = "origin.default.svc.cluster.local"
 SERVICE = f"default/{HOST}"
 SERVICE_INDEX, CLIENT, SERVER = 7, 1, 2
@@ -124,7 +124,7 @@ class Mesh:
         """Who is where; `protocol` is what the server's workload declares for 8080. What to do with it is `extra`."""
         ports = tuple(ServicePort(port, 8080, declared) for port, declared in (
             (HTTP_PORT, Protocol.HTTP), (AUTO_PORT, Protocol.AUTO), (TCP_PORT, Protocol.TCP)))
-        service = Service("default", HOST, "origin", (ip_address(VIP),), ports)
+        service = Service("default", HOST, "origin", (ip_address(VIP), ip_address(VIP6)), ports)
         declared = WorkloadPort(SERVICE, HTTP_PORT, 8080, protocol)
         self.worker.commit(
             blobs.put_pod("pod-c", 1, "w-client", SCOPE, (ip_address(self.pods.client.ip),)),

@@ -20,6 +20,8 @@ from tests.support.mesh import (
     HTTP_PORT,
     SERVER,
     SERVICE_INDEX,
+    VIP,
+    VIP6,
     Mesh,
     Web,
     any_path,
@@ -61,6 +63,23 @@ def test_a_request_reaches_the_server_and_its_answer_the_client(mesh: Mesh, port
     (seen,) = web.seen
     assert (seen.first, seen.one("host"), seen.one("x-mine")) == ("GET /a?b=c HTTP/1.1", HOST, "2")
     assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", seen.one("x-request-id"))
+
+
+def test_a_request_to_a_services_ipv6_address_goes_on_over_ipv6(mesh: Mesh) -> None:
+    start(mesh)  # the endpoint is the server's IPv4 address
+    for address, wanted in ((VIP6, f"[{mesh.pods.server.ip6}]:8080"), (VIP, f"{mesh.pods.server.ip}:8080")):
+        connection = mesh.dial(address)
+        connection.sendall(request("/"))
+        assert read_message(connection).first == "HTTP/1.1 200 OK"
+        connection.close()
+        records: list[dict[str, Any]] = []
+
+        def both(records: list[dict[str, Any]] = records) -> bool:
+            records += mesh.worker.records()
+            return len(records) == 2
+
+        until(both, "a record of each hop")
+        assert {record["upstream_remote"] for record in records} == {wanted}
 
 
 def test_both_sides_count_and_log_a_request(mesh: Mesh) -> None:

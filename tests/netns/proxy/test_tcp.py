@@ -4,14 +4,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import select
 import socket
 import struct
 import subprocess
 import sys
 import threading
+from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
+from agent.dataplane import blobs
 from agent.model.routing import WeightedCluster
 from agent.model.workload import Protocol
 from tests.support.mesh import (
@@ -21,6 +25,7 @@ from tests.support.mesh import (
     SERVICE_INDEX,
     TCP_PORT,
     VIP,
+    VIP6,
     Mesh,
     cluster,
     destination,
@@ -28,6 +33,7 @@ from tests.support.mesh import (
     everything,
     receive,
     receive_all,
+    workload,
 )
 from tests.support.wait import until
 from tests.support.worker import GID, UID
@@ -66,6 +72,35 @@ def test_the_server_sees_the_clients_own_address(mesh: Mesh, family: int) -> Non
     connection.sendall(b"x")
     assert receive(connection, 1) == b"x"
     assert origin.peers == [client.ip6 if family == 6 else client.ip]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("port", [TCP_PORT, AUTO_PORT])
+def test_a_service_of_both_families_is_reached_by_the_one_that_was_dialled(mesh: Mesh, family: int, port: int) -> None:
+    start(mesh)  # the endpoint is the server's IPv4 address; its IPv6 one is known from the workload
+    origin = mesh.origin(8080, echo)
+    connection = mesh.dial(VIP6 if family == 6 else VIP, port)
+    connection.sendall(b"x")
+    assert receive(connection, 1) == b"x"
+    client, server = mesh.pods.client, mesh.pods.server
+    assert origin.peers == [client.ip6 if family == 6 else client.ip]
+    connection.close()
+    mesh.quiet()
+    reached = {record["upstream_remote"] for record in mesh.worker.records()}
+    assert reached == {f"[{server.ip6}]:8080" if family == 6 else f"{server.ip}:8080"}
+
+
+def test_a_server_of_one_family_is_reached_by_it_whichever_was_dialled(mesh: Mesh) -> None:
+    server = mesh.pods.server
+    only4 = replace(workload("w-server", server), addresses=(ip_address(server.ip),))
+    mesh.configure(*everything(mesh), blobs.put_workload(SERVER, only4, lambda _: SERVICE_INDEX), protocol=Protocol.TCP)
+    mesh.origin(8080, echo)
+    connection = mesh.dial(VIP6, TCP_PORT)
+    connection.sendall(b"x")
+    assert receive(connection, 1) == b"x"
+    connection.close()
+    mesh.quiet()
+    assert {record["upstream_remote"] for record in mesh.worker.records()} == {f"{server.ip}:8080"}
 
 
 def test_both_sides_count_a_connection_and_its_bytes(mesh: Mesh) -> None:
@@ -124,6 +159,42 @@ def test_a_reset_of_the_client_is_a_reset_for_the_server(mesh: Mesh) -> None:
     assert ends == ["reset"]
     mesh.quiet()
     assert {record["flag"] for record in mesh.worker.records()} == {"DC"}
+
+
+@pytest.mark.parametrize("who", ["client", "server"])
+@pytest.mark.parametrize("size", [4_000, 1_000_000])  # below and above what goes through pipes
+def test_a_reset_ends_a_connection_whose_other_side_does_not_read(mesh: Mesh, who: str, size: int) -> None:
+    ends: list[str] = []
+    full, reset = threading.Event(), threading.Event()
+
+    def fill_and_reset(connection: socket.socket) -> None:
+        connection.settimeout(0.5)  # the kernel's buffers fill; then nothing moves any more
+        with contextlib.suppress(TimeoutError):
+            while True:
+                connection.sendall(b"z" * size)
+        full.set()
+        assert reset.wait(20)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+
+    def sleep_and_look(connection: socket.socket) -> None:
+        poll = select.poll()
+        poll.register(connection, 0)  # errors alone: nothing is read
+        ends.append("reset" if poll.poll(10_000) else "nothing happened")
+
+    start(mesh)
+    mesh.origin(8080, sleep_and_look if who == "client" else fill_and_reset)
+    connection = mesh.dial(port=TCP_PORT)
+    filler = threading.Thread(target=fill_and_reset if who == "client" else sleep_and_look, args=(connection,))
+    filler.start()
+    assert full.wait(20)
+    reset.set()
+    until(lambda: ends, "the sleeper is told", timeout=12)
+    filler.join()
+    assert ends == ["reset"]
+    connection.close()
+    mesh.quiet()
+    assert [record["flag"] for record in mesh.worker.records()] == ["DC" if who == "client" else "UC"] * 2
 
 
 def test_a_sleeping_reader_stops_the_writer_and_memory_stays_bounded(mesh: Mesh) -> None:
