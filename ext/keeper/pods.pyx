@@ -96,9 +96,9 @@ def listen_in(int home, int netns, int families) -> dict:
         for kind, number in PORTS:
             port = number
             family = 6 if families & FAMILY_IPV6 else 4
-            fd = capture_listen(family, port, BACKLOG, SOCKET_MARK, &step)
+            fd = capture_listen(family, port, BACKLOG, &step)
             if family == 6 and fd in (-errno.EAFNOSUPPORT, -errno.EADDRNOTAVAIL):
-                fd = capture_listen(4, port, BACKLOG, SOCKET_MARK, &step)
+                fd = capture_listen(4, port, BACKLOG, &step)
             if fd < 0:
                 if fd == -errno.EADDRINUSE:
                     holder = holder_inodes(port)

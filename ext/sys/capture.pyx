@@ -32,33 +32,30 @@ cdef int fail(int fd, int error) noexcept nogil:
     return error
 
 
-cdef int make(uint8_t family, uint32_t mark, const char** step) noexcept nogil:
+cdef int make(uint8_t family, const char** step) noexcept nogil:
     cdef int error
     cdef int fd = socket(AF_INET6 if family == 6 else AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP)
     step[0] = b"socket"
     if fd < 0:
         return -errno
-    step[0] = b"setsockopt SO_MARK"
-    error = option(fd, SOL_SOCKET, SO_MARK, <int>mark)
-    if error == 0:
-        if family == 6:
-            step[0] = b"setsockopt IPV6_TRANSPARENT"
-            error = option(fd, SOL_IPV6, IPV6_TRANSPARENT, 1)
-        else:
-            step[0] = b"setsockopt IP_TRANSPARENT"
-            error = option(fd, SOL_IP, IP_TRANSPARENT, 1)
+    if family == 6:
+        step[0] = b"setsockopt IPV6_TRANSPARENT"
+        error = option(fd, SOL_IPV6, IPV6_TRANSPARENT, 1)
+    else:
+        step[0] = b"setsockopt IP_TRANSPARENT"
+        error = option(fd, SOL_IP, IP_TRANSPARENT, 1)
     if error == 0:                  # a listener hands it on to what it accepts
         step[0] = b"setsockopt TCP_NODELAY"
         error = option(fd, IPPROTO_TCP, TCP_NODELAY, 1)
     return fd if error == 0 else fail(fd, error)
 
 
-cdef int capture_listen(uint8_t family, uint16_t port, int backlog, uint32_t mark, const char** step) noexcept nogil:
+cdef int capture_listen(uint8_t family, uint16_t port, int backlog, const char** step) noexcept nogil:
     cdef Peer any
     cdef SocketAddress address
     cdef socklen_t size
     cdef int error
-    cdef int fd = make(family, mark, step)
+    cdef int fd = make(family, step)
     if fd < 0:
         return fd
     for error in range(16):
@@ -86,9 +83,13 @@ cdef int capture_listen(uint8_t family, uint16_t port, int backlog, uint32_t mar
 
 cdef int capture_socket(uint8_t family, uint32_t mark, const char** step) noexcept nogil:
     cdef int error
-    cdef int fd = make(family, mark, step)
+    cdef int fd = make(family, step)
     if fd < 0:
         return fd
+    step[0] = b"setsockopt SO_MARK"
+    error = option(fd, SOL_SOCKET, SO_MARK, <int>mark)
+    if error != 0:
+        return fail(fd, error)
     step[0] = b"setsockopt IP_BIND_ADDRESS_NO_PORT"
     error = option(fd, SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
     if error == 0 and family == 6:

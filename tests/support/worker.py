@@ -60,7 +60,6 @@ def prepared_socket(family: int) -> socket.socket:
 def prepared_listener(port: int, backlog: int = 512) -> socket.socket:
     made = socket.socket(socket.AF_INET6)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
     made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     made.setblocking(False)

@@ -201,10 +201,11 @@ async def test_sockets_are_made_in_the_pods_namespace_with_mark_and_transparency
             os.close(netns)
             family = one.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
             level, transparent, freebind = (41, 75, 78) if family == socket.AF_INET6 else (0, 19, 15)
-            assert one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x539
+            listens = one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            assert one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == (0 if listens else 0x539)
             assert one.getsockopt(level, transparent) == 1
             assert not os.get_blocking(one.fileno())
-            if not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            if not listens:
                 assert one.getsockopt(level, freebind) == 1
                 assert one.getsockopt(0, 24) == 1  # IP_BIND_ADDRESS_NO_PORT
                 assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
