@@ -273,6 +273,7 @@ cdef struct Captured:       # one pod of this worker
     Upstream* oldest
     Upstream* newest
     Upstream* pool[64]
+    uint32_t pooled[64]     # how many in each bucket
 
 ctypedef void (*Advance)(Conn* c) noexcept nogil
 ctypedef void (*Expire)(Conn* c, Timer* timer) noexcept nogil

@@ -19,7 +19,8 @@ cdef enum Got:
     QUEUED = 1
     FAILED = 2
 
-# `source` (or NULL) is the address to bind. `pooled`: an idle one will do, if the kernel still calls it open and silent.
+# `source` (or NULL) is the address to bind. `pooled`: an idle one will do, if it is still open and silent: as of the last poll for a
+# request that may be sent again, as of now for another.
 cdef int upstream_get(Conn* c, const Peer* to, const Peer* source, uint32_t connect_ms, bint pooled, int* error) noexcept nogil
 cdef void upstream_keep(Upstream* up) noexcept nogil
 cdef void upstream_drop(Upstream* up, bint abort) noexcept nogil
