@@ -27,7 +27,8 @@ from ext.route.match cimport route_find, route_pick
 from ext.route.shapes cimport Address, Cluster, Destination, endpoint_address, endpoint_workload, weighted_cluster
 from ext.route.tables cimport cluster_hold, tables_random
 from ext.sys.stream cimport Peer, same_ip, stream_read
-from ext.wire.http1 cimport M_CONNECT, body_start, parse_request
+from ext.wire.body cimport body_start
+from ext.wire.http1 cimport M_CONNECT, parse_request
 
 cdef enum:
     STEPS = 8               # of one event before the clock is looked at: a client that pipelines leaves time for the others

@@ -15,9 +15,10 @@ from ext.proxy.state cimport PUMP_ROUNDS, X_FLOW, Conn, Exchange
 from ext.route.match cimport request_edits
 from ext.route.shapes cimport EDITS_MAX
 from ext.sys.stream cimport stream_read, stream_write2
+from ext.wire.body cimport body_feed
 from ext.wire.edit cimport HeaderOp
 from ext.wire.forward cimport FORWARD_EXTRA, Forward, forward_request
-from ext.wire.http1 cimport H_X_REQUEST_ID, body_feed
+from ext.wire.http1 cimport H_X_REQUEST_ID
 
 
 cdef void request_begin(Conn* c) noexcept nogil:

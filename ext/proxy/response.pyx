@@ -17,10 +17,10 @@ from ext.proxy.upstream cimport idempotent, upstream_drop
 from ext.route.match cimport response_edits
 from ext.route.shapes cimport EDITS_MAX
 from ext.sys.stream cimport stream_read, stream_write2
+from ext.wire.body cimport body_closed, body_feed, body_start
 from ext.wire.edit cimport HeaderOp
 from ext.wire.forward cimport FORWARD_EXTRA, Forward, forward_response
-from ext.wire.http1 cimport (F_TUNNEL, F_UNTIL_CLOSE, HEAD_MAX_BYTES, PARSE_MORE, body_closed, body_feed, body_start,
-                             parse_response)
+from ext.wire.http1 cimport F_TUNNEL, F_UNTIL_CLOSE, HEAD_MAX_BYTES, PARSE_MORE, parse_response
 
 
 cdef int upstream_failed(Conn* c, uint8_t flag, bint reset) noexcept nogil:

@@ -37,7 +37,8 @@ from ext.core.shm cimport LogRing, Series, Stats, StatsHeader
 from ext.route.shapes cimport Cluster, Destination, Endpoint, Route, Slot, Weighted
 from ext.route.tables cimport Tables
 from ext.sys.stream cimport Peer
-from ext.wire.http1 cimport Body, Head
+from ext.wire.body cimport Body
+from ext.wire.http1 cimport Head
 
 cdef enum ConnState:
     C_NEW = 0

@@ -11,6 +11,13 @@ cdef enum:
     CH_DIGIT = 16
     CH_HEX = 32
 
+cdef enum:
+    HTAB = 9
+    LF = 10
+    CR = 13
+    SP = 32
+    ZERO = 48
+
 cdef extern from *:
     """
     #include <stdint.h>

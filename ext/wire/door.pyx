@@ -3,10 +3,10 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 from cpython.bytes cimport PyBytes_AsString
 from ext.core.text cimport Span
+from ext.wire.body cimport Body, body_closed, body_feed, body_start
 from ext.wire.edit cimport HeaderOp
 from ext.wire.forward cimport Forward, forward_request, forward_response, local_reply
-from ext.wire.http1 cimport (
-    Body, Head, Header, body_closed, body_feed, body_start, parse_request, parse_response)
+from ext.wire.http1 cimport Head, Header, parse_request, parse_response
 from ext.wire.sniff cimport SNIFF_MAX as C_SNIFF_MAX
 from ext.wire.sniff cimport sniff as c_sniff
 

@@ -1,12 +1,9 @@
-"""HTTP/1.1 messages as bytes in, facts out (RFC 9112). Sans-I/O: no descriptor, no clock, no allocation.
+"""Heads of HTTP/1.1 as bytes in, facts out (RFC 9112); bodies are in body.pxd. Sans-I/O: no descriptor, no clock, no allocation.
 
     parse_request, parse_response   bytes -> Head             whole head at hand, or "more"
-    body_start, body_feed           Head, bytes -> how far    the body's framing, followed while the bytes pass untouched
 
-Strict: what two parsers could read differently is refused, so that whatever is forwarded reads the same to any other. Refused are
-bare LF, folded lines, space before the colon, control bytes, Transfer-Encoding beside Content-Length, more than one of either,
-lists of lengths, any coding but `chunked`, Transfer-Encoding in HTTP/1.0, no or several Hosts, bytes above 0x7e or a fragment in
-the target, chunk extensions, trailers that frame or route. One empty line before a request is skipped (RFC 9112 2.2).
+Strict: what two parsers could read differently is refused, so that whatever is forwarded reads the same to any other. The rules, one
+by one, with the test that holds each, are in docs/http1.md. One empty line before a request is skipped (RFC 9112 2.2).
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ext.core.text cimport Span
@@ -15,8 +12,6 @@ cdef enum:
     HEAD_MAX_BYTES = 61440        # 60 KiB, Envoy's max_request_headers_kb
     HEAD_MAX_HEADERS = 100        # Envoy's max_headers_count
     HEAD_MAX_OPTIONS = 32         # names in Connection: each is looked for in every field
-    CHUNK_SIZE_DIGITS = 16        # hex digits of a chunk size, leading zeros counted
-    TRAILER_MAX_BYTES = 8192      # of all trailers together
 
 cdef enum:                        # HeaderId: fields that the proxy acts upon; 0 for all others
     H_OTHER = 0
@@ -109,38 +104,3 @@ cdef inline Span head_value(const Head* head, uint8_t header_id) noexcept nogil:
     none.p = NULL
     none.n = 0
     return head.headers[head.first[header_id] - 1].value if head.first[header_id] != 0 else none
-
-cdef enum BodyState:
-    B_DATA = 0          # F_LENGTH, F_UNTIL_CLOSE, F_TUNNEL; payload of a chunk
-    B_SIZE              # hex digits
-    B_SIZE_LF
-    B_DATA_CR
-    B_DATA_LF
-    B_LINE              # start of a trailer line, or of the last empty one
-    B_NAME
-    B_VALUE
-    B_VALUE_LF
-    B_END_LF
-    B_DONE
-    B_BAD
-
-cdef struct Body:               # follows a body's framing in the bytes as they are relayed untouched
-    uint8_t framing
-    uint8_t state               # BodyState
-    uint8_t digits              # of the present chunk size
-    uint8_t last                # the chunk of size 0 was seen
-    uint32_t trailer_bytes
-    uint32_t name_hash          # of the present trailer's name
-    uint64_t left               # of the length or of the present chunk
-    uint64_t payload            # payload bytes seen
-
-cdef void body_start(Body* body, const Head* head) noexcept nogil
-
-# Takes bytes that belong to this message: returns how many (<= size), or -1 for a framing error (and from then on). *done is set
-# to 1 once the message is complete; bytes beyond the returned count belong to the next message. Call it once with size 0
-# after body_start: a message without a body is done at once. F_UNTIL_CLOSE and F_TUNNEL are never done.
-cdef int64_t body_feed(Body* body, const char* data, size_t size, uint8_t* done) noexcept nogil
-
-# The sender closed: 1 if that is a proper end of this body, 0 if it is cut short.
-cdef inline int body_closed(const Body* body) noexcept nogil:
-    return body.state == B_DONE or (body.state == B_DATA and (body.framing == F_UNTIL_CLOSE or body.framing == F_TUNNEL))

@@ -15,9 +15,9 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcmp
 from ext.core.text cimport Span
+from ext.wire.body cimport B_BAD, Body, body_feed, body_start
 from ext.wire.http1 cimport (
-    B_BAD, F_CHUNKED, F_LENGTH, F_NONE, F_TUNNEL, F_UNTIL_CLOSE, HEAD_MAX_BYTES, HEAD_MAX_HEADERS, M_CONNECT, Body, Head, body_feed,
-    body_start, parse_request, parse_response)
+    F_CHUNKED, F_LENGTH, F_NONE, F_TUNNEL, F_UNTIL_CLOSE, HEAD_MAX_BYTES, HEAD_MAX_HEADERS, M_CONNECT, Head, parse_request, parse_response)
 from driver cimport Curtain, Feed, claim, curtain_close, curtain_open, curtain_show, feed_byte, run as drive
 from messages cimport inside, same_head
 

@@ -41,8 +41,9 @@ from tests.support.worker import Worker
 
 PEERS = Path(__file__).resolve().parent.parent / "netns" / "strict" / "peers"
 NAMES = ("h11", "node", "gunicorn", "nginx", "haproxy", "envoy", "narrows")
-FRONT = {name: 9101 + at for at, name in enumerate(NAMES)}  # ports of the service, where Narrows answers
-BACK = {name: 8101 + at for at, name in enumerate(NAMES)}  # where the back end itself listens
+REACHED = (*NAMES, "origin")  # "origin": a server of the test's own
+FRONT = {name: 9101 + at for at, name in enumerate(REACHED)}  # ports of the service, where Narrows answers
+BACK = {name: 8101 + at for at, name in enumerate(REACHED)}  # where the back end itself listens
 BEHIND = {name: 8201 + at for at, name in enumerate(NAMES)}  # the recorder behind those that pass on
 HOST, SERVICE = "strict.default.svc.cluster.local", "default/strict.default.svc.cluster.local"
 
@@ -137,7 +138,7 @@ class Stage:
 
     def say(self, name: str, data: bytes, *, direct: bool = False, hang_up: bool = False, patience: float = 10) -> tuple[int, bytes]:
         """(local port, all that came back). `hang_up`: close the sending side behind the bytes; else it is closed when nothing
-        has come for `patience` seconds, and AssertionError where Narrows is spoken to: it ends a connection that is over."""
+        has come for `patience` seconds. AssertionError where Narrows is spoken to: it ends a connection that is over."""
         netns, port = (self.outside, BACK[name]) if direct else (self.client, FRONT[name])
         address = "127.0.0.1" if direct else VIP
         with self._lock:
@@ -160,7 +161,9 @@ class Stage:
                         break
                     got.append(part)
                 except TimeoutError:
-                    assert direct and not hang_up, f"silence after {b''.join(got)!r}"
+                    assert direct, f"silence after {b''.join(got)!r}"
+                    if hang_up:
+                        break
                     hang_up = True
                     connection.shutdown(socket.SHUT_WR)
         return b"".join(got)
@@ -185,7 +188,7 @@ class Stage:
 def configure(worker: Worker, client: Netns, server: Netns, outside: Netns) -> None:
     one = WeightedCluster
     service = Service("default", HOST, "strict", (ip_address(VIP),),
-                      tuple(ServicePort(FRONT[name], BACK[name], Protocol.HTTP) for name in NAMES))
+                      tuple(ServicePort(FRONT[name], BACK[name], Protocol.HTTP) for name in REACHED))
     declared = WorkloadPort(SERVICE, FRONT["narrows"], BACK["narrows"], Protocol.HTTP)
     worker.commit(
         blobs.put_settings(ProxySettings()),
@@ -196,13 +199,13 @@ def configure(worker: Worker, client: Netns, server: Netns, outside: Netns) -> N
         blobs.put_workload(SERVER, workload("w-server", server, declared), lambda _: SERVICE_INDEX),
         *(blobs.put_cluster(Cluster(SCOPE, name, SERVICE, Balancer.ROUND_ROBIN, 2000, (
             Endpoint(ip_address(server.ip if name == "narrows" else outside.ip), BACK[name]),)), lambda _: SERVICE_INDEX)
-          for name in NAMES),
+          for name in REACHED),
         *(blobs.put_destination(Destination(SCOPE, f"{HOST}:{FRONT[name]}", (
-            VirtualHost("v", ("*",), (any_path(one(name, 1)),)),), None)) for name in NAMES))
+            VirtualHost("v", ("*",), (any_path(one(name, 1)),)),), None)) for name in REACHED))
 
 
 @contextmanager
-def stage(namespaces: Namespaces, folder: Path) -> Iterator[Stage]:
+def stage(namespaces: Namespaces, folder: Path, with_backends: bool = True) -> Iterator[Stage]:
     node = Node(namespaces)
     client, server, outside = node.pod("client"), node.pod("server"), node.pod("backends")
     instance = uuid.uuid4().hex[:8]
@@ -210,7 +213,8 @@ def stage(namespaces: Namespaces, folder: Path) -> Iterator[Stage]:
         asyncio.run(Reconciler(instance).apply(pod.path, plan(CaptureSettings(), (4, 6), instance)))
     backends = Backends(outside, folder)
     try:
-        backends.start(server)
+        if with_backends:
+            backends.start(server)
         with Worker() as worker:
             configure(worker, client, server, outside)
             worker.attach(1, client)

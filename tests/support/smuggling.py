@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -33,7 +34,7 @@ class Case:
     bytes: bytes
     ours: tuple[Sent, ...]  # the requests in it that we pass on
     final: str  # "": all of it is passed on; a status: we refuse; "close": the last one ends the connection; "cut": no end came
-    envoy: str  # what Envoy does when it gets these bytes: the requests it passes on, then a status
+    envoy: str  # directly: how many requests Envoy reads (the one behind included), and the status with which it refuses, or -
 
     def marked(self, number: int) -> tuple[bytes, list[Sent]]:
         """The bytes and the requests with a mark of this number."""
@@ -49,6 +50,21 @@ def number(sent: Sent) -> int | None:
     """Whose mark a request carries."""
     found = re.search(rb"\bc([0-9a-f]{3})\b", sent.target + b" " + sent.host)
     return int(found[1], 16) if found else None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a hostile server says to `ask`, and what the client must see of it."""
+
+    name: str
+    rfc: str
+    ask: bytes
+    bytes: bytes
+    seen: tuple[tuple[int, bytes], ...]  # status, body
+    final: str  # "": and the next answer behind it; "502", "503": ours; "close"; "cut": the client sees that the body is not whole
+
+    def numbered(self, number: int) -> bytes:
+        return self.bytes.replace(MARK, mark(number))
 
 
 def plain(text: bytes) -> bytes:
@@ -81,13 +97,60 @@ def _case(file: str, text: str) -> Case:
     return Case(name.strip(), file, facts["rfc"], b"".join(parts), tuple(ours), final, facts["envoy"])
 
 
-@cache
-def requests() -> tuple[Case, ...]:
-    found = []
-    for path in sorted((WIRE / "requests").glob("*.txt")):
+def _answer(file: str, text: str) -> Answer:
+    name, _, rest = text.partition("\n")
+    rfc, ask, parts, seen, final = "", "GET", [], [], ""
+    for line in rest.splitlines():
+        key, _, value = line.partition(" ")
+        if key == "|":
+            parts.append(plain(value.encode()))
+        elif key == ">" and value in ("502", "503", "close", "cut"):
+            final = value
+        elif key == ">":
+            status, _, body = value.partition(" ")
+            seen.append((int(status), plain(body.encode())))
+        elif key == "rfc":
+            rfc = value
+        elif key == "ask":
+            ask = value
+        elif line and key != "#":
+            raise AssertionError(f"{file} {name}: {line!r} is none of `|`, `>`, `rfc`, `ask`, `#`")
+    assert parts and rfc and (seen or final), f"{file} {name}: no bytes, no RFC section or no expectation"
+    return Answer(name.strip(), rfc, ask.encode(), b"".join(parts), tuple(seen), final)
+
+
+def _read(folder: str) -> Iterator[tuple[str, str]]:
+    for path in sorted((WIRE / folder).glob("*.txt")):
         head, *cases = re.split(r"^== ", path.read_text(), flags=re.M)
         assert all(line.startswith("#") for line in head.splitlines() if line), f"{path.name}: text before the first case"
-        found += [_case(path.stem, text) for text in cases]
-    names = [one.name for one in found]
+        for text in cases:
+            yield path.stem, text
+
+
+def _once(names: list[str]) -> None:
     assert len(set(names)) == len(names), f"twice in the corpus: {sorted({n for n in names if names.count(n) > 1})}"
-    return tuple(found)
+
+
+@cache
+def requests() -> tuple[Case, ...]:
+    found = tuple(_case(*one) for one in _read("requests"))
+    _once([one.name for one in found])
+    return found
+
+
+@cache
+def responses() -> tuple[Answer, ...]:
+    found = tuple(_answer(*one) for one in _read("responses"))
+    _once([one.name for one in found])
+    return found
+
+
+def by_name() -> dict[str, Case]:
+    return {one.name: one for one in requests()}
+
+
+def write_envoy(seen: dict[str, str]) -> None:
+    """Puts what was seen of Envoy into the corpus, in place of what stood there."""
+    for path in (WIRE / "requests").glob("*.txt"):
+        text = re.sub(r"^envoy .*\n", "", path.read_text(), flags=re.M)
+        path.write_text(re.sub(r"^== (.*)\n(rfc .*\n)", lambda found: f"{found[0]}envoy {seen[found[1]]}\n", text, flags=re.M))

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ROOMS = ("agent", "bpf", "controlplane", "deploy", "deploy/daemonset", "examples", "ext", "protos", "tests", "tools")
+ROOMS = ("agent", "bpf", "controlplane", "deploy", "deploy/daemonset", "docs", "examples", "ext", "protos", "tests", "tools")
 INSTALLED = ("agent", "controlplane", "protos", "bpf", "ext")
 
 

@@ -1,9 +1,12 @@
 """The corpus of hostile requests, through the worker to real back ends: nobody ever disagrees about where a message ends."""
 from __future__ import annotations
 
+import os
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -60,7 +63,8 @@ def heard(made: Stage) -> Heard:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_back_end_reads_exactly_the_requests_that_were_counted(name: str, made: Stage, heard: Heard) -> None:
     told = by_case(made.backends.told()[name])
-    wrong, refused = [], []
+    wrong = [f"requests of no case: {told[-1]}"] if -1 in told else []
+    refused = []
     for number, case in enumerate(smuggling.requests()):
         _, wanted = case.marked(number)
         wanted = wanted if case.final else [*wanted, Sent(b"GET", b"/%s/next" % smuggling.mark(number))]
@@ -76,11 +80,11 @@ def test_a_back_end_reads_exactly_the_requests_that_were_counted(name: str, made
 
 
 def by_case(told: list[Sent]) -> dict[int, list[Sent]]:
+    """-1: those without a mark, as of a preface taken for a request."""
     found = defaultdict(list)
     for one in told:
         number = smuggling.number(one)
-        assert number is not None, f"a request that belongs to no case: {one}"
-        found[number].append(one)
+        found[-1 if number is None else number].append(one)
     return found
 
 
@@ -105,3 +109,66 @@ def judge(wanted: list[Sent], final: str, records: list[Record], later: list[Rec
     if [one.host for one in told[:-1]] != hosts:
         return f"we passed them on to the hosts {hosts}, the back end read {[one.host for one in told]}"
     return ""
+
+
+# ---- the same bytes without us ----------------------------------------------------------------------------------------------
+
+Direct = dict[tuple[str, int], tuple[list[Sent], str]]  # (back end, case): requests read, and the status of an answer that refuses
+
+
+def first_refusal(reply: bytes) -> str:
+    """The status of the first answer that is none of the recorder's; "-" if there is none."""
+    return next((status.decode() for status in re.findall(rb"HTTP/1\.[01] (\d{3})", reply) if status[:1] not in b"12"), "-")
+
+
+@pytest.fixture(scope="module")
+def directly(made: Stage, heard: Heard) -> Direct:
+    """Every case straight to every back end but Narrows. Marks go on behind those of `heard`."""
+    cases = smuggling.requests()
+
+    def say(one: tuple[str, int]) -> tuple[tuple[str, int], str]:
+        name, at = one
+        case, number = cases[at], len(cases) + at
+        data = case.marked(number)[0] + (NEXT % smuggling.mark(number) if case.final != "cut" else b"")
+        return one, first_refusal(made.say(name, data, direct=True, hang_up=case.final == "cut", patience=0.7)[1])
+
+    with ThreadPoolExecutor(24) as pool:
+        answers = dict(pool.map(say, [(name, at) for at in range(len(cases)) for name in NAMES if name != "narrows"]))
+    told = made.backends.told()
+    read = {name: by_case(told[name]) for name in NAMES if name != "narrows"}
+    return {(name, at): (read[name].get(len(cases) + at, []), status) for (name, at), status in answers.items()}
+
+
+def prefix(one: list[Sent], other: list[Sent]) -> bool:
+    return one == other[:len(one)]
+
+
+def test_without_us_the_back_ends_would_have_disagreed(directly: Direct) -> None:
+    """The printed fact of docs/http1.md; and that the corpus is worth its name."""
+    cases = smuggling.requests()
+    names = [name for name in NAMES if name != "narrows"]
+    odd: dict[str, list[str]] = defaultdict(list)
+    split = []
+    for at, case in enumerate(cases):
+        number = len(cases) + at
+        ours = case.marked(number)[1]
+        ours = ours if case.final else [*ours, Sent(b"GET", b"/%s/next" % smuggling.mark(number))]
+        readings = [directly[name, at][0] for name in names]
+        for name, reading in zip(names, readings, strict=True):
+            if not prefix(reading, ours):
+                odd[name].append(case.name)
+        if any(not prefix(one, other) and not prefix(other, one) for one in readings for other in readings):
+            split.append(case.name)
+    print(f"{len(cases)} cases sent directly: two of the six back ends read different requests in {len(split)}: {' '.join(split)}")
+    for name in names:
+        print(f"{name} reads what we do not pass on, or otherwise, in {len(odd[name])}: {' '.join(odd[name])}")
+    assert len(split) >= 10
+
+
+def test_envoy_does_with_the_same_bytes_what_the_corpus_says(directly: Direct) -> None:
+    """NARROWS_GOLDEN=write writes what was seen into the corpus."""
+    seen = {case.name: f"{len(directly['envoy', at][0])} {directly['envoy', at][1]}" for at, case in enumerate(smuggling.requests())}
+    if os.environ.get("NARROWS_GOLDEN") == "write":
+        smuggling.write_envoy(seen)
+        return
+    assert {name: one for name, one in seen.items() if one != smuggling.by_name()[name].envoy} == {}
