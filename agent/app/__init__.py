@@ -18,6 +18,8 @@ import click
 @click.option("--readiness-port", type=click.IntRange(1, 65535), default=15021, show_default=True)
 @click.option("--access-log", type=click.Choice(["json", "text", "off"]), default="json", show_default=True,
               help="Format of access.log.")
+@click.option("--capture", type=click.Choice(["auto", "iptables", "nftables"]), default="auto", show_default=True,
+              help="What redirects are written with; auto: iptables where the kernel has its legacy tables, else nftables.")
 @click.option("--idle", "idle_seconds", type=click.FloatRange(1, 86400), default=600, show_default=True,
               help="Seconds after which the routes of a destination that nobody talks to are dropped.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)

@@ -68,6 +68,7 @@ class Options:
     readiness_port: int = 15021
     access_log: str = "json"  # json, text, off
     idle_seconds: float = 600.0
+    capture: str = "auto"  # auto, iptables, nftables
 
 
 class Agent:
@@ -88,7 +89,7 @@ class Agent:
         instance = str(options.run_dir)
         self._pods = Pods(node=options.node, cluster=options.cluster, instance=instance, store=self._store,
                           committer=self._committer, events=self._events, decide=enrol,
-                          reconciler=Reconciler(instance))
+                          reconciler=Reconciler(instance, backend=options.capture))
         self._access_log = (AccessLog(str(options.run_dir / "access.log"), options.access_log)
                             if options.access_log != "off" else None)
         self._data_path = DataPath(self._store, self._access_log)
@@ -313,6 +314,7 @@ class Agent:
                         for key, reason in self._committer.refused.items()],
             "misses": self._mesh.misses,
             "repairs": self._pods.repairs,
+            "capture": self._pods.capture(),
             "accessLogLost": self._access_log.lost if self._access_log else 0,
         }
 

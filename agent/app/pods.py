@@ -25,7 +25,7 @@ from agent.app.commit import Committer, Refusals
 from agent.app.events import Events
 from agent.capture import watch
 from agent.capture.plan import INBOUND_PORT, OUTBOUND_PORT, Plan, plan
-from agent.capture.reconcile import CaptureError, Reconciler
+from agent.capture.reconcile import Backend, CaptureError, Reconciler
 from agent.model.pod import CaptureSettings, Enrolment, LocalPod
 from agent.state.entries import Table
 from agent.state.store import Store
@@ -136,6 +136,7 @@ class Pods:
         self._synced = False  # the first list of pods was taken
         self._informed = False  # the mesh is known
         self.repairs = 0
+        self._unchosen = "not found out yet"
         self.exposed_seconds = 0.0  # how long, at most, rules were not as planned before they were repaired
 
     # -- wishes -----------------------------------------------------------------------------------------------------
@@ -185,6 +186,7 @@ class Pods:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(self._reconciler.close)
 
     # -- the keeper -------------------------------------------------------------------------------------------------
 
@@ -219,7 +221,13 @@ class Pods:
     def figures(self) -> CaptureFigures:
         """For metrics; called from the thread that renders them."""
         states = Counter(str(one.state) for one in list(self._pods.values()))
-        return CaptureFigures({str(state): states[str(state)] for state in State}, self.repairs, self.exposed_seconds)
+        return CaptureFigures({str(state): states[str(state)] for state in State}, self.repairs, self.exposed_seconds,
+                              self.capture()["backend"])
+
+    def capture(self) -> dict[str, str]:
+        """What redirects are written with, and why; no backend when that could not be found out (yet)."""
+        chosen = self._reconciler.chosen
+        return {"backend": chosen.name, "reason": chosen.reason} if chosen else {"backend": "", "reason": self._unchosen}
 
     def handles(self) -> dict[str, int]:
         return {uid: one.handle for uid, one in self._attached.items()}
@@ -322,7 +330,7 @@ class Pods:
         one.seen, one.looked = b"", time.monotonic()
         one.step(State.CAPTURED, "captured")
         if not captured or outcome.changed:
-            self._events.add("Captured", one.about, f"captured by iptables in {outcome.seconds * 1000:.0f} ms: "
+            self._events.add("Captured", one.about, f"captured by {self.method} in {outcome.seconds * 1000:.0f} ms: "
                              f"{len(outcome.changed)} changes")
 
     async def _listen(self, one: Tracked, families: tuple[int, ...]) -> None:
@@ -428,9 +436,21 @@ class Pods:
 
     async def watch(self) -> None:
         """For ever: look at every captured pod, and where something is not as it was, compare and repair."""
+        await self.choose()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             await self.look()
+
+    async def choose(self) -> None:
+        """Find out what to capture with, before a pod asks."""
+        try:
+            chosen = await self._reconciler.backend()
+        except (CaptureError, OSError) as error:
+            self._unchosen = str(error)
+            self._events.add("CaptureUnavailable", "capture", f"no pod can be captured: {error}", warning=True)
+        else:
+            self._events.add("CaptureChosen", "capture", f"capture by {chosen.name}: {chosen.reason}",
+                             warning=chosen.name != "iptables" and chosen.reason.startswith("no legacy"))
 
     async def look(self) -> None:
         """One look at every captured pod."""
@@ -438,7 +458,8 @@ class Pods:
         if not todo:
             return
         now = time.monotonic()
-        prints = await asyncio.to_thread(watch.prints, {netns: _target(one.plan) for netns, one in todo.items() if one.plan})
+        prints = await asyncio.to_thread(watch.prints, {netns: _target(one.plan, self._reconciler.chosen)
+                                                       for netns, one in todo.items() if one.plan})
         work = []
         for netns, one in todo.items():
             found = prints.get(netns, b"")
@@ -476,6 +497,11 @@ class Pods:
         self._events.add("Repaired", one.about, f"somebody changed the rules in the pod's namespace; repaired "
                          f"({one.repairs}), after at most {exposed:.1f} s: {'; '.join(wrong)[:500]}", warning=True)
 
+    @property
+    def method(self) -> str:
+        """What captures: the backend's name."""
+        return backend.name if (backend := self._reconciler.chosen) else "iptables"
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _present(self) -> PodKeeper:
@@ -493,7 +519,7 @@ class Pods:
             "ips": [str(address) for address in pod.addresses],
             "captured": one.state is State.CAPTURED,
             "reason": one.reason,
-            "method": "iptables" if one.state is State.CAPTURED else None,
+            "method": self.method if one.state is State.CAPTURED else None,
             "state": str(one.state),
             "final": one.final,
             "handle": attached.handle if (attached := self._attached.get(pod.uid)) else None,
@@ -502,9 +528,10 @@ class Pods:
         }
 
 
-def _target(plan: Plan) -> watch.Target:
+def _target(plan: Plan, backend: Backend | None) -> watch.Target:
+    legacy = backend is None or backend.name == "iptables"
     return watch.Target(tuple(sorted({table.family for table in plan.tables})),
-                        tuple(dict.fromkeys(table.name for table in plan.tables)))
+                        tuple(dict.fromkeys(table.name for table in plan.tables)) if legacy else ())
 
 
 async def _unless_changed(one: Tracked, future: asyncio.Future[Refusals]) -> Refusals:

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import click
 
 from agent import netlink
+from agent.capture.nft import script
 from agent.capture.plan import Plan, plan
-from agent.capture.reconcile import CaptureError, Reconciler
+from agent.capture.reconcile import BACKENDS, CaptureError, Reconciler
 from agent.model.pod import CaptureSettings, Network
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,6 +33,10 @@ class NetworkType(click.ParamType[Any]):
             return ip_network(value)
         except ValueError as error:
             self.fail(f"{error}; expected a network like 10.0.0.0/8 or fd00::/8", param, ctx)
+
+
+CAPTURE = click.option("--capture", "backend", type=click.Choice(BACKENDS), default="auto", show_default=True,
+                       help="As `narrows agent` has it.")
 
 
 def settings_options(command: F) -> F:
@@ -56,27 +61,32 @@ def command() -> None:
 
 @command.command("plan")
 @click.option("--pod-ip", "addresses", multiple=True, metavar="IP", help="The pod's addresses give the families.")
+@click.option("--nftables", is_flag=True, help="As input for `nft -f`.")
 @settings_options
-def plan_command(*, addresses: tuple[str, ...], instance: str, **asked: Any) -> None:
+def plan_command(*, addresses: tuple[str, ...], nftables: bool, instance: str, **asked: Any) -> None:
     """Print the rules of a pod, as input for iptables-restore --noflush. Changes nothing."""
     try:
         families = {ip_address(text).version for text in addresses} or {4, 6}
     except ValueError as error:
         raise click.BadParameter(f"{error}; expected the pod's address", param_hint="--pod-ip") from error
     made = plan(_settings(**asked), families, instance)
+    if nftables:
+        click.echo(script(made.tables, made.prefix), nl=False)
+        return
     click.echo("\n".join(f"# IPv{family}\n{made.text(family)}" for family in sorted(families)), nl=False)
 
 
 @command.command("verify")
 @click.option("--netns", required=True, metavar="PATH", help="The pod's network namespace.")
+@CAPTURE
 @settings_options
-def verify_command(*, netns: str, instance: str, **asked: Any) -> None:
+def verify_command(*, netns: str, backend: str, instance: str, **asked: Any) -> None:
     """Compare a namespace with the plan. Ends with 1 and a line per difference when they differ."""
     settings = _settings(**asked)
 
     async def run() -> tuple[str, ...]:
         made: Plan = plan(settings, await asyncio.to_thread(netlink.families, netns), instance)
-        return await Reconciler(instance).verify(netns, made)
+        return await Reconciler(instance, backend=backend).verify(netns, made)
 
     try:
         differences = asyncio.run(run())

@@ -6,34 +6,47 @@ neither libiptc nor a hang in it is in the agent. Work on one namespace is never
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import json
 import os
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from agent import netlink
+from agent.capture.helper import CHILDREN, DEADLINE, HelperError, Helpers
 from agent.capture.plan import Plan, chain_prefix
+from agent.capture.plan import plan as plan_of
 from agent.capture.rules import CHAIN_PREFIX, Table
+from agent.model.pod import CaptureSettings
 from agent.netlink import NetlinkError
 
 T = TypeVar("T")
 
-CHILDREN = 4  # at a time: each is 50 ms of CPU, and a node that enrols 50 pods has other work too
-DEADLINE = 5.0  # s for one child; it takes 0.05, so this is a machine in trouble
-ANSWER_LIMIT = 1 << 20  # bytes
+BACKENDS = ("auto", "iptables", "nftables")
 MARK_TABLES, REDIRECT_TABLES = ("mangle", "filter", "raw"), ("nat",)
-
-_CHILD = str(Path(__file__).with_name("child.py"))
+SAMPLE = plan_of(CaptureSettings(exclude_outbound_ports=(1,)), (4,), "probe")
 
 
 class CaptureError(Exception):
     """Capture of one pod could not be brought to its plan. The text names namespace, object and likely cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """`iptables` (legacy tables) or `nftables`, and why."""
+
+    name: str
+    reason: str
+
+
+def choose(lacks: Mapping[str, str]) -> Backend:
+    """Of what each backend lacks ("" for nothing). iptables first: it is what other programs in pods use and look at."""
+    if not lacks["iptables"]:
+        return Backend("iptables", "the kernel has the legacy tables")
+    if not lacks["nftables"]:
+        return Backend("nftables", f"no legacy tables ({lacks['iptables']})")
+    raise CaptureError(f"neither iptables nor nftables works here: {lacks['iptables']}; {lacks['nftables']}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +63,37 @@ class Reconciler:
     Without an instance it means the chains of all of them: for looking and removing, not for `apply`.
     """
 
-    def __init__(self, instance: str | None, *, children: int = CHILDREN, deadline: float = DEADLINE) -> None:
+    def __init__(self, instance: str | None, *, backend: str = "auto", children: int = CHILDREN,
+                 deadline: float = DEADLINE) -> None:
         self._prefix = CHAIN_PREFIX if instance is None else chain_prefix(instance)
-        self._slots = asyncio.Semaphore(children)
-        self._deadline = deadline
+        self._helpers = Helpers(children=children, deadline=deadline)
+        self._asked = backend
+        self._chosen: Backend | None = None
+        self._choosing = asyncio.Lock()
         self._busy: dict[tuple[int, int], tuple[asyncio.Lock, int]] = {}
+
+    async def backend(self) -> Backend:
+        """What rules are written with, found out once by writing a plan in a namespace made for that. Raises CaptureError."""
+        async with self._choosing:
+            if self._chosen is None:
+                if self._asked == "auto":
+                    try:
+                        lacks = await self._helpers.ask(None, {"action": "probe", "prefix": "", "tables": SAMPLE.tables})
+                    except HelperError as error:
+                        raise CaptureError(str(error)) from error
+                    self._chosen = choose(lacks)
+                else:
+                    self._chosen = Backend(self._asked, "as asked by --capture")
+            return self._chosen
+
+    @property
+    def chosen(self) -> Backend | None:
+        """The same without finding it out."""
+        return self._chosen
+
+    def close(self) -> None:
+        """End the children that wait for work."""
+        self._helpers.close()
 
     async def apply(self, namespace: str, plan: Plan) -> Outcome:
         """Bring the namespace to the plan and verify it. Twice is a no-op. On an error no connection is redirected."""
@@ -77,9 +116,7 @@ class Reconciler:
         async with self._namespace(namespace) as fd:
             if not still():
                 return ()
-            missing = await _blocking(lambda: _missing_ways(fd, plan))
-            if missing:
-                await _blocking(lambda: _add_ways(fd, plan))
+            missing = [f"{text} is missing" for text in await _blocking(lambda: _add_ways(fd, plan))]
             try:
                 return tuple(missing + await self._tables(fd, namespace, "repair", plan.tables))
             except CaptureError as error:
@@ -135,43 +172,12 @@ class Reconciler:
 
     async def _child(self, fd: int, namespace: str, action: str, *, prefix: str, tables: Sequence[Table] = (),
                      names: Sequence[str] = ()) -> Any:
-        order = {"path": _import_path(), "netns": fd, "action": action, "prefix": prefix, "tables": tables,
-                 "names": names, "families": (4, 6)}
-        async with self._slots:
-            work = asyncio.create_task(self._run(fd, namespace, action, json.dumps(order).encode()))
-            try:
-                answer = await asyncio.shield(work)
-            except asyncio.CancelledError:
-                # cut off between two tables it would leave half of a plan; it ends by itself or by the deadline
-                await asyncio.wait([work])
-                work.exception()  # seen: nobody is left to hear it, and the next apply repairs
-                raise
-        if "error" in answer:
-            raise CaptureError(f"namespace {namespace}: {answer['error']}")
-        return answer["result"]
-
-    async def _run(self, fd: int, namespace: str, action: str, order: bytes) -> dict[str, Any]:
-        """One child from start to end: its answer, or a CaptureError that says why there is none."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-S", "-E", _CHILD, pass_fds=(fd,), stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=ANSWER_LIMIT)
+        backend = (await self.backend()).name if tables else ""
+        order = {"action": action, "prefix": prefix, "tables": tables, "names": names, "backend": backend}
         try:
-            async with asyncio.timeout(self._deadline):
-                answer, noise = await process.communicate(order)
-        except TimeoutError as error:
-            raise CaptureError(f"namespace {namespace}: {action} of the rules took longer than {self._deadline} s; is "
-                               "the machine overloaded?") from error
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        try:
-            found: dict[str, Any] = json.loads(answer)
-        except ValueError as error:
-            said = noise.decode(errors="replace").strip()[-500:]
-            raise CaptureError(f"namespace {namespace}: the capture child ended with {process.returncode} and no "
-                               f"answer: {said or 'silence'}") from error
-        return found
+            return await self._helpers.ask(fd, order)
+        except HelperError as error:
+            raise CaptureError(f"namespace {namespace}: {error}") from error
 
     @asynccontextmanager
     async def _namespace(self, path: str) -> AsyncIterator[int]:
@@ -204,27 +210,23 @@ async def _blocking(work: Callable[[], T]) -> T:
 def _missing_ways(namespace: int, plan: Plan) -> list[str]:
     present = [rule for family in {rule.family for rule in plan.rules} for rule in netlink.rules(namespace, family)]
     routes = netlink.routes(namespace, plan.routes[0].table)
-    return [*(f"IPv{rule.family} rule {rule.priority} (fwmark {hex(rule.mark)}/{hex(rule.mask)}, table {rule.table}) "
-              "is missing" for rule in plan.rules if rule not in present),
-            *(f"route {route.type} {route.destination} dev {route.link} table {route.table} is missing"
-              for route in plan.routes if route not in routes)]
+    missing: list[netlink.Route | netlink.Rule] = [rule for rule in plan.rules if rule not in present]
+    missing += [route for route in plan.routes if route not in routes]
+    return [f"{_named(way)} is missing" for way in missing]
 
 
 def _add_ways(namespace: int, plan: Plan) -> list[str]:
-    missing = _missing_ways(namespace, plan)
-    if missing:
-        for route in plan.routes:
-            netlink.add_route(namespace, route.destination, link=route.link, table=route.table, type=route.type)
-        for rule in plan.rules:
-            netlink.add_rule(namespace, rule)
-    return [text.removesuffix(" is missing") for text in missing]
+    return [_named(way) for way in netlink.add_missing(namespace, plan.routes, plan.rules)]
+
+
+def _named(way: netlink.Route | netlink.Rule) -> str:
+    if isinstance(way, netlink.Rule):
+        return f"IPv{way.family} rule {way.priority} (fwmark {hex(way.mark)}/{hex(way.mask)}, table {way.table})"
+    return f"route {way.type} {way.destination} dev {way.link} table {way.table}"
 
 
 def _delete_ways(namespace: int) -> list[str]:
-    from agent.capture.plan import plan
-    from agent.model.pod import CaptureSettings
-
-    whole = plan(CaptureSettings(), (4, 6), "")
+    whole = plan_of(CaptureSettings(), (4, 6), "")
     routes = netlink.routes(namespace, whole.routes[0].table)
     gone = []
     for rule in whole.rules:
@@ -236,11 +238,3 @@ def _delete_ways(namespace: int) -> list[str]:
             netlink.delete_route(namespace, route.destination, link=route.link, table=route.table, type=route.type)
             gone.append(f"route {route.destination} table {route.table}")
     return gone
-
-
-def _import_path() -> list[str]:
-    """Where the child finds `agent` and `iptc`, found without importing iptc here."""
-    spec = importlib.util.find_spec("iptc")
-    if spec is None or spec.origin is None:
-        raise CaptureError("python-iptables is not installed in this environment: pip install python-iptables")
-    return [str(Path(__file__).parents[2]), str(Path(spec.origin).parents[1])]

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from agent.capture.rules import CHAIN_PREFIX, Chain, Rule, Table
 
 ATTEMPTS = 5  # somebody else changed the table between our read and our write: EAGAIN, read again
+ENCODED = 4096  # rules kept in the kernel's form, of some hundred bytes; a plan has thirty, most of them every pod's
 _EXTENSIONS = ("/usr/lib/x86_64-linux-gnu/xtables", "/usr/lib/aarch64-linux-gnu/xtables", "/usr/lib64/xtables",
                "/usr/lib/xtables")
 
@@ -239,8 +240,21 @@ def _delete(handle: Any, chain: str, at: int) -> None:
         raise TableError(f"cannot delete rule {at + 1} of {chain} in {handle.name}: {handle.strerror()}")
 
 
+_encoded: dict[tuple[int, Rule], Any] = {}
+
+
 def _encode(handle: Any, family: int, rule: Rule) -> Any:
-    """The kernel's form of a rule.
+    """The kernel's form of a rule, kept: libiptc copies it, and encoding is most of the time that a plan takes."""
+    key = (family, rule)
+    if key not in _encoded:
+        if len(_encoded) >= ENCODED:
+            _encoded.clear()
+        _encoded[key] = _encode_anew(handle, family, rule)
+    return _encoded[key]
+
+
+def _encode_anew(handle: Any, family: int, rule: Rule) -> Any:
+    """As the libraries encode it.
 
     The library asks every table whether a target's name is one of its chains, and asking creates the table in the
     kernel; this rule knows the table at hand alone.

@@ -2,8 +2,9 @@
 
 A full comparison with the plan takes a child and milliseconds; this takes 0.2 ms for a pod of both families (eight tables,
 rules and routes), so that every pod is looked at every other second. It says that something changed, not what: who sees
-another print than before compares in full. Counters are left out, or every packet would be a change. The legacy tables
-have no notification at all, and a held netlink socket per pod for the rest would keep the namespaces of dead pods alive.
+another print than before compares in full. Counters are left out, or every packet would be a change. Of nftables the number
+of transactions says enough. The legacy tables have no notification at all, and a held netlink socket per pod for the rest would
+keep the namespaces of dead pods alive.
 
 Layouts: linux/netfilter_ipv4/ip_tables.h, linux/netfilter_ipv6/ip6_tables.h (64 bit), linux/rtnetlink.h, linux/fib_rules.h.
 """
@@ -18,6 +19,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from agent import netlink
+from agent.capture.nftables import generation
 from agent.capture.plan import ROUTE_TABLE
 
 _GET_INFO, _GET_ENTRIES = 64, 65  # IPT_SO_*, IP6T_SO_*
@@ -47,7 +49,7 @@ _COUNTERS_BYTES = 16
 
 
 class Target(NamedTuple):
-    """What is looked at in one namespace: families and, of the legacy tables, these names."""
+    """What is looked at in one namespace: families and, of the legacy tables, these names (none: nftables)."""
 
     families: tuple[int, ...]
     tables: tuple[str, ...]
@@ -60,6 +62,8 @@ def prints(targets: Mapping[str, Target]) -> dict[str, bytes]:
 
 def _read(target: Target) -> bytes:
     digest = blake2b(digest_size=16)
+    if not target.tables:
+        digest.update(generation().to_bytes(4, "big"))
     for family in target.families:
         layout = LAYOUTS[family]
         if target.tables:

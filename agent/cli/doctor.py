@@ -4,6 +4,7 @@ Each check is one function that returns one Check; `fail` is what the mesh canno
 """
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import re
@@ -98,26 +99,45 @@ def bpf() -> Check:
                  "`make setup` installs python3-bpfcc and prepares kernel headers; root is needed to load")
 
 
+def capture() -> Check:
+    """Asks the agent's own way: a plan is written in a namespace made for that."""
+    from agent.capture.reconcile import CaptureError, Reconciler
+
+    async def ask() -> tuple[str, str]:
+        reconciler = Reconciler(None)
+        try:
+            chosen = await reconciler.backend()
+            return chosen.name, chosen.reason
+        finally:
+            reconciler.close()
+
+    try:
+        name, reason = asyncio.run(ask())
+    except CaptureError as error:
+        return Check("capture", "fail", str(error), "no pod can be captured", "run this as root; apt-get install iptables nftables; "
+                     "modprobe iptable_nat iptable_mangle iptable_filter iptable_raw (ip6table_... for IPv6), or nf_tables")
+    return good("capture", f"by {name}: {reason}")
+
+
 def legacy_tables() -> Iterator[Check]:
     for family, tool in (("IPv4", "iptables-legacy-save"), ("IPv6", "ip6tables-legacy-save")):
         name = f"iptables tables, {family}"
         path = shutil.which(tool)
         if path is None:
-            yield Check(name, "fail", f"{tool} is missing", "capture has no libiptc to program the kernel with",
-                        "apt-get install iptables")
+            yield Check(name, "warn", f"{tool} is missing", "capture has no libiptc, and uses nftables", "apt-get install iptables")
             continue
         lacking = []
-        for table in ("nat", "mangle", "filter"):
+        for table in ("nat", "mangle", "filter", "raw"):
             done = subprocess.run([path, "-t", table], capture_output=True, text=True, timeout=TOOL_SECONDS, check=False)
             if done.returncode:
                 lacking.append(table)
         if not lacking:
-            yield good(name, "nat, mangle, filter")
+            yield good(name, "nat, mangle, filter, raw")
         elif family == "IPv6" and not Path("/proc/net/if_inet6").exists():
             yield Check(name, "warn", "IPv6 is off", "pods with IPv6 addresses are not captured", "nothing, if there are none")
         else:
-            yield Check(name, "fail", f"{', '.join(lacking)} cannot be read", f"{family} traffic cannot be captured",
-                        "run this as root; modprobe iptable_nat iptable_mangle iptable_filter (ip6table_... for IPv6)")
+            yield Check(name, "warn", f"{', '.join(lacking)} cannot be read", f"{family} traffic is captured by nftables alone",
+                        "run this as root; modprobe iptable_nat iptable_mangle iptable_filter iptable_raw (ip6table_... for IPv6)")
 
 
 def ipv6() -> Check:
@@ -241,7 +261,7 @@ def number(path: str) -> int | None:
 
 
 CHECKS: tuple[Callable[[], Check] | Callable[[], Iterator[Check]], ...] = (
-    kernel, root, cgroup, bpffs, bpf, legacy_tables, ipv6, conntrack, backlog, descriptors, tools, python, packages,
+    kernel, root, cgroup, bpffs, bpf, capture, legacy_tables, ipv6, conntrack, backlog, descriptors, tools, python, packages,
     extension,
 )
 

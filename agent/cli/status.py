@@ -31,6 +31,7 @@ def node_status(node: str, run_dir: Path) -> Json:
         "missing": ready["missing"],
         "version": info["version"],
         "pid": info["pid"],
+        "capture": info["capture"],
         "keeper": info["keeper"],
         "controlPlane": info["controlPlane"],
         "workers": workers,
@@ -48,13 +49,15 @@ def command(name: str | None, run_dir: Path | None, output: str) -> int:
     if output == "json":
         as_json({"nodes": nodes})
     else:
-        as_table(("NODE", "AGENT", "KEEPER", "CONTROL PLANE", "WORKERS", "PODS", "CAPTURED"),
+        as_table(("NODE", "AGENT", "KEEPER", "CONTROL PLANE", "WORKERS", "PODS", "CAPTURED", "CAPTURE"),
                  (_row(node) for node in nodes), "no node")
         pods = [(node["node"], pod["namespace"], pod["name"], ",".join(pod["ips"]), "yes" if pod["captured"] else "no",
                  pod["reason"]) for node in nodes for pod in node.get("pods", ())]
         click.echo()
         as_table(("NODE", "NAMESPACE", "POD", "ADDRESS", "CAPTURED", "REASON"), pods, "no pods")
         for node in nodes:
+            if (capture := node.get("capture", {"backend": "iptables"}))["backend"] != "iptables":
+                click.echo(f"{node['node']}: capture by {capture['backend'] or 'nothing'}: {capture['reason']}", err=True)
             for text in [node["reason"]] if "reason" in node else node.get("missing", ()):
                 click.echo(f"{node['node']}: {text}", err=True)
     return 0 if all(node["agent"] == "ready" for node in nodes) else EX_UNAVAILABLE
@@ -62,10 +65,11 @@ def command(name: str | None, run_dir: Path | None, output: str) -> int:
 
 def _row(node: Json) -> tuple[Any, ...]:
     if "pods" not in node:
-        return node["node"], node["agent"], "?", "?", "?", "?", "?"
+        return node["node"], node["agent"], "?", "?", "?", "?", "?", "?"
     workers = node["workers"]
     restarts = sum(worker.get("restarts", 0) for worker in workers)
     alive = sum(worker.get("state") == "ready" for worker in workers)
     return (node["node"], node["agent"], node["keeper"]["state"], node["controlPlane"]["state"],
             f"{alive}/{len(workers)}" + (f" ({restarts} restarts)" if restarts else ""),
-            len(node["pods"]), sum(pod["captured"] for pod in node["pods"]))
+            len(node["pods"]), sum(pod["captured"] for pod in node["pods"]),
+            node["capture"]["backend"] or "none")

@@ -52,6 +52,7 @@ class Options:
     workers: int | None = None
     mesh: bool = True
     access_log: str = "json"
+    capture: str = "auto"
 
 
 class Supervisor:
@@ -145,7 +146,7 @@ class Supervisor:
             directory.chmod(0o700)
             if self.options.mesh:
                 self._process(system.keeper(self.place, name, self.options.workers, self.event))
-                self._process(system.agent(self.place, name, self.options.access_log, self.event))
+                self._process(system.agent(self.place, name, self.options.access_log, self.options.capture, self.event))
             self._rules = ""  # the new node has none yet
 
     def _process(self, process: system.Process) -> None:

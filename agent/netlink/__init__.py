@@ -489,6 +489,31 @@ def delete_rule(namespace: Namespace, rule: Rule) -> None:
     )
 
 
+def add_missing(namespace: Namespace, routes: Iterable[Route], rules: Iterable[Rule]) -> list[Route | Rule]:
+    """Add what is not there, in one visit; returns what was added. Routes are on links, without a gateway."""
+    from pyroute2.netlink.exceptions import NetlinkError as KernelError
+
+    def add(ip: Any) -> list[Route | Rule]:
+        added: list[Route | Rule] = []
+        indices: dict[str, int] = {}
+        wishes: list[Route | Rule] = [*routes, *rules]
+        for wish in wishes:
+            try:
+                if isinstance(wish, Rule):
+                    ip.rule("add", **_rule_spec(wish))
+                else:
+                    index = indices.get(wish.link) or indices.setdefault(wish.link, _index(ip, wish.link))
+                    ip.route("add", oif=index, **_route_spec(wish.destination, None, wish.table, wish.type)[0])
+            except KernelError as error:
+                if error.code != errno.EEXIST:
+                    raise
+            else:
+                added.append(wish)
+        return added
+
+    return _ask(namespace, "add routes and rules", add)
+
+
 # ---- sysctl ------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ class CaptureFigures:
     pods: Mapping[str, int]  # by state
     repairs: int
     exposed_seconds: float
+    backend: str  # iptables, nftables; "" when it is not known
 
 
 class CaptureCollector(Collector):
@@ -36,4 +37,7 @@ class CaptureCollector(Collector):
         exposed = CounterMetricFamily("narrows_capture_exposed_seconds", "Seconds, at most, that rules of a captured pod were "
                                       "not as planned before they were repaired")
         exposed.add_metric((), figures.exposed_seconds)
-        return (pods, repairs, exposed)
+        backend = GaugeMetricFamily("narrows_capture_backend", "What redirects are written with", labels=("backend",))
+        if figures.backend:
+            backend.add_metric((figures.backend,), 1)
+        return (pods, repairs, exposed, backend)

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.hidden import hide
 
 COUNTED = {"istio_requests_total": "http", "istio_tcp_connections_opened_total": "tcp"}
 NARROWS = str(Path(sys.executable).with_name("narrows"))
@@ -111,11 +114,12 @@ def more(before: dict[tuple[str, str], float], after: dict[tuple[str, str], floa
 
 
 @contextmanager
-def lab(*paths: Path | str, options: Sequence[str] = (), prefix: str = "t") -> Iterator[Lab]:
-    """A lab of its own, up before the body and down after it, whatever happens in between."""
+def lab(*paths: Path | str, options: Sequence[str] = (), prefix: str = "t", hidden: bool = False) -> Iterator[Lab]:
+    """A lab of its own, up before the body and down after it, whatever happens in between. `hidden`: without legacy tables."""
     this = Lab(f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:4]}", paths)
     try:
-        this.run("up", *(str(path) for path in paths), "--detach", *options, timeout=120)
+        with ThreadPoolExecutor(1, initializer=hide if hidden else None) as starter:
+            starter.submit(this.run, "up", *(str(path) for path in paths), "--detach", *options, timeout=120).result()
         yield this
     finally:
         this.run("down", timeout=60)

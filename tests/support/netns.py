@@ -110,9 +110,9 @@ class Node:
         netlink.write_sysctl(self.netns.path, "net.ipv4.ip_forward", 1)
         netlink.write_sysctl(self.netns.path, "net.ipv6.conf.all.forwarding", 1)
 
-    def pod(self, label: str) -> Netns:
-        """A pod namespace with eth0 on the bridge and a default route through the node."""
-        number = len(self.pods) + 10
+    def pod(self, label: str, number: int | None = None) -> Netns:
+        """A pod namespace with eth0 on the bridge and a default route through the node. `number`: the address's end."""
+        number = number or len(self.pods) + 10
         pod = self._namespaces.make(label)
         pod.ip, pod.ip6 = f"10.244.1.{number}", f"fd00:244:1::{number}"
         port = f"p{number}"

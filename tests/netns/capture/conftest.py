@@ -1,12 +1,14 @@
 """A node with two pods that run an application each and a stand-in for the proxy; capture is each test's own."""
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from agent import netlink
 from agent.capture.plan import Plan, plan
 from agent.capture.reconcile import Reconciler
 from agent.model.pod import CaptureSettings
+from tests.support.hidden import hide
 from tests.support.netns import Namespaces, Netns, Node
 from tests.support.wait import until
 
@@ -102,9 +105,18 @@ def echo(connection: socket.socket) -> None:
 
 
 @pytest.fixture(scope="module")
-def standing(module_namespaces: Namespaces) -> World:
-    """Processes and links are shared by a module; rules are not."""
-    node = Node(module_namespaces)
+def standing() -> Iterator[dict[str, World]]:
+    """A world for each backend: a node's kernel has the legacy tables or not. Processes and links are shared by a module; rules are not."""
+    made = {name: Namespaces() for name in ("iptables", "nftables")}
+    try:
+        yield {name: stand(namespaces) for name, namespaces in made.items()}
+    finally:
+        for namespaces in made.values():
+            namespaces.close()
+
+
+def stand(namespaces: Namespaces) -> World:
+    node = Node(namespaces)
     world = World(node.netns, Pod(node.pod("a")), Pod(node.pod("b")))
     for pod in (world.a, world.b):
         pod.start(f"{VIRTUAL[4]}:80={pod.netns.ip}:8080", f"{VIRTUAL[6]}:80={pod.netns.ip6}:8080")
@@ -112,18 +124,31 @@ def standing(module_namespaces: Namespaces) -> World:
 
 
 @pytest.fixture
-async def world(standing: World) -> AsyncIterator[World]:
-    before = [state(pod.netns) for pod in (standing.a, standing.b)]
-    standing.reset()
-    yield standing
-    for pod, then in zip((standing.a, standing.b), before, strict=True):
+async def world(standing: dict[str, World], backend: str) -> AsyncIterator[World]:
+    this = standing[backend]
+    before = [state(pod.netns) for pod in (this.a, this.b)]
+    this.reset()
+    yield this
+    for pod, then in zip((this.a, this.b), before, strict=True):
         await Reconciler(INSTANCE).remove(pod.netns.path)
         assert tables(state(pod.netns)) == tables(then), "the test's capture was not removed without residue"
 
 
 @pytest.fixture
-def reconciler() -> Reconciler:
-    return Reconciler(INSTANCE)
+async def backend(request: pytest.FixtureRequest) -> str:
+    """What the test's Reconciler finds on this node: "nftables" hides the legacy tables from its threads and children."""
+    name: str = getattr(request, "param", getattr(request.module, "BACKEND", "iptables"))
+    if name == "nftables":
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(initializer=hide, thread_name_prefix="hidden"))
+    return name
+
+
+@pytest.fixture
+async def reconciler(backend: str) -> AsyncIterator[Reconciler]:
+    made = Reconciler(INSTANCE)
+    assert (await made.backend()).name == backend
+    yield made
+    made.close()
 
 
 def planned(settings: CaptureSettings = CaptureSettings()) -> Plan:  # noqa: B008 - frozen
@@ -131,8 +156,8 @@ def planned(settings: CaptureSettings = CaptureSettings()) -> Plan:  # noqa: B00
 
 
 def state(netns: Netns) -> list[str]:
-    """Everything that capture may change, as iptables-save and ip print it."""
-    return [netns.iptables_save(4), netns.iptables_save(6), *(
+    """Everything that capture may change, as iptables-save, nft and ip print it."""
+    return [netns.iptables_save(4), netns.iptables_save(6), netns.run("nft", "-s", "list", "ruleset").stdout, *(
         netns.run("ip", flag, *what, check=False).stdout  # a table that never was is an error of `ip route show`
         for flag in ("-4", "-6") for what in (("rule",), ("route",), ("route", "show", "table", "100")))]
 

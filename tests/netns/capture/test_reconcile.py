@@ -201,6 +201,21 @@ async def test_many_pods_at_once_and_one_pod_many_times(namespaces: Namespaces, 
     assert len({pod.iptables_save(4) for pod in pods}) == 1
 
 
+@pytest.mark.parametrize(("first", "second"), [("iptables", "nftables"), ("nftables", "iptables")])
+async def test_an_agent_with_another_backend_takes_over_and_leaves_nothing_of_the_first(
+        namespaces: Namespaces, first: str, second: str) -> None:
+    """Both are there for a moment, which redirects once: the second redirect of a connection does nothing."""
+    pod = namespaces.make("pod")
+    old, new = Reconciler(INSTANCE, backend=first), Reconciler(INSTANCE, backend=second)
+    await old.apply(pod.path, planned())
+    changed = (await new.apply(pod.path, planned())).changed
+    assert sum("of the other backend" in text for text in changed) == 8
+    ruleset = pod.run("nft", "list", "ruleset").stdout
+    assert ("NARROWS" in ruleset, "NARROWS" in pod.iptables_save(4)) == (second == "nftables", second == "iptables")
+    await new.remove(pod.path)
+    assert "NARROWS" not in pod.run("nft", "list", "ruleset").stdout + pod.iptables_save(4) + pod.iptables_save(6)
+
+
 async def test_a_pod_that_is_gone_or_not_a_namespace_is_named(reconciler: Reconciler) -> None:
     with pytest.raises(CaptureError, match=r"cannot open namespace /run/netns/gone: .*; its pod is probably gone"):
         await reconciler.apply("/run/netns/gone", planned())
@@ -209,7 +224,7 @@ async def test_a_pod_that_is_gone_or_not_a_namespace_is_named(reconciler: Reconc
 
 
 async def test_a_child_that_takes_too_long_is_ended_and_reported(pod: Netns) -> None:
-    with pytest.raises(CaptureError, match=f"namespace {pod.path}: apply of the rules took longer than 0.001 s"):
+    with pytest.raises(CaptureError, match=f"namespace {pod.path}: work on the rules took longer than 0.001 s"):
         await Reconciler(INSTANCE, deadline=0.001).apply(pod.path, planned())
 
 

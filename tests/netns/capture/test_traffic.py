@@ -13,8 +13,9 @@ from agent.capture.reconcile import Reconciler
 from agent.model.pod import CaptureSettings
 from tests.netns.capture.conftest import VIRTUAL, Pod, World, dial, echo, planned, reported, talk
 from tests.support.netns import Namespaces, Node
+from tests.support.wait import until
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.parametrize("backend", ["iptables", "nftables"], indirect=True)]
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
 
 
@@ -51,8 +52,8 @@ async def test_two_captured_pods_meet_through_both_proxies_once_each(
     assert [talk(connection) for connection in connections] == [source] * 5
     for connection in connections:
         connection.close()
-    assert world.a.seen == [{"side": "outbound", "peer": source, "to": f"{destination} 8080"}] * 5
-    assert world.b.seen == [{"side": "inbound", "peer": source, "to": f"{destination} 8080"}] * 5
+    until(lambda: world.a.seen == [{"side": "outbound", "peer": source, "to": f"{destination} 8080"}] * 5, "that is reported")
+    until(lambda: world.b.seen == [{"side": "inbound", "peer": source, "to": f"{destination} 8080"}] * 5, "that is reported")
 
 
 @FAMILIES
@@ -61,7 +62,7 @@ async def test_a_pod_that_calls_itself_through_its_service_reaches_itself_once(
     await reconciler.apply(world.a.netns.path, planned())
     with world.a.dial(VIRTUAL[family], 80) as connection:
         assert talk(connection) == world.a.address(family)
-    assert world.a.seen == [{"side": "outbound", "peer": world.a.address(family), "to": f"{VIRTUAL[family]} 80"}]
+    until(lambda: world.a.seen == [{"side": "outbound", "peer": world.a.address(family), "to": f"{VIRTUAL[family]} 80"}], "reported")
 
 
 @FAMILIES
@@ -128,10 +129,10 @@ async def test_outbound_exclusions_and_inclusions_hold(world: World, reconciler:
     for port in captured + passed:
         with world.a.dial(world.b.address(family), port) as connection:
             assert talk(connection) == world.a.address(family)
-    assert [seen["to"] for seen in world.a.seen] == [f"{world.b.address(family)} {port}" for port in captured]
+    until(lambda: [seen["to"] for seen in world.a.seen] == [f"{world.b.address(family)} {port}" for port in captured], "that is reported")
     with world.a.dial("::1" if family == 6 else "127.0.0.1", 8080) as connection:
         talk(connection)
-    assert len(world.a.seen) == len(captured)
+    until(lambda: len(world.a.seen) == len(captured), "that is reported")
 
 
 @FAMILIES
@@ -140,7 +141,7 @@ async def test_inbound_exclusions_hold(world: World, reconciler: Reconciler, fam
     for port in (8080, 9090):
         with world.a.dial(world.b.address(family), port) as connection:
             assert talk(connection) == world.a.address(family)
-    assert [seen["to"] for seen in world.b.seen] == [f"{world.b.address(family)} 8080"]
+    until(lambda: [seen["to"] for seen in world.b.seen] == [f"{world.b.address(family)} 8080"], "that is reported")
 
 
 @FAMILIES
@@ -159,7 +160,7 @@ async def test_live_connections_outlive_release_and_new_ones_go_past(
         echo(live)
         live.shutdown(socket.SHUT_WR)
         assert live.recv(1) == b""
-    assert len(world.a.seen) == len(world.b.seen) == 1
+    until(lambda: len(world.a.seen) == len(world.b.seen) == 1, "that is reported")
 
 
 async def test_a_changed_setting_acts_on_new_connections_and_live_ones_finish(
@@ -172,7 +173,7 @@ async def test_a_changed_setting_acts_on_new_connections_and_live_ones_finish(
         with world.a.dial(world.b.netns.ip, 8080) as fresh:
             talk(fresh)
         echo(live)
-    assert len(world.a.seen) == 1
+    until(lambda: len(world.a.seen) == 1, "that is reported")
 
 
 @FAMILIES
@@ -210,7 +211,7 @@ async def test_connections_made_before_a_pod_is_enrolled_go_on(reconciler: Recon
                 echo(connection)
         with world.a.dial(world.b.address(family), 8080) as fresh:
             assert talk(fresh) == world.a.address(family)
-    assert len(world.a.seen) == len(world.b.seen) == 1
+    until(lambda: len(world.a.seen) == len(world.b.seen) == 1, "that is reported")
 
 
 @FAMILIES
@@ -244,4 +245,4 @@ async def test_the_last_hop_may_get_the_port_of_a_live_connection_of_its_client(
             echo(live)
             echo(hop)
         echo(live)
-    assert len(world.b.seen) == 1
+    until(lambda: len(world.b.seen) == 1, "that is reported")

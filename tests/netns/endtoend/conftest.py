@@ -38,6 +38,15 @@ def postgres_bin() -> Path:
 
 
 @pytest.fixture(scope="session")
+def nft_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """peers.yaml alone on nodes whose kernel has no legacy tables."""
+    path = tmp_path_factory.mktemp("nft") / "peers.yaml"
+    path.write_text((HERE / "peers.yaml").read_text().replace("@PYTHON@", "/usr/bin/python3").replace("@HERE@", str(HERE)))
+    with lab(path, hidden=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     base = tmp_path_factory.mktemp("servers")
     base.chmod(0o755)

@@ -22,7 +22,8 @@ LABELS = {"source_workload": "caller", "destination_workload": "callee"}
 # One line of stdin, one question and its answer on a connection that stays; without stdin one.
 TALK = """
 import socket, sys
-plug = socket.create_connection((socket.getaddrinfo(sys.argv[1], 9000, socket.AF_INET)[0][4]), 5)
+family = socket.AF_INET6 if sys.argv[2:] == ["6"] else socket.AF_INET
+plug = socket.create_connection(socket.getaddrinfo(sys.argv[1], 9000, family)[0][4][:2], 5)
 file = plug.makefile("rw")
 def say():
     plug.sendall(b"who\\n"); print(file.readline().split()[2], flush=True)
@@ -34,9 +35,9 @@ for _ in sys.stdin: say()
 class Talk:
     """A connection from `caller` to `callee` that is held open."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, family: int) -> None:
         self._process = subprocess.Popen(
-            [NARROWS, "lab", "exec", "--name", lab.name, "choice/caller", "--", "/usr/bin/python3", "-c", TALK, "callee"],
+            [NARROWS, "lab", "exec", "--name", lab.name, "choice/caller", "--", "/usr/bin/python3", "-c", TALK, "callee", str(family)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.seen = self._process.stdout.readline().strip()
@@ -49,7 +50,7 @@ class Talk:
         return self._process.stdout.readline().strip() == self.seen
 
     def end(self) -> None:
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=60)
         assert self._process.returncode == 0
 
 
@@ -72,15 +73,15 @@ class Choice:
         assert bool(pod["method"]) is pod["captured"]
         return pod["captured"], pod["reason"]
 
-    def call(self) -> dict[tuple[str, str], float]:
+    def call(self, family: int = 4) -> dict[tuple[str, str], float]:
         """What is counted for one connection that is answered."""
         before = self.lab.counts(**LABELS)
-        done = self.lab.exec("choice/caller", "sh", "-c", f"/usr/bin/python3 -c '{TALK}' callee < /dev/null")
-        assert done.stdout.strip() == self.lab.pod("caller")["ip"]
+        done = self.lab.exec("choice/caller", "sh", "-c", f"/usr/bin/python3 -c '{TALK}' callee {family} < /dev/null")
+        assert done.stdout.strip() in self.lab.pod("caller")["ips"]
         return more(before, self.lab.counts(**LABELS))
 
-    def talk(self) -> Talk:
-        self._talks.append(Talk(self.lab))
+    def talk(self, family: int = 4) -> Talk:
+        self._talks.append(Talk(self.lab, family))
         return self._talks[-1]
 
     def reset(self) -> None:
@@ -93,32 +94,34 @@ class Choice:
             talk.end()
 
 
-@pytest.fixture
-def choice(servers: Lab, tmp_path: Path) -> Iterator[Choice]:
-    this = Choice(servers, tmp_path)
+@pytest.fixture(params=["iptables", "nftables"])
+def choice(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Choice]:
+    """On nodes of both kinds; the second ones have no legacy tables."""
+    this = Choice(request.getfixturevalue({"iptables": "servers", "nftables": "nft_only"}[request.param]), tmp_path)
+    assert this.lab.pod("caller")["method"] == request.param
     yield this
     this.reset()
 
 
 @pytest.mark.parametrize(("pod", "annotation", "value", "counted"), [
     ("caller", "excludeOutboundPorts", "1, 9000", {("tcp", "destination"): 1}),
-    ("caller", "excludeOutboundIPRanges", "10.96.0.0/16", {("tcp", "destination"): 1}),
+    ("caller", "excludeOutboundIPRanges", "10.96.0.0/16, fd00:10:96::/112", {("tcp", "destination"): 1}),
     ("caller", "includeOutboundIPRanges", "192.0.2.0/24", {("tcp", "destination"): 1}),
     ("callee", "excludeInboundPorts", "9000", {("tcp", "source"): 1}),
     ("caller", "excludeOutboundPorts", "9001", BOTH),
-    ("caller", "includeOutboundIPRanges", "192.0.2.0/24, 10.96.0.0/16", BOTH),
+    ("caller", "includeOutboundIPRanges", "192.0.2.0/24, 10.96.0.0/16, fd00:10:96::/112", BOTH),
 ])
+@pytest.mark.timeout(300)  # both families, before, while and after: eight clients and twice a pod's change
 def test_an_exclusion_holds_for_new_connections_and_live_ones_go_on_both_ways(
         choice: Choice, pod: str, annotation: str, value: str, counted: dict[tuple[str, str], float]) -> None:
-    captured = choice.talk()
+    captured = [choice.talk(family) for family in (4, 6)]
     choice.set("Pod", pod, {TRAFFIC + annotation: value})
-    assert choice.call() == counted
-    excluded = choice.talk()
-    assert captured.goes_on()
+    assert [choice.call(family) for family in (4, 6)] == [counted, counted]
+    excluded = [choice.talk(family) for family in (4, 6)]
+    assert all(talk.goes_on() for talk in captured)
     choice.set("Pod", pod, {})
-    assert choice.call() == BOTH
-    assert captured.goes_on()
-    assert excluded.goes_on()
+    assert [choice.call(family) for family in (4, 6)] == [BOTH, BOTH]
+    assert all(talk.goes_on() for talk in captured + excluded)
 
 
 @pytest.mark.parametrize("pod", ["caller", "callee"])

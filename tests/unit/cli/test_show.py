@@ -60,7 +60,8 @@ def config_dump() -> dict[str, Any]:
 ANSWERS: dict[str, tuple[int, Any]] = {
     "/config_dump": (200, config_dump()),
     "/server_info": (200, {"version": "0.1.0", "pid": 1, "keeper": {"state": "connected"},
-                           "controlPlane": {"state": "connected"}}),
+                           "controlPlane": {"state": "connected"},
+                           "capture": {"backend": "nftables", "reason": "no legacy tables"}}),
     "/ready": (503, {"ready": False, "missing": ["pod default/b is not captured: no namespace"]}),
     "/pods": (200, [{"namespace": "default", "name": "a", "ips": ["10.244.1.5"], "captured": True, "reason": "captured"},
                     {"namespace": "default", "name": "b", "ips": [], "captured": False, "reason": "no namespace"}]),
@@ -137,6 +138,7 @@ def test_status_shows_who_is_captured_and_ends_with_69_when_something_is_missing
     assert run(["status", "--run-dir", str(node)]) == 69
     out, err = capsys.readouterr()
     assert "2/2 (2 restarts)" in out and "no namespace" in out and "not captured" in err
+    assert "n1: capture by nftables: no legacy tables" in err
 
 
 def test_an_agent_that_is_down_is_shown_and_not_a_crash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
