@@ -138,6 +138,7 @@ cdef void answered(Run* run, Conn* conn) noexcept nogil:
     run.done += 1
     if run.after == CLIENT_CLOSES:
         close(conn.fd)
+        conn.state = ENDING
         if not run.stopping:
             dial(run, conn)
     elif run.after == SERVER_CLOSES:

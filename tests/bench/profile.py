@@ -46,8 +46,7 @@ def profile(case: Case, name: str, seconds: float) -> str:
 def symbols(case: Case, proxy: Proxy, seconds: float, folder: Path) -> list[str]:
     """Self time by symbol, and which share of it is the kernel's."""
     data = folder / "perf.data"
-    argv = [program("perf"), "record", "-q", "-F", "4999", "-e", "cpu-clock", "-o", str(data), "-p", str(proxy.worker()),
-            "--", "sleep", str(seconds)]
+    argv = [program("perf"), "record", "-q", "-F", "4999", "-e", "cpu-clock", "-o", str(data), "-p", str(proxy.worker())]
     during(argv, case, proxy, seconds)
     said = subprocess.run([program("perf"), "script", "-i", str(data), "-F", "ip,sym,dso"],
                           capture_output=True, text=True, check=True).stdout
@@ -88,7 +87,7 @@ def during(argv: list[str], case: Case, proxy: Proxy, seconds: float) -> float:
     watcher.wait(20)
     reader.join(5)
     watcher.stderr.close()
-    if watcher.returncode not in (0, -signal.SIGINT, 130):
+    if watcher.returncode not in (0, -signal.SIGINT, -signal.SIGTERM, 130):
         raise BenchError(f"{argv[0]} ended with {watcher.returncode}: {''.join(said)[-1000:]}")
     return found.rate * seconds
 

@@ -12,7 +12,7 @@ from random import Random
 from statistics import median
 from typing import Any
 
-from tests.bench.cases import Case, Sample
+from tests.bench.cases import CASES, Case, Sample
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 Samples = dict[str, list[Sample]]  # proxy -> rounds
@@ -58,7 +58,9 @@ def ratio(samples: Samples, peer: str) -> dict[str, Any] | None:
         return None
     each = [a / b for a, b in zip(ours, theirs, strict=False)]
     dice = Random(1)
-    drawn = sorted(median(dice.choices(ours, k=len(ours))) / median(dice.choices(theirs, k=len(theirs))) for _ in range(4000))
+    rounds = range(len(each))  # drawn as pairs: what disturbs a round disturbs both
+    picks = (dice.choices(rounds, k=len(each)) for _ in range(4000))
+    drawn = sorted(median(ours[at] for at in pick) / median(theirs[at] for at in pick) for pick in picks)
     return {"peer": peer, "ratio": median(ours) / median(theirs), "min": min(each), "max": max(each),
             "low": drawn[100], "high": drawn[-101]}
 
@@ -93,13 +95,18 @@ def save(path: Path, about: dict[str, Any], summaries: list[dict[str, Any]], sam
 # ---- the tables of README.md: python -m tests.bench.report RESULT.json ... ----------------------------------------------
 
 def overview(files: list[Path]) -> str:
-    """One table of all cases in these results (a later file wins), medians and what became of each target."""
-    found: dict[str, tuple[dict[str, Any], str]] = {}
+    """One table of all cases in these results, rounds of the same case joined: medians and what became of each target."""
+    joined: dict[str, Samples] = {}
+    commits: dict[str, str] = {}
     abouts = []
     for path in files:
         read = json.loads(path.read_text())
         abouts.append(read["about"])
-        found.update({one["case"]: (one, read["about"]["commit"]) for one in read["summaries"]})
+        for case, samples in read["samples"].items():
+            commits[case] = read["about"]["commit"]
+            for name, rounds in samples.items():
+                joined.setdefault(case, {}).setdefault(name, []).extend(Sample(**one) for one in rounds)
+    found = {case: (summarise(CASES[case], samples), commits[case]) for case, samples in joined.items()}
     lines = [f"{abouts[-1]['cpu']}, 2 cores, kernel {abouts[-1]['kernel']}, {abouts[0]['when']} to {abouts[-1]['when']}", "",
              "| case | Envoy | HAProxy | nginx | Narrows | ours / peer (95 % interval), to reach |", "|---|---|---|---|---|---|"]
     for one, commit in found.values():
