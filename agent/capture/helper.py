@@ -1,8 +1,9 @@
 """The processes that work on tables for the agent: warm while there is work, gone when there is none.
 
 libiptc and libnftables read and write the namespace of the thread that calls them, leak a little and may hang; so they live in
-children (child.py) that enter one namespace per order. Starting one costs 40 ms of CPU and 15 MiB; enrolling a pod with a warm one 10 ms, the agent's part included.
-A child ends when it was idle for IDLE_SECONDS, when it was too slow (it is killed), or when this process is gone.
+children (child.py) that enter one namespace per order. Starting one costs 40 ms of CPU and 15 MiB; enrolling a pod with a warm
+one 10 ms, the agent's part included. A child ends when it was idle for IDLE_SECONDS, when it was too slow (it is killed), or
+when this process is gone.
 """
 from __future__ import annotations
 
