@@ -248,6 +248,8 @@ class Agent:
     def _worker_event(self, event: WorkerChange) -> None:
         died = event.state is WorkerState.DIED
         how = f" (status {event.status})" if died and event.status >= 0 else f" (signal {-event.status})" if died else ""
+        if died and event.status == -signal.SIGSYS:
+            how = f" (killed for a system call that workers may not make: {self._data_path.refused_call(event.index) or 'unknown'})"
         self._events.add(f"Worker{event.state.name.capitalize()}", f"worker {event.index}",
                          f"worker {event.index}, pid {event.pid}: {event.state.name.lower()}{how}", warning=died)
 
@@ -309,6 +311,7 @@ class Agent:
             if link else {"state": "away", "reason": self._keeper_error},
             "controlPlane": {"state": xds.state, "since": xds.since, "target": self._options.xds, "error": xds.error,
                              "streams": xds.streams, "responses": xds.responses, "rejected": xds.rejected},
+            "seccomp": {str(index): state for index, state in sorted(self._data_path.seccomp().items())},
             "commits": self._committer.commits,
             "refused": [{"table": key[0].name.lower(), "key": key[1], "reason": reason}
                         for key, reason in self._committer.refused.items()],
@@ -331,7 +334,8 @@ class Agent:
         """Raises ConnectionError while the keeper is away."""
         if self._link is None:
             raise ConnectionError(f"the keeper is away: {self._keeper_error}")
-        return await self._link.workers()
+        seccomp = self._data_path.seccomp()
+        return [worker | {"seccomp": seccomp.get(worker["index"], "unknown")} for worker in await self._link.workers()]
 
     def config_dump(self) -> dict[str, Any]:
         tree = self._mesh.tree

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
-from agent.dataplane.readers import Readers
+from agent.dataplane.readers import Readers, refused_call, seccomp
 from agent.model.telemetry import SeriesKey, SeriesValues
 from agent.model.workload import Service, Workload
 from agent.state.store import Store
@@ -60,6 +60,15 @@ class DataPath:
     def headers(self) -> Mapping[int, Mapping[str, int]]:
         readers = self._readers
         return readers.headers() if readers is not None else {}
+
+    def seccomp(self) -> dict[int, str]:
+        """Worker index -> `on`, or `off` and why."""
+        return {index: seccomp(header) for index, header in self.headers().items()}
+
+    def refused_call(self, index: int) -> str:
+        """What the last worker of this index that made a forbidden system call called; empty: none did."""
+        header = self.headers().get(index)
+        return refused_call(header) if header is not None else ""
 
     async def drain(self) -> None:
         """For ever: move finished requests from the rings to the access log."""

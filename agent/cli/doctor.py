@@ -22,6 +22,7 @@ import click
 from agent.cli.main import EX_UNAVAILABLE
 from agent.cli.output import OUTPUT, as_json
 
+SECCOMP_MACHINES = ("x86_64", "aarch64")  # those that ext/sys/syscalls.pyx has tables for
 KERNEL = (5, 10)  # Debian 11's: cgroup v2 hooks, pidfd, memfd seals; what we run on is newer
 PYTHON = (3, 11)
 SOMAXCONN = 1024  # the backlog in which connections wait while a worker is replaced
@@ -66,6 +67,19 @@ def mounts() -> list[tuple[str, str]]:
     """(path, type) of every mount of this process."""
     return [(fields[1], fields[2]) for line in Path("/proc/self/mounts").read_text().splitlines()
             if len(fields := line.split()) > 2]
+
+
+def seccomp() -> Check:
+    """What the kernel offers; whether workers are under it is in `narrows status` and /server_info."""
+    try:
+        actions = Path("/proc/sys/kernel/seccomp/actions_avail").read_text().split()
+    except OSError:
+        actions = []
+    if {"kill_process", "trap", "allow"} <= set(actions) and platform.machine() in SECCOMP_MACHINES:
+        return good("seccomp", " ".join(actions))
+    found = f"actions: {' '.join(actions) or 'none'}; machine {platform.machine()}"
+    return Check("seccomp", "fail", found, "workers do not start: they refuse to run without their filter of system calls",
+                 "use a kernel with CONFIG_SECCOMP_FILTER, or run the keeper with --seccomp off (SECURITY.md says what that costs)")
 
 
 def cgroup() -> Check:
@@ -261,8 +275,8 @@ def number(path: str) -> int | None:
 
 
 CHECKS: tuple[Callable[[], Check] | Callable[[], Iterator[Check]], ...] = (
-    kernel, root, cgroup, bpffs, bpf, capture, legacy_tables, ipv6, conntrack, backlog, descriptors, tools, python, packages,
-    extension,
+    kernel, root, seccomp, cgroup, bpffs, bpf, capture, legacy_tables, ipv6, conntrack, backlog, descriptors, tools, python,
+    packages, extension,
 )
 
 

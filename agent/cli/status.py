@@ -58,6 +58,10 @@ def command(name: str | None, run_dir: Path | None, output: str) -> int:
         for node in nodes:
             if (capture := node.get("capture", {"backend": "iptables"}))["backend"] != "iptables":
                 click.echo(f"{node['node']}: capture by {capture['backend'] or 'nothing'}: {capture['reason']}", err=True)
+            for worker in node.get("workers", ()):
+                if worker.get("seccomp", "on") != "on":
+                    click.echo(f"{node['node']}: worker {worker['index']} runs without its filter of system calls "
+                               f"({worker['seccomp']})", err=True)
             for text in [node["reason"]] if "reason" in node else node.get("missing", ()):
                 click.echo(f"{node['node']}: {text}", err=True)
     return 0 if all(node["agent"] == "ready" for node in nodes) else EX_UNAVAILABLE

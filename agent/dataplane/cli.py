@@ -29,6 +29,8 @@ def command_line(run_dir: Path, *options: str) -> list[str]:
               help="User of the workers; must not be root's.")
 @click.option("--worker-gid", type=click.IntRange(1, 0xFFFFFFFE), default=None, help="Default: the number of the user.")
 @click.option("--instance", default=None, help="Name of this keeper in what it says; default: random.")
+@click.option("--seccomp", type=click.Choice(("required", "off")), default="required", show_default=True,
+              help="Workers under a filter of system calls; `off` is for a kernel that has none (SECURITY.md).")
 @click.option("--drain", type=click.IntRange(0, 86400), default=5, show_default=True,
               help="Seconds that live connections get on SIGTERM.")
 def command(run_dir: Path, **settings: str | int | None) -> None:

@@ -3,17 +3,29 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agent.dataplane.client import Segments
 from agent.model.telemetry import AccessRecord, SeriesKey, SeriesValues
 from ext.core import shm
+from ext.sys import syscalls
 
+SECCOMP = {0: "not yet", 1: "on", 2: "off: --seccomp off", 3: "off: a sanitizer is loaded"}  # Confinement, ext/sys/seccomp.pxd
 DRAIN_MOST = 1000  # records of one worker at a time
 # upper bounds of all buckets but the last, for whoever shows histograms without touching the extension
 DURATION_BOUNDS_MS: tuple[float, ...] = shm.DURATION_BOUNDS_MS
 SIZE_BOUNDS: tuple[float, ...] = shm.SIZE_BOUNDS_BYTES
+
+
+def seccomp(header: Mapping[str, int]) -> str:
+    """Whether the present worker is under its filter of system calls: `on`, or `off` with the reason."""
+    return SECCOMP.get(header["confinement"], "unknown")
+
+
+def refused_call(header: Mapping[str, int]) -> str:
+    """The system call for which the last worker of this index was killed: `execve (59)`; empty: none was."""
+    return str(syscalls.told(header["refused_call"])) if header["refused_calls"] else ""
 
 
 class Reader:

@@ -38,6 +38,7 @@ WORKER_COUNTERS = {
     "accept_errors": "Accepts that failed (descriptors or memory)",
     "loop_turns": "Turns of the event loop",
     "turns_cut": "Times that a pod had more to do than its turn of the event loop",
+    "refused_calls": "Workers killed for a system call that they may not make",
 }
 # What pods share or are bounded in: resource -> (header field of its use, of its limit). `pod_`: of the pod that has the most.
 BUDGETS = {
@@ -49,6 +50,9 @@ BUDGETS = {
 }
 REFUSED = ("connections", "descriptors", "memory", "held", "head_timeout", "body_timeout", "head_size")
 SHED = ("idle", "stalled", "replay", "sockets")
+
+
+CONFINED = 1  # of the header's `confinement` (ext/sys/seccomp.pxd)
 
 
 def cumulative(counts: Sequence[int], bounds: Sequence[float]) -> list[tuple[str, float]]:
@@ -143,10 +147,13 @@ class DataPathCollector(Collector):
             families.append((gauge, name))
         for name, text in WORKER_COUNTERS.items():
             families.append((CounterMetricFamily(f"narrows_worker_{name}", text, labels=("worker",)), name))
+        confined = GaugeMetricFamily("narrows_worker_seccomp", "1: under its filter of system calls; 0: not", labels=("worker",))
+        for index, header in sorted(headers.items()):
+            confined.add_metric((str(index),), float(header["confinement"] == CONFINED))
         for family, name in families:
             for index, header in sorted(headers.items()):
                 family.add_metric((str(index),), header[name])
-        return [*(family for family, _ in families), *self._budgets(headers)]
+        return [*(family for family, _ in families), confined, *self._budgets(headers)]
 
     @staticmethod
     def _budgets(headers: Mapping[int, Header]) -> Iterable[Metric]:

@@ -54,7 +54,7 @@ cdef enum Message:
 #   MISS         str key; repeated each second while somebody waits
 #   DRAIN        u32 milliseconds; answer DRAINED (empty) with its sequence, when no connection is left or the time is over;
 #                then the worker ends with status 0. It does the same within 5 s when the control socket ends.
-# A worker inherits these descriptors (its argv: index, uid, gid; see ext/proxy/worker.pyx).
+# A worker inherits these descriptors (its argv: index, uid, gid, seccomp; see ext/proxy/worker.pyx).
 cdef enum:
     FD_CONTROL = 3
     FD_STATS = 4

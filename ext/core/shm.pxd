@@ -162,6 +162,9 @@ cdef struct StatsHeader:           # 4096 bytes reserved at the start of the seg
     uint64_t shed_replay            # copies of requests, kept to send them again
     uint64_t shed_sockets           # prefetched and pooled
     uint64_t turns_cut              # times that a pod had more to do than its turn
+    uint64_t confinement           # Confinement of the present worker (ext/sys/seccomp.pxd)
+    uint64_t refused_calls         # system calls that the filter refused; each was a worker's end
+    uint64_t refused_call          # the last one's number; not reset, so that it can be told after the worker's end
 
 cdef struct LogHeader:             # 4096 bytes reserved
     uint32_t magic

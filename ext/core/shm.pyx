@@ -75,6 +75,7 @@ cdef int stats_attach(Stats* stats, void* memory, size_t size, uint32_t pid, uin
     nrw_store(&header.sockets_ready, 0)
     for i in range(<uint32_t>(&header.waiting_memory - &header.descriptors) + 1):
         nrw_store(&header.descriptors + i, 0)
+    nrw_store(&header.confinement, 0)
     # the worker before may have died holding
     for i in range(STATS_SLOTS):
         one = &stats.series[i]
@@ -321,7 +322,7 @@ HEADER_FIELDS = ("pid", "heartbeat_ns", "started_ns", "downstream_open", "upstre
                  "pod_buffered", "pod_buffered_limit", "waiting_memory",
                  "refused_connections", "refused_descriptors", "refused_memory", "refused_held", "refused_head_timeout",
                  "refused_body_timeout", "refused_head_size", "shed_idle", "shed_stalled", "shed_replay", "shed_sockets",
-                 "turns_cut")
+                 "turns_cut", "confinement", "refused_calls", "refused_call")
 
 
 def stats_bytes() -> int:

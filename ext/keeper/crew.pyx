@@ -7,12 +7,14 @@
     death    pods to living workers at once, a new process, pods back in balance when that one is ready
 """
 import os
+import signal
 import time
 from collections import deque
 
 from ext.core.protocol cimport (MSG_APPLIED, MSG_COMMIT, MSG_DRAIN, MSG_DRAINED, MSG_FAILED, MSG_MISS, MSG_NEED_SOCKETS,
                                 MSG_POD_ATTACH, MSG_POD_DETACH, MSG_READY, MSG_SOCKETS, WORKER_DIED, WORKER_READY,
                                 WORKER_REPLACED, WORKER_STARTED)
+from ext.sys.seccomp cimport CONFINED_OFF, CONFINED_SANITIZER
 
 from ext.keeper import blobs
 from ext.keeper.link import U32, Fields, Gone, Malformed, close_all
@@ -64,15 +66,16 @@ class Crew:
         self._loop, self._home, self._table, self._pods = loop, home, table, pods
         self._tell_miss, self._tell_worker = tell_miss, tell_worker
         self.slots = []
-        self._boot, self._uid, self._gid = "", 0, 0
+        self._boot, self._arguments = "", ()
         self._sequence = 0
         self._commits = deque()
         self._commit = None
         self._drained = None
         self.ending = False
 
-    def start(self, int workers, str boot, uid, gid) -> None:
-        self._boot, self._uid, self._gid = boot, uid, gid
+    def start(self, int workers, str boot, tuple arguments) -> None:
+        """`arguments`: of every worker, behind its index."""
+        self._boot, self._arguments = boot, arguments
         self.slots = [Slot(index) for index in range(1, workers + 1)]
         for slot in self.slots:
             self._spawn(slot)
@@ -85,7 +88,7 @@ class Crew:
         if self.ending or slot.state != DOWN:
             return
         try:
-            slot.spawn(self._loop, self._boot, self._uid, self._gid, lambda events: self._on_link(slot, events))
+            slot.spawn(self._loop, self._boot, self._arguments, lambda events: self._on_link(slot, events))
         except OSError as error:
             log("error", f"cannot start worker {slot.index}: {error}; next try in {RETRY_LAST:.0f} s", worker=slot.index)
             slot.retry = self._loop.later(RETRY_LAST, lambda: self._spawn(slot))
@@ -128,6 +131,8 @@ class Crew:
         if slot.quick > QUICK_DEATHS:
             wait = min(RETRY_FIRST * 2 ** min(slot.quick - QUICK_DEATHS - 1, 10), RETRY_LAST)
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        if status == -signal.SIGSYS:
+            how = f"was killed for a system call that workers may not make: {slot.refused_call() or 'the kernel did not tell which'}"
         log("warning", f"worker {slot.index} {how}; its {len(orphans)} pods go to the others, the next starts "
             + (f"in {wait * 1000:.0f} ms" if wait else "at once"), worker=slot.index, pid=pid, status=status)
         if wait:
@@ -149,6 +154,10 @@ class Crew:
     def _ready(self, slot) -> None:
         slot.watch.cancel()
         slot.state = READY
+        confinement = slot.word("confinement")
+        if confinement in (CONFINED_OFF, CONFINED_SANITIZER):
+            log("warning", f"worker {slot.index} runs without seccomp: " + ("a sanitizer's runtime is loaded"
+                if confinement == CONFINED_SANITIZER else "--seccomp off"), worker=slot.index, pid=slot.pid)
         log("info", f"worker {slot.index} is ready", worker=slot.index, pid=slot.pid,
             milliseconds=round((time.monotonic() - slot.began) * 1000, 1))
         self._tell_worker(slot, WORKER_READY, 0)

@@ -25,7 +25,8 @@ cdef enum:
     OPEN_FILES = 1048576        # a captured connection costs a worker two
 
 BOOT = "import sys; sys.path.insert(0, {!r}); from {} import main; main()"
-OPTIONS = ("--run-dir", "--workers", "--worker-uid", "--worker-gid", "--instance", "--drain", "--worker-path", "--worker-module")
+OPTIONS = ("--run-dir", "--workers", "--worker-uid", "--worker-gid", "--instance", "--drain", "--worker-path", "--worker-module",
+           "--seccomp")
 
 
 class Keeper:
@@ -192,6 +193,11 @@ def main() -> None:
     built = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     boot = BOOT.format(found.get("--worker-path", built), found.get("--worker-module", "ext.proxy.worker"))
 
+    seccomp = found.get("--seccomp", "required")
+    if seccomp not in ("required", "off"):
+        log("error", f"--seccomp {seccomp}: required or off")
+        sys.exit(EXIT_USAGE)
+
     os.umask(0o077)
     held = lock(run_dir)
     os.chdir("/")
@@ -209,7 +215,7 @@ def main() -> None:
             keeper.on_signal(drain_ms)
 
     keeper.loop.add(wake_read, on_wake)
-    keeper.crew.start(workers, boot, uid, gid)
+    keeper.crew.start(workers, boot, (str(uid), str(gid), seccomp))
     log("info", "keeper is up", pid=os.getpid(), instance=instance, run_dir=run_dir, workers=workers)
     try:
         keeper.loop.run()

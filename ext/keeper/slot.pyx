@@ -3,7 +3,7 @@
     DOWN --spawn--> STARTED --READY--> READY --drain--> DRAINING
       ^________________|__________________|_____________|          the process ended, however
 
-Start: python -I -S -c BOOT INDEX UID GID, with control socket, statistics and log ring as descriptors 3, 4, 5.
+Start: python -I -S -c BOOT INDEX UID GID SECCOMP, with control socket, statistics and log ring as descriptors 3, 4, 5.
 """
 import fcntl
 import mmap
@@ -20,13 +20,15 @@ from ext.sys.memory cimport memory_shared
 
 import ext.core.shm as shm
 from ext.keeper.link import Link
+from ext.sys.syscalls import told as syscall_told
 
+FIRST_WORD = 16             # StatsHeader.heartbeat_ns; behind it all are words, in the order of HEADER_FIELDS
+FIELDS = {name: FIRST_WORD + 8 * at for at, name in enumerate(shm.HEADER_FIELDS[1:])}
 DOWN, STARTED, READY, DRAINING = 0, WORKER_STARTED, WORKER_READY, WORKER_DRAINING
 PASSED = ("PATH", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD")      # of the environment; and what starts with NARROWS_
 
 cdef enum:
     QUEUE = 1024            # messages that a worker has not read; then it is hung
-    HEARTBEAT_AT = 16       # StatsHeader.heartbeat_ns
     ABOVE = 10              # our descriptors stay above those that a worker finds
 
 
@@ -38,6 +40,7 @@ class Slot:
         self.stats = shared(b"narrows-statistics", shm.stats_bytes(), shm.format_stats)
         self.log = shared(b"narrows-log", shm.log_bytes(), shm.format_log)
         self._header = mmap.mmap(self.stats, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
+        self.refused = 0            # system calls refused until now
         self.state = DOWN
         self.pid = 0
         self.pidfd = -1
@@ -53,7 +56,7 @@ class Slot:
         self.retry = None           # timer of the next start
         self.watch = None           # timer of the bound on starting
 
-    def spawn(self, loop, boot, uid, gid, on_message) -> None:
+    def spawn(self, loop, str boot, arguments, on_message) -> None:
         """Starts a process. OSError when there is no descriptor, memory or program."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         with ours, theirs:
@@ -65,7 +68,7 @@ class Slot:
                 for fd, place in ((theirs.fileno(), FD_CONTROL), (self.stats, FD_STATS), (self.log, FD_LOG)):
                     copies.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, ABOVE))
                     actions.append((os.POSIX_SPAWN_DUP2, copies[-1], place))
-                argv = [sys.executable, "-I", "-S", "-c", boot, str(self.index), str(uid), str(gid)]
+                argv = [sys.executable, "-I", "-S", "-c", boot, str(self.index), *arguments]
                 env = {name: value for name, value in os.environ.items() if name in PASSED or name.startswith("NARROWS_")}
                 # all signals blocked from the first instruction: Ctrl-C in a terminal is for the keeper
                 self.pid = os.posix_spawn(sys.executable, argv, env, file_actions=actions, setsigmask=signal.valid_signals())
@@ -85,9 +88,21 @@ class Slot:
         self.restarts += 1
         self.snapshot = self.drain = 0
 
+    def word(self, str name) -> int:
+        """A field of the statistics' header, as the worker wrote it."""
+        return struct.unpack_from("<Q", self._header, FIELDS[name])[0]
+
+    def refused_call(self):
+        """The system call that the worker which just ended was ended for, as text; None: it was not."""
+        cdef uint64_t calls = self.word("refused_calls")
+        if calls == self.refused:
+            return None
+        self.refused = calls
+        return syscall_told(self.word("refused_call"))
+
     def heartbeat_age(self) -> float:
         """Seconds since its loop turned; since the start for one that has not yet."""
-        cdef uint64_t beat = struct.unpack_from("<Q", self._header, HEARTBEAT_AT)[0]
+        cdef uint64_t beat = self.word("heartbeat_ns")
         return time.monotonic() - max(beat / 1e9, self.began)
 
     def kill(self) -> None:

@@ -14,11 +14,14 @@ from ext.proxy.forget cimport forget_turn
 from ext.proxy.outbox cimport OUTBOX_BYTES
 from ext.proxy.shed cimport shed_open, shed_turn
 from ext.sys.privilege cimport privilege_drop
+from ext.sys.seccomp cimport (CONFINED, CONFINED_OFF, CONFINED_SANITIZER, Tell, sanitizer_loaded, seccomp_install)
 from ext.proxy.state cimport Captured, Conn, Texts, Upstream, Worker
 from ext.route.tables cimport tables_new
 
 import os
 import sys
+
+from ext.sys.seccomp import INSTRUCTION, py_program
 
 cdef enum:
     OWN_PAGES = 16384               # blocks of so many bytes (buffers) are given back to the kernel when they are freed
@@ -127,6 +130,30 @@ cdef void block_signals() noexcept nogil:
     sigprocmask(SIG_SETMASK, &all, NULL)
 
 
+cdef void py_confine(Worker* w, index, str wanted) except *:
+    """The filter, unless the operator said "off" or a sanitizer is loaded; what came of it stands in the statistics. Or SystemExit."""
+    cdef Tell tell
+    cdef const char* step = NULL
+    cdef bytes program
+    cdef int error
+    if wanted not in ("required", "off"):
+        sys.exit(f"worker {index}: seccomp is `required` or `off`, not {wanted!r}")
+    if wanted == "off" or sanitizer_loaded():
+        gauge(&w.stats.confinement, CONFINED_OFF if wanted == "off" else CONFINED_SANITIZER)
+        return
+    try:
+        program = py_program(os.uname().machine)
+    except LookupError as lacking:
+        sys.exit(f"worker {index}: {lacking}; `--seccomp off` of the keeper runs workers without (SECURITY.md says what that costs)")
+    tell.calls = &w.stats.refused_calls
+    tell.last = &w.stats.refused_call
+    gauge(&w.stats.confinement, CONFINED)
+    error = seccomp_install(<const char*>program, <unsigned short>(len(program) // INSTRUCTION.size), &tell, &step)
+    if error != 0:
+        sys.exit(f"worker {index}: {(<bytes>step).decode()} failed: {os.strerror(-error)}; has the kernel CONFIG_SECCOMP_FILTER? "
+                 "`--seccomp off` of the keeper runs workers without (SECURITY.md says what that costs)")
+
+
 def main():
     """Runs until drained; never returns to other Python code."""
     cdef Worker* w
@@ -136,7 +163,7 @@ def main():
     try:
         index, uid, gid = (int(word) for word in sys.argv[1:4])
     except ValueError:
-        sys.exit("worker: usage: INDEX UID GID (the keeper starts it; descriptors 3, 4 and 5 must be open)")
+        sys.exit("worker: usage: INDEX UID GID [required|off] (the keeper starts it; descriptors 3, 4 and 5 must be open)")
     block_signals()
     mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
     w = worker_new(FD_CONTROL, FD_STATS, FD_LOG)
@@ -147,6 +174,7 @@ def main():
     if error != 0:
         sys.exit(f"worker {index}: {(<bytes>step).decode()} failed: {os.strerror(-error)}; "
                  f"is uid {uid} valid, and did the keeper run as root?")
+    py_confine(w, index, sys.argv[4] if len(sys.argv) > 4 else "required")
     with nogil:
         worker_run(w)
     os._exit(0)

@@ -21,6 +21,7 @@ cdef extern from "<sys/resource.h>" nogil:
         unsigned long rlim_max
     int RLIMIT_CORE
     int setrlimit(int what, const rlimit* limit)
+    int getrlimit(int what, rlimit* limit)
 
 cdef extern from "<grp.h>" nogil:
     int setgroups(size_t n, const unsigned int* groups)
@@ -101,9 +102,13 @@ cdef int verify(bint root, unsigned int uid, unsigned int gid, const char** step
     """What was set is read back: a security module or an old kernel may answer 0 and do less."""
     cdef header head
     cdef sets[2] now
+    cdef rlimit core
     cdef unsigned int real, effective, saved
     cdef unsigned long cap
     cdef int i
+    step[0] = b"the check of RLIMIT_CORE"
+    if getrlimit(RLIMIT_CORE, &core) != 0 or core.rlim_cur != 0 or core.rlim_max != 0:
+        return -EPERM
     if root:
         step[0] = b"the check of uid"
         if getresuid(&real, &effective, &saved) != 0 or real != uid or effective != uid or saved != uid:
