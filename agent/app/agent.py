@@ -42,7 +42,7 @@ from agent.state.store import Store
 from agent.telemetry.accesslog import AccessLog
 from agent.telemetry.capture import CaptureCollector
 from agent.telemetry.collector import DataPathCollector
-from agent.telemetry.process import ProcessCollector
+from agent.telemetry.process import KeeperCollector, ProcessCollector
 from agent.telemetry.server import Ports
 from agent.workloads.enrol import enrol
 from agent.workloads.files import Delete, FileSource, Malformed, SourceError, Synced, Upsert
@@ -107,6 +107,7 @@ class Agent:
         registry.register(DataPathCollector(self._data_path.series, self._data_path.headers, self._data_path.names,
                                             DURATION_BOUNDS_MS, SIZE_BOUNDS))
         registry.register(ProcessCollector(self._pids))
+        registry.register(KeeperCollector(self._keeper_silent))
         registry.register(CaptureCollector(self._pods.figures))
         async with AsyncExitStack() as stack:
             ports = Ports(registry, lambda: "; ".join(self.readiness()))
@@ -236,14 +237,15 @@ class Agent:
         """Until the keeper is away (raises OSError) or a task of ours broke (raises its error)."""
         commits = asyncio.create_task(self._committer.run(link, first), name="commits")
         lost = asyncio.create_task(link.listen(self._mesh.miss, self._worker_event), name="keeper-events")
+        pulse = asyncio.create_task(link.pulse(), name="keeper-pulse")
         try:
-            done, _ = await asyncio.wait([commits, lost, xds], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([commits, lost, pulse, xds], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            for task in (commits, lost):
+            for task in (commits, lost, pulse):
                 task.cancel()
-            await asyncio.gather(commits, lost, return_exceptions=True)
+            await asyncio.gather(commits, lost, pulse, return_exceptions=True)
 
     def _worker_event(self, event: WorkerChange) -> None:
         died = event.state is WorkerState.DIED
@@ -288,6 +290,9 @@ class Agent:
         missing = []
         if self._link is None:
             missing.append(f"the keeper is away: {self._keeper_error}")
+        elif self._link.hung:
+            missing.append(f"the keeper (pid {self._link.pid}) has not answered for {self._link.silent:.0f} s: it hangs, or the machine is "
+                           "out of CPU; what is in force serves on")
         if not self._informed:
             reason = self._xds.status.error or "no answer yet"
             missing.append(f"the control plane ({self._options.xds}) has not told who is in the mesh: {reason}")
@@ -306,8 +311,8 @@ class Agent:
             "started": self._started,
             "uptimeSeconds": round(time.time() - self._started, 3),
             "runDir": str(self._options.run_dir),
-            "keeper": {"state": "connected", "pid": link.pid, "instance": link.hello.instance,
-                       "started": link.hello.start_us / 1e6}
+            "keeper": {"state": "hung" if link.hung else "connected", "silentSeconds": round(link.silent, 1),
+                       "pid": link.pid, "instance": link.hello.instance, "started": link.hello.start_us / 1e6}
             if link else {"state": "away", "reason": self._keeper_error},
             "controlPlane": {"state": xds.state, "since": xds.since, "target": self._options.xds, "error": xds.error,
                              "streams": xds.streams, "responses": xds.responses, "rejected": xds.rejected},
@@ -334,6 +339,8 @@ class Agent:
         """Raises ConnectionError while the keeper is away."""
         if self._link is None:
             raise ConnectionError(f"the keeper is away: {self._keeper_error}")
+        if self._link.hung:
+            raise ConnectionError(f"the keeper has not answered for {self._link.silent:.0f} s")
         seccomp = self._data_path.seccomp()
         return [worker | {"seccomp": seccomp.get(worker["index"], "unknown")} for worker in await self._link.workers()]
 
@@ -367,6 +374,10 @@ class Agent:
         self.stop()
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _keeper_silent(self) -> float | None:
+        link = self._link
+        return link.silent if link is not None else None
 
     def _pids(self) -> Mapping[str, int]:
         """Called from the thread that renders metrics."""

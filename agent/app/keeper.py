@@ -1,7 +1,10 @@
 """One connection to a keeper in the terms of the agent's other rooms."""
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,12 @@ from typing import Any
 from agent.app.commit import Refused
 from agent.app.pods import Attached
 from agent.dataplane import blobs
-from agent.dataplane.client import KeeperClient, KeeperRefused, connect
+from agent.dataplane.client import KeeperAway, KeeperClient, KeeperRefused, connect
 from agent.dataplane.protocol import Hello, Miss, WorkerChange, WorkerState
 from agent.dataplane.readers import Readers
 
+PULSE_SECONDS = 1.0  # between two questions to the keeper; each is one small datagram each way
+HUNG_SECONDS = 3.0  # without an answer, and readiness says so: the keeper answers in under a millisecond, a commit takes it some ten
 GONE = frozenset({WorkerState.DIED, WorkerState.DOWN})  # REPLACED names the new one
 
 
@@ -27,6 +32,7 @@ class KeeperLink:
 
     def __init__(self, client: KeeperClient) -> None:
         self._client = client
+        self._heard = time.monotonic()
         self.worker_pids: dict[int, int] = {}
 
     @property
@@ -68,6 +74,23 @@ class KeeperLink:
         self.worker_pids = {one.index: one.pid for one in found if one.pid}
         return [{"index": one.index, "pid": one.pid, "state": one.state.name.lower(), "restarts": one.restarts,
                  "pods": one.pods} for one in found]
+
+    @property
+    def silent(self) -> float:
+        """Seconds since the keeper answered last; under two while it lives, since `pulse` asks."""
+        return time.monotonic() - self._heard
+
+    @property
+    def hung(self) -> bool:
+        return self.silent > HUNG_SECONDS
+
+    async def pulse(self) -> None:
+        """Ask for a sign of life each second, for as long as the connection is open. One that does not answer is asked on."""
+        while True:
+            with suppress(KeeperAway):  # gone: `listen` ends too, and says why
+                await self.workers()
+                self._heard = time.monotonic()
+            await asyncio.sleep(PULSE_SECONDS)
 
     async def listen(self, miss: Callable[[str], None], worker: Callable[[WorkerChange], None]) -> None:
         """Pass events on until the connection ends, which raises KeeperAway."""

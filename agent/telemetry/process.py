@@ -10,6 +10,25 @@ from prometheus_client.registry import Collector
 LABELS = ("role", "pid")
 
 
+class KeeperCollector(Collector):
+    """`silent`: seconds since the keeper's last answer (it is asked each second), None while there is no connection to it."""
+
+    def __init__(self, silent: Callable[[], float | None]) -> None:
+        self._silent = silent
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        seconds = self._silent()
+        connected = GaugeMetricFamily("narrows_keeper_connected", "1: the agent has a connection to its keeper")
+        connected.add_metric((), float(seconds is not None))
+        silent = GaugeMetricFamily("narrows_keeper_silent_seconds", "Since the keeper's last answer; it is asked each second")
+        if seconds is not None:
+            silent.add_metric((), seconds)
+        return (connected, silent)
+
+
 class ProcessCollector(Collector):
     """`pids` tells the process ids by role (`agent`, `keeper`, `worker-0`, ...) at scrape time; a dead one is left out."""
 

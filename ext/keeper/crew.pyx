@@ -213,18 +213,25 @@ class Crew:
         close_all(fds)                              # none are taken from a worker
         fields = Fields(payload, f"message {kind} of worker {slot.index}")
         if kind == MSG_NEED_SOCKETS:
-            self._make_sockets(slot, sequence, fields.u32(), fields.u8(), fields.u16())
+            handle, family, count = fields.u32(), fields.u8(), fields.u16()
+            fields.end()
+            self._make_sockets(slot, sequence, handle, family, count)
         elif kind == MSG_MISS:
-            self._tell_miss(fields.text(MISS_KEY_BYTES))
-        elif kind == MSG_APPLIED:
-            self._answered(slot, sequence, fields.u64(), None)
-        elif kind == MSG_FAILED:
-            self._answered(slot, sequence, fields.u64(), fields.text(TEXT_BYTES))
+            key = fields.text(MISS_KEY_BYTES)
+            fields.end()
+            self._tell_miss(key)
+        elif kind in (MSG_APPLIED, MSG_FAILED):
+            txn_id = fields.u64()
+            failure = fields.text(TEXT_BYTES) if kind == MSG_FAILED else None
+            fields.end()
+            self._answered(slot, sequence, txn_id, failure)
         elif kind == MSG_READY:
+            fields.u64()
+            fields.end()
             if slot.state == STARTED:
                 self._ready(slot)
         elif kind == MSG_DRAINED:
-            pass                                    # it ends now, and that is what counts
+            fields.end()                            # it ends now, and that is what counts
         else:
             raise Malformed(f"message type {kind}")
 
@@ -273,16 +280,19 @@ class Crew:
             raise Malformed(f"sockets of family {family}")
         if slot.link.waiting > 16:
             return                                  # it does not read those it asked for before
+        count = slot.allowed(min(count, SOCKETS_MAX))
         if pod is None or handle not in slot.served:
-            short = "the pod is not served by this worker"
+            pass                                    # it may have been deleted on the way; the answer is none
+        elif count == 0:
+            short = "it asks for more than it may have in a second"
         else:
             try:
-                made, short = sockets_in(self._home, pod.netns, family, min(count, SOCKETS_MAX))
+                made, short = sockets_in(self._home, pod.netns, family, count)
             except PodError as error:
                 short = str(error)
-            if short:
-                log("warning", f"worker {slot.index} gets {len(made)} of {count} sockets for pod {pod.uid}: {short}",
-                    worker=slot.index, pod=pod.uid)
+        if short and slot.may_complain():
+            log("warning", f"worker {slot.index} gets {len(made)} of {count} sockets for pod {pod.uid}: {short}",
+                worker=slot.index, pod=pod.uid)
         try:
             self._send(slot, MSG_SOCKETS, sequence, U32.pack(handle) + bytes((family,)), tuple(made))
         finally:

@@ -29,6 +29,7 @@ PASSED = ("PATH", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD")      # of the environ
 
 cdef enum:
     QUEUE = 1024            # messages that a worker has not read; then it is hung
+    SOCKETS_A_SECOND = 30000    # for one worker; it makes at most some 20,000 connections a second
     ABOVE = 10              # our descriptors stay above those that a worker finds
 
 
@@ -41,6 +42,7 @@ class Slot:
         self.log = shared(b"narrows-log", shm.log_bytes(), shm.format_log)
         self._header = mmap.mmap(self.stats, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
         self.refused = 0            # system calls refused until now
+        self._sockets, self._asked, self._complained = 0.0, 0.0, 0.0
         self.state = DOWN
         self.pid = 0
         self.pidfd = -1
@@ -99,6 +101,23 @@ class Slot:
             return None
         self.refused = calls
         return syscall_told(self.word("refused_call"))
+
+    def allowed(self, int wanted) -> int:
+        """Of so many sockets, how many it may have now: SOCKETS_A_SECOND, saved up for a second at most."""
+        cdef double now = time.monotonic()
+        self._sockets = min(self._sockets + (now - self._asked) * SOCKETS_A_SECOND, float(SOCKETS_A_SECOND))
+        self._asked = now
+        cdef int given = min(wanted, <int>(<double>self._sockets))
+        self._sockets -= given
+        return given
+
+    def may_complain(self) -> bool:
+        """Once a second: whoever fails for each message must not fill the log."""
+        cdef double now = time.monotonic()
+        if now - self._complained < 1.0:
+            return False
+        self._complained = now
+        return True
 
     def heartbeat_age(self) -> float:
         """Seconds since its loop turned; since the start for one that has not yet."""

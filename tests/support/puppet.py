@@ -6,6 +6,9 @@ It speaks the worker's end of ext/core/protocol.pxd on descriptor 3. A transacti
     silence      not answer at all            crash               end with status 3
     greedy       ask for sockets of a pod that it does not have, and of an unknown family
 
+    noise            say random things with random descriptors for ever (`-only-INDEX` works for these two as well)
+    flood            send MISS and NEED_SOCKETS of its pods as fast as the keeper takes them
+
 Of a captured connection it reads nothing; it writes `INDEX PID` and closes. Sockets that it gets it keeps.
 """
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import random
 import select
 import socket
 import struct
@@ -20,7 +24,39 @@ import sys
 import time
 
 HEAD = struct.Struct("<HHI")
-COMMIT, READY, APPLIED, FAILED, ATTACH, DETACH, SOCKETS, NEED, DRAINED, DRAIN = 7, 64, 65, 66, 67, 68, 69, 70, 71, 10
+COMMIT, READY, APPLIED, FAILED, ATTACH, DETACH, SOCKETS, NEED, DRAINED, DRAIN, MISS = 7, 64, 65, 66, 67, 68, 69, 70, 71, 10, 32
+
+
+def noise(control: socket.socket, header: mmap.mmap) -> None:
+    dice = random.Random()
+    fds = [os.open("/dev/null", os.O_RDWR), *os.pipe(), os.memfd_create("noise")]
+    while True:
+        struct.pack_into("<Q", header, 16, time.monotonic_ns())
+        kind = dice.choice((READY, APPLIED, FAILED, NEED, MISS, DRAINED, COMMIT, dice.randrange(1 << 16)))
+        body = dice.choice((b"", dice.randbytes(7), dice.randbytes(8), struct.pack("<IBH", dice.randrange(4), 4, 65535),
+                            struct.pack("<I", 4) + b"a|b:", dice.randbytes(dice.randrange(3000))))
+        given = dice.choices(fds, k=dice.choice((0, 0, 1, 5)))
+        version = dice.choice((1,) * 30 + (0,))
+        control.sendmsg([HEAD.pack(kind, version, dice.randrange(99)) + body],
+                        [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(given)}i", *given))] if given else [])
+
+
+def flood(control: socket.socket, header: mmap.mmap) -> None:
+    while True:
+        struct.pack_into("<Q", header, 16, time.monotonic_ns())
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data, fds, _, _ = socket.recv_fds(control, 65536, 253, socket.MSG_DONTWAIT)
+                for fd in fds:
+                    os.close(fd)
+                if not data:
+                    os._exit(0)
+                kind, _, sequence = HEAD.unpack_from(data)
+                if kind == COMMIT:
+                    control.send(HEAD.pack(APPLIED, 1, sequence) + bytes(8))
+        for _ in range(20):
+            control.send(HEAD.pack(NEED, 1, 0) + struct.pack("<IBH", 1, 4, 65535))
+            control.send(HEAD.pack(MISS, 1, 0) + struct.pack("<I", 12) + b"ns=x|host:80")
 
 
 def main() -> None:
@@ -60,6 +96,13 @@ def main() -> None:
                     os._exit(3)
                 if b"silence" in words:
                     continue
+                only_me = b"-only-%d " % index
+                for way in (noise, flood):
+                    if way.__name__.encode() + only_me in words:
+                        send(APPLIED, sequence, txn_id)
+                        if not ready:
+                            send(READY, 0, txn_id)
+                        way(control, header)
                 if b"greedy" in words:
                     send(NEED, 0, struct.pack("<IBH", 4711, 4, 65535))
                 only = b"poison-only-%d" % index

@@ -1,17 +1,20 @@
 """The agent with a real keeper, control plane and pods: what survives the death of whom."""
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
+import subprocess
 import time
 
 import pytest
 
 from agent import netlink
+from agent.app.keeper import HUNG_SECONDS, PULSE_SECONDS
 from agent.app.pods import WATCH_SECONDS
 from agent.cli.main import CommandError
-from tests.netns.agent.conftest import PORT, VIRTUAL, Instance
+from tests.netns.agent.conftest import NARROWS, PORT, VIRTUAL, Instance
 from tests.support.logs import whole_lines
 from tests.support.wait import until
 
@@ -259,3 +262,25 @@ def test_a_second_agent_of_the_same_instance_does_not_start(instance: Instance) 
     finally:
         instance.processes["agent"] = first
     assert served(instance)
+
+
+def test_a_keeper_that_hangs_is_told_within_five_seconds_and_everything_serves_on(instance: Instance) -> None:
+    instance.up()
+    assert served(instance)
+    assert instance.metric("narrows_keeper_connected") == 1
+    pid = instance.ask("/server_info")["keeper"]["pid"]
+    began = time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        missing = until(lambda: instance.ask("/ready")["missing"], "readiness tells", timeout=15)
+        took = time.monotonic() - began
+        assert any(f"keeper (pid {pid}) has not answered" in text for text in missing)
+        assert HUNG_SECONDS + PULSE_SECONDS < 5 and took < 10       # the bound itself is arithmetic; the machine may be slow
+        assert instance.metric("narrows_keeper_silent_seconds") > HUNG_SECONDS
+        done = subprocess.run([*NARROWS, "status", "--run-dir", str(instance.run_dir)], capture_output=True, text=True, check=False)
+        assert done.returncode != 0 and "hung" in done.stdout and "has not answered" in done.stderr
+        assert served(instance)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    instance.ready()
+    assert instance.ask("/server_info")["keeper"]["state"] == "connected"
