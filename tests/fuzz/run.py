@@ -24,9 +24,9 @@ BUILD = CACHE / "build"
 CORPUS = HERE / "corpus"
 TOOLS = Path(sys.executable).parent  # meson, ninja, cython
 CLANG = "14"
-ROOMS = ("core", "sys", "wire", "route", "proxy")
+ROOMS = ("core", "wire", "route")
 # harness -> most bytes of an input: beyond, mutations are slow and say nothing new
-HARNESSES = {"http1": 4096, "forward": 2048, "sniff": 1100}
+HARNESSES = {"http1": 4096, "forward": 2048, "sniff": 1100, "tables": 8192}
 AT_ONCE = 2
 # libFuzzer's library comes first: AddressSanitizer has empty ones of the functions by which modules report what they cover
 CHILD = "import sys, importlib; sys.path[:0] = sys.argv[1:3]; importlib.import_module(sys.argv[3]).run(sys.argv[4:])"
