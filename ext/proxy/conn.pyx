@@ -3,15 +3,15 @@ from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from posix.unistd cimport close
 from ext.core.buffer cimport buffer_drop
-from ext.core.loop cimport Source, flow_forget, loop_add, loop_bury, loop_listen, source_close, wall_us
+from ext.core.loop cimport Source, flow_forget, loop_add, loop_again, loop_bury, loop_listen, loop_over, source_close, wall_us
 from ext.core.pipes cimport Pipe, pipe_give, pipe_take
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.account cimport account_end
 from ext.proxy.budget cimport admission, memory_forget
 from ext.proxy.held cimport held_forget
-from ext.proxy.state cimport (C_DEAD, C_LINGER, LINGER_BYTES, LINGER_MS, PAUSED_FULL, POD_PIPES, PORTS, RUNNING, Acceptor, Bulk,
-                              Captured, Conn, Worker)
+from ext.proxy.state cimport (C_DEAD, C_LINGER, LINGER_BYTES, LINGER_MS, PAUSED_FULL, POD_PIPES, PORTS, PUMP_ROUNDS, RUNNING, Acceptor,
+                              Bulk, Captured, Conn, Worker)
 from ext.proxy.stock cimport stock_close, stock_forget
 from ext.proxy.upstream cimport pool_close, upstream_drop
 from ext.route.balance cimport endpoint_end
@@ -160,9 +160,14 @@ cdef void conn_linger(Conn* c) noexcept nogil:
 
 cdef void linger_advance(Conn* c) noexcept nogil:
     """Reads and forgets. `held_bytes` counts; the exchange was accounted before."""
-    cdef char[4096] sink
+    cdef char[16384] sink
     cdef int64_t n
+    cdef int rounds = 0
     while c.source.readable:
+        if rounds >= PUMP_ROUNDS and loop_over(&c.w.loop):
+            loop_again(&c.w.loop, &c.source)
+            return
+        rounds += 1
         n = stream_read(c.source.fd, sink, sizeof(sink))
         if n == -EINTR:
             continue

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bench import report
+from tests.bench import report, starvation
 from tests.bench.cases import CASES, Case, Sample
 from tests.bench.proxies import NAMES, Proxy, start
 from tests.bench.tools import ECHO_PORT, HTTP_PORT, SOURCE_PORT, start_origin
@@ -115,7 +115,7 @@ def wanted(text: str, known: tuple[str, ...], what: str) -> list[str]:
 
 def main() -> int:
     options = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    options.add_argument("--cases", default="", help=f"of {', '.join(CASES)}; default: all")
+    options.add_argument("--cases", default="", help=f"of {', '.join(CASES)}; default: all; or starvation alone")
     options.add_argument("--proxies", default="", help=f"of {', '.join(NAMES)}; default: all")
     options.add_argument("--rounds", type=int, default=0, help="default: the case's, 5 or 7")
     options.add_argument("--seconds", type=float, default=0, help="of load in each turn; default: the case's, 2 or 4")
@@ -125,6 +125,8 @@ def main() -> int:
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         os.sched_setaffinity(0, {LOAD_CORE})
+        if given.cases == "starvation":  # two pods of one worker instead of one pod and many proxies
+            return starvation.main(given.rounds or 3, given.seconds or 2.0)
         cases = [CASES[name] for name in wanted(given.cases, tuple(CASES), "case")]
         with foremost():
             samples = run(cases, wanted(given.proxies, NAMES, "proxy"), given.rounds, given.seconds)

@@ -1,0 +1,168 @@
+"""How much slower a pod gets while another pod of the same worker attacks: `make bench CASES=starvation`.
+
+Two captured pods, one worker on one core. The victim asks at a fixed rate (open loop); its p99 alone, right before each attack, is
+compared with that under the attack, which has run for a second by then; the median of the rounds' ratios is to be at most 2.
+The attacker runs on the load core at the lowest priority, so that what it costs there (which is no part of the claim) is hardly
+charged to the victim; for certain under `chrt -r 1`, which the victim's load inherits and the attacker does not. A request
+of the victim that fails ends the run.
+"""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+from agent import netlink
+from agent.dataplane import blobs
+from agent.dataplane.client import connect
+from tests.bench.cases import request
+from tests.bench.proxies import SCOPE, entries
+from tests.bench.tools import HTTP_PORT, load, start_origin
+from tests.bench.topology import CAPTURED_PORT, LOAD_CORE, PROXY_CORE, VIP, BenchError, Site, Topology, family, pin, wait_listening
+from tests.support.keeper import Keeper
+from tests.support.wait import until
+
+RATE, CONNECTIONS = 1_000, 16  # of the victim: far below what a worker can do
+AT_MOST = 2.0
+# Runs until it is killed; says READY when the attack is under way.
+ATTACKER = """
+import select, socket, sys, time
+how, host, port, many = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+HEAD = f"GET /64k HTTP/1.1\\r\\nHost: {sys.argv[5]}\\r\\n\\r\\n".encode()
+SMALL = HEAD.replace(b"/64k", b"/1k")
+def dial():
+    one = socket.socket()
+    if how == "unread": one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    one.setblocking(False); one.connect_ex((host, port))
+    return one
+say = {"slowhead": SMALL[:-2], "slowbody": SMALL.replace(b"GET", b"POST")[:-2] + b"Content-Length: 9\\r\\n\\r\\n1", "unread": HEAD * 20,
+       "pipeline": SMALL * 200, "busy": SMALL, "bighead": SMALL[:-2] + b"X-Long: " + b"a" * (1 << 20), "flood": b""}[how]
+poll, all_, told = select.epoll(), {}, False
+while True:
+    while len(all_) < many:
+        one = dial(); all_[one.fileno()] = one
+        poll.register(one, select.EPOLLOUT | select.EPOLLIN | select.EPOLLET)
+        if len(all_) % 100 == 0: break
+    if len(all_) >= many and not told:
+        told = True; print("READY", flush=True)
+    for fd, what in poll.poll(0.01 if len(all_) >= many else 0):
+        one = all_[fd]
+        try:
+            if what & (select.EPOLLERR | select.EPOLLHUP): raise OSError
+            if how == "flood":
+                if what & select.EPOLLOUT: raise OSError
+                continue
+            if what & select.EPOLLIN and how in ("busy", "pipeline", "bighead"):
+                if not one.recv(1 << 20): raise OSError
+                one.send(say)
+            elif what & select.EPOLLOUT: one.send(say)
+        except BlockingIOError: pass
+        except OSError:
+            del all_[fd]; one.close()
+"""
+ATTACKS = {  # name: what it does, connections
+    "busy": ("keep-alive requests on 5,000 connections", 5_000),
+    "pipeline": ("200 requests at once on 64 connections", 64),
+    "flood": ("connects and closes", 64),
+    "unread": ("20 x 64 KiB asked for, nothing read, 1,000 connections", 1_000),
+    "slowhead": ("heads that do not end, 4,000 connections", 4_000),
+    "slowbody": ("bodies that do not come, 4,000 connections", 4_000),
+    "bighead": ("heads of 1 MiB, 64 connections", 64),
+}
+
+
+async def configure(keeper: Keeper, victim: Site, attacker: Site) -> None:
+    client = await connect(keeper.path)
+    try:
+        await client.commit([*entries("http", victim, HTTP_PORT),
+                             blobs.put_pod("pod-attacker", 2, "w-client", SCOPE, (ip_address(attacker.netns.ip),))])
+        for handle, uid, site in ((1, "pod-client", victim), (2, "pod-attacker", attacker)):
+            fd = netlink.open_namespace(site.netns.path)
+            try:
+                await client.add_pod(handle, uid, (4,), fd)
+            finally:
+                os.close(fd)
+    finally:
+        await client.close()
+
+
+@contextlib.contextmanager
+def under(attack: str, site: Site) -> Iterator[None]:
+    """The attack is under way inside the block."""
+    argv = ("taskset", "-c", str(LOAD_CORE), "chrt", "-o", "0", "nice", "-n", "19", sys.executable, "-I", "-c", ATTACKER,
+            attack, VIP, str(HTTP_PORT), str(ATTACKS[attack][1]), VIP)
+    process = site.netns.start(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        if process.stdout.readline() != "READY\n":
+            raise BenchError(f"the attacker ({attack}) ended with {process.wait(5)}")
+        time.sleep(1.0)  # a part of the measurement: the attack is to have reached its bound
+        yield
+    finally:
+        process.kill()
+        process.wait(5)
+
+
+def p99(site: Site, seconds: float) -> float:
+    return load(site, HTTP_PORT, seconds, do="exchange", connections=CONNECTIONS, rate=RATE, request=request("/1k"))["p99_us"]
+
+
+def run(names: list[str], rounds: int, seconds: float) -> dict[str, list[tuple[float, float]]]:
+    """By attack: (p99 alone, p99 under attack) of each round, in us."""
+    folder = Path(tempfile.mkdtemp(prefix="narrows-starvation-", dir="/dev/shm"))
+    topology = Topology()
+    keeper = None
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    try:
+        start_origin(topology.origin, folder / "origin.out")
+        victim, attacker = (topology.site(label, captured=True) for label in ("victim", "attacker"))
+        keeper = Keeper(folder / "run", "--workers", "1").wait()
+        until(lambda: "is ready" in keeper.text, "the worker is ready", timeout=15)
+        asyncio.run(configure(keeper, victim, attacker))
+        wait_listening(victim.netns, CAPTURED_PORT, None, keeper.log)
+        pin(family(keeper.pid), PROXY_CORE)
+        for pid in family(keeper.pid):  # the kernel takes 50 ms of each second from a busy real-time process
+            os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
+            os.setpriority(os.PRIO_PROCESS, pid, -20)
+        p99(victim, 1.0)
+        for number in range(rounds):
+            for name in names:
+                alone = p99(victim, seconds)
+                with under(name, attacker):
+                    found[name].append((alone, p99(victim, seconds)))
+            print(f"starvation: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    finally:
+        if keeper is not None:
+            keeper.stop()
+        topology.close()
+        shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def table(found: dict[str, list[tuple[float, float]]]) -> str:
+    lines = ["| attack | p99 alone, us | under attack, us | ratio (at most 2) |", "|---|---|---|---|"]
+    for name, rounds in found.items():
+        ratios = [after / before for before, after in rounds]
+        ratio = statistics.median(ratios)
+        alone, attacked = (statistics.median(side) for side in zip(*rounds, strict=True))
+        verdict = f"{ratio:.2f} ({min(ratios):.2f}-{max(ratios):.2f}){'' if ratio <= AT_MOST else ' missed'}"
+        lines.append(f"| {ATTACKS[name][0]} | {alone:,.0f} | {attacked:,.0f} | {verdict} |")
+    return "\n".join(lines)
+
+
+def main(rounds: int = 3, seconds: float = 2.0) -> int:
+    print(table(run(list(ATTACKS), rounds, seconds)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
