@@ -95,9 +95,9 @@ class Choice:
 
 
 @pytest.fixture(params=["iptables", "nftables"])
-def choice(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Choice]:
+def choice(request: pytest.FixtureRequest, servers: Lab, nft_only: Lab, tmp_path: Path) -> Iterator[Choice]:
     """On nodes of both kinds; the second ones have no legacy tables."""
-    this = Choice(request.getfixturevalue({"iptables": "servers", "nftables": "nft_only"}[request.param]), tmp_path)
+    this = Choice({"iptables": servers, "nftables": nft_only}[request.param], tmp_path)
     assert this.lab.pod("caller")["method"] == request.param
     yield this
     this.reset()
