@@ -15,13 +15,14 @@ AGENT: dict[str, set[str]] = {
     "xds": BELOW,
     "state": BELOW,
     "workloads": BELOW,
+    "identity": BELOW,
     "capture": BELOW,
     "telemetry": BELOW,
     "dataplane": BELOW,
     "admin": BELOW,
     "lab": BELOW,
     # the composition root, and the front doors for people
-    "app": {"model", "netlink", "xds", "state", "workloads", "capture", "telemetry", "dataplane", "admin"},
+    "app": {"model", "netlink", "xds", "state", "workloads", "identity", "capture", "telemetry", "dataplane", "admin"},
     "cli": {"model", "netlink", "capture", "app"},
 }
 CONTROLPLANE: dict[str, set[str]] = {
@@ -29,17 +30,19 @@ CONTROLPLANE: dict[str, set[str]] = {
     "sources": {"model"},
     "translate": {"model"},
     "server": {"model", "translate"},
+    "ca": {"model"},
     # the composition root and its front door
-    "app": {"model", "sources", "translate", "server"},
-    "cli": {"model", "sources", "translate", "server", "app"},
+    "app": {"model", "sources", "translate", "server", "ca"},
+    "cli": {"model", "sources", "translate", "server", "ca", "app"},
 }
 EXT: dict[str, set[str]] = {
     "sys": set(),
     "core": {"sys"},
     "wire": {"sys", "core"},
     "route": {"sys", "core", "wire"},
-    "proxy": {"sys", "core", "wire", "route"},
-    "keeper": {"sys", "core", "wire", "route"},
+    "tunnel": {"sys", "core", "wire"},
+    "proxy": {"sys", "core", "wire", "route", "tunnel"},
+    "keeper": {"sys", "core", "wire", "route", "tunnel"},
 }
 # top-level packages of ours that a top-level package may import; `ext` only through agent.dataplane, see below
 TOP = {"agent": {"agent", "protos", "ext"}, "controlplane": {"controlplane", "protos"}, "protos": {"protos"},
