@@ -33,6 +33,7 @@ from agent.app.mesh import Mesh
 from agent.app.observe import DataPath
 from agent.app.pods import Pods
 from agent.app.resync import difference, inherit, settle_inheritance
+from agent.app.tracking import Tracking
 from agent.capture.reconcile import Reconciler
 from agent.dataplane import blobs
 from agent.dataplane.protocol import WorkerChange, WorkerState
@@ -40,7 +41,7 @@ from agent.dataplane.readers import DURATION_BOUNDS_MS, SIZE_BOUNDS
 from agent.model.settings import ProxySettings
 from agent.state.store import Store
 from agent.telemetry.accesslog import AccessLog
-from agent.telemetry.capture import CaptureCollector
+from agent.telemetry.capture import CaptureCollector, ConntrackCollector
 from agent.telemetry.collector import DataPathCollector
 from agent.telemetry.process import KeeperCollector, ProcessCollector
 from agent.telemetry.server import Ports
@@ -90,6 +91,7 @@ class Agent:
         self._pods = Pods(node=options.node, cluster=options.cluster, instance=instance, store=self._store,
                           committer=self._committer, events=self._events, decide=enrol,
                           reconciler=Reconciler(instance, backend=options.capture))
+        self._tracking = Tracking(self._events, self._pods.captured)
         self._access_log = (AccessLog(str(options.run_dir / "access.log"), options.access_log)
                             if options.access_log != "off" else None)
         self._data_path = DataPath(self._store, self._access_log)
@@ -109,6 +111,7 @@ class Agent:
         registry.register(ProcessCollector(self._pids))
         registry.register(KeeperCollector(self._keeper_silent))
         registry.register(CaptureCollector(self._pods.figures))
+        registry.register(ConntrackCollector(self._tracking.figures))
         async with AsyncExitStack() as stack:
             ports = Ports(registry, lambda: "; ".join(self.readiness()))
             await ports.start(options.metrics_address, options.metrics_port, options.readiness_port)
@@ -123,6 +126,7 @@ class Agent:
                 ("keeper", self._follow_keeper()),
                 ("pods", self._follow_pods()),
                 ("watch", self._pods.watch()),
+                ("conntrack", self._tracking.watch()),
                 ("access-log", self._data_path.drain()),
                 ("use", self._data_path.watch_use(self._mesh.used, self._sweep)),
             )]

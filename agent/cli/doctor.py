@@ -27,7 +27,8 @@ KERNEL = (5, 10)  # Debian 11's: cgroup v2 hooks, pidfd, memfd seals; what we ru
 PYTHON = (3, 11)
 SOMAXCONN = 1024  # the backlog in which connections wait while a worker is replaced
 NOFILE = 65_536  # connections of a worker, twice
-CONNTRACK = 65_536  # each redirected connection has an entry
+CONNTRACK = 65_536  # a captured connection has an entry per hop
+CONNTRACK_FULL = 0.9  # of the limit
 BPF_SECONDS = 60.0  # clang on a slow machine
 TOOL_SECONDS = 10.0
 
@@ -160,15 +161,36 @@ def ipv6() -> Check:
     return Check("IPv6", "warn", "not available", "pods have IPv4 alone", "boot without ipv6.disable=1 if you need it")
 
 
-def conntrack() -> Check:
+def conntrack() -> Iterator[Check]:
+    """The limit, and how near to it the tables of this machine are: each namespace has one of its own."""
     limit = number("/proc/sys/net/netfilter/nf_conntrack_max")
     if limit is None:
-        return Check("conntrack", "warn", "not loaded yet", "it is loaded with the first redirect; its limit is unknown",
-                     "modprobe nf_conntrack")
+        yield Check("conntrack", "warn", "not loaded yet", "it is loaded with the first redirect; its limit is unknown",
+                    "modprobe nf_conntrack")
+        return
     if limit >= CONNTRACK:
-        return good("conntrack", f"nf_conntrack_max {limit}")
-    return Check("conntrack", "warn", f"nf_conntrack_max {limit}", "each captured connection takes an entry; above the "
-                 "limit new ones are dropped", f"sysctl -w net.netfilter.nf_conntrack_max={CONNTRACK}")
+        yield good("conntrack", f"nf_conntrack_max {limit}")
+    else:
+        yield Check("conntrack", "warn", f"nf_conntrack_max {limit}", "each captured connection takes two entries; above the "
+                    "limit new ones are dropped", f"sysctl -w net.netfilter.nf_conntrack_max={CONNTRACK}")
+    from agent import netlink
+    from agent.netlink import conntrack as kernel_table
+
+    paths = ["/proc/self/ns/net", *(str(netlink.NAMESPACES / name) for name in netlink.list_namespaces())]
+    found = kernel_table.tables(paths)
+    if not found:
+        yield Check("conntrack use", "warn", "cannot be read", "a full table would not be seen",
+                    "run this as root; modprobe nf_conntrack_netlink")
+        return
+    path = max(found, key=lambda path: found[path].entries)
+    table = found[path]
+    said = f"{table.entries} of {table.limit} in the fullest of {len(found)} namespaces, {path}"
+    if table.used < CONNTRACK_FULL:
+        yield good("conntrack use", said)
+    else:
+        yield Check("conntrack use", "warn", f"{said}; {table.dropped} packets dropped", "new connections of that namespace time out when "
+                    "the table is full; none passes by the proxy, and those that live go on", f"nsenter --net={path} conntrack -L shows "
+                    f"who opens so many; sysctl -w net.netfilter.nf_conntrack_max={2 * table.limit}")
 
 
 def backlog() -> Check:

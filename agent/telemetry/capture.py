@@ -1,4 +1,4 @@
-"""What capture does on this node: pods by state, and how often and for how long somebody else's edits had undone it."""
+"""What capture does on this node: pods by state, how often and for how long somebody else's edits had undone it, and conntrack."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
@@ -41,3 +41,36 @@ class CaptureCollector(Collector):
         if figures.backend:
             backend.add_metric((figures.backend,), 1)
         return (pods, repairs, exposed, backend)
+
+
+@dataclass(frozen=True, slots=True)
+class ConntrackFigures:
+    """Of the kernel's tables of tracked connections: the fullest of captured pods and node, and sums since the agent's start."""
+
+    entries: int
+    limit: int
+    dropped: int  # packets
+    evicted: int  # entries
+
+
+class ConntrackCollector(Collector):
+    """`read` is called at scrape time, from the thread that renders."""
+
+    def __init__(self, read: Callable[[], ConntrackFigures]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        figures = self._read()
+        entries = GaugeMetricFamily("narrows_conntrack_entries", "Tracked connections in the fullest table of captured pods and node")
+        entries.add_metric((), figures.entries)
+        limit = GaugeMetricFamily("narrows_conntrack_limit", "nf_conntrack_max, which counts for each namespace")
+        limit.add_metric((), figures.limit)
+        dropped = CounterMetricFamily("narrows_conntrack_dropped_packets", "Packets of new connections that the kernel dropped in captured "
+                                      "pods and node, because no entry could be made: the table is full")
+        dropped.add_metric((), figures.dropped)
+        evicted = CounterMetricFamily("narrows_conntrack_evicted", "Tracked connections that the kernel gave up for new ones")
+        evicted.add_metric((), figures.evicted)
+        return (entries, limit, dropped, evicted)

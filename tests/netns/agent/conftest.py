@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from agent import netlink
 from agent.cli.admin_client import ask
 from agent.cli.main import CommandError
 from tests.support.netns import Namespaces, Netns, Node
@@ -172,6 +174,27 @@ class Instance:
         return sum(float(line.rpartition(" ")[2]) for line in self.metrics()
                    if line.startswith("istio_requests_total{") and f'reporter="{reporter}"' in line
                    and 'destination_service_name="web"' in line)
+
+
+class Connection:
+    """A keep-alive connection of the client pod to the service."""
+
+    def __init__(self, instance: Instance) -> None:
+        def connect() -> socket.socket:
+            return socket.create_connection((VIRTUAL, PORT), timeout=10)
+        self.socket: socket.socket = netlink.in_netns(instance.client.path, connect)
+
+    def get(self) -> bytes:
+        self.socket.sendall(b"GET /live HTTP/1.1\r\nHost: web\r\n\r\n")
+        data = b""
+        while b"served /live" not in data:
+            more = self.socket.recv(4096)
+            assert more, f"the connection ended after {data!r}"
+            data += more
+        return data
+
+    def close(self) -> None:
+        self.socket.close()
 
 
 @pytest.fixture

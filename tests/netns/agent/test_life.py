@@ -4,17 +4,15 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 
 import pytest
 
-from agent import netlink
 from agent.app.keeper import HUNG_SECONDS, PULSE_SECONDS
 from agent.app.pods import WATCH_SECONDS
 from agent.cli.main import CommandError
-from tests.netns.agent.conftest import NARROWS, PORT, VIRTUAL, Instance
+from tests.netns.agent.conftest import NARROWS, PORT, VIRTUAL, Connection, Instance
 from tests.support.logs import whole_lines
 from tests.support.wait import until
 
@@ -23,27 +21,6 @@ pytestmark = pytest.mark.netns
 
 def served(instance: Instance) -> bool:
     return instance.get() == f"served / to {instance.client.ip} 200"
-
-
-class Connection:
-    """A keep-alive connection of the client pod to the service."""
-
-    def __init__(self, instance: Instance) -> None:
-        def connect() -> socket.socket:
-            return socket.create_connection((VIRTUAL, PORT), timeout=10)
-        self.socket: socket.socket = netlink.in_netns(instance.client.path, connect)
-
-    def get(self) -> bytes:
-        self.socket.sendall(b"GET /live HTTP/1.1\r\nHost: web\r\n\r\n")
-        data = b""
-        while b"served /live" not in data:
-            more = self.socket.recv(4096)
-            assert more, f"the connection ended after {data!r}"
-            data += more
-        return data
-
-    def close(self) -> None:
-        self.socket.close()
 
 
 def test_one_request_end_to_end_is_routed_and_counted_on_both_sides(instance: Instance) -> None:

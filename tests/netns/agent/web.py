@@ -1,13 +1,20 @@
-"""Answers `served <path> by <own port>`; `/slow` sends a line, waits for a byte of the client's connection to close."""
+"""Answers `served <path> to <client>`; `/hold` only once somebody asks for `/go`."""
 from __future__ import annotations
 
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+go = threading.Event()
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.path == "/hold":
+            go.wait(60)
+        elif self.path == "/go":
+            go.set()
         body = f"served {self.path} to {self.client_address[0]}".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
