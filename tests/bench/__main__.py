@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bench import report, starvation
+from tests.bench import pairs, report, starvation
 from tests.bench.cases import CASES, Case, Sample
 from tests.bench.proxies import NAMES, Proxy, start
 from tests.bench.tools import ECHO_PORT, HTTP_PORT, SOURCE_PORT, start_origin
@@ -45,13 +45,19 @@ class Ground:
     def __init__(self, topology: Topology, folder: Path) -> None:
         self.topology, self.folder = topology, folder
         self.sites: dict[tuple[str, str, int], Site] = {}
+        self.servers: dict[tuple[str, str, int], Site] = {}
         self.ready: dict[tuple[str, str, int], Proxy] = {}
 
     def proxy(self, name: str, case: Case) -> Proxy:
         key = (name, case.mode, case.port)
-        if key not in self.sites:
-            self.sites[key] = self.topology.site(f"{name}-{case.mode}-{case.port}", captured=name != "direct")
-        if key not in self.ready:
+        label = f"{name}-{case.mode}-{case.port}"
+        if key not in self.sites and case.pair:
+            self.sites[key], self.servers[key] = pairs.sites(self.topology, label, self.folder)
+        elif key not in self.sites:
+            self.sites[key] = self.topology.site(label, captured=name != "direct")
+        if key not in self.ready and case.pair:
+            self.ready[key] = pairs.start(name, self.sites[key], self.servers[key], case.port, self.folder)
+        elif key not in self.ready:
             self.ready[key] = start(name, case.mode, self.sites[key], case.port, self.folder)
         return self.ready[key]
 
@@ -116,7 +122,7 @@ def wanted(text: str, known: tuple[str, ...], what: str) -> list[str]:
 def main() -> int:
     options = argparse.ArgumentParser(prog="make bench", description=__doc__)
     options.add_argument("--cases", default="", help=f"of {', '.join(CASES)}; default: all; or starvation alone")
-    options.add_argument("--proxies", default="", help=f"of {', '.join(NAMES)}; default: all")
+    options.add_argument("--proxies", default="", help=f"of {', '.join((*NAMES, *pairs.FILES))}; default: all")
     options.add_argument("--rounds", type=int, default=0, help="default: the case's, 5 or 7")
     options.add_argument("--seconds", type=float, default=0, help="of load in each turn; default: the case's, 2 or 4")
     options.add_argument("--out", type=Path, default=report.ROOT / "build" / "bench.json")
@@ -129,7 +135,7 @@ def main() -> int:
             return starvation.main(given.rounds or 3, given.seconds or 2.0)
         cases = [CASES[name] for name in wanted(given.cases, tuple(CASES), "case")]
         with foremost():
-            samples = run(cases, wanted(given.proxies, NAMES, "proxy"), given.rounds, given.seconds)
+            samples = run(cases, wanted(given.proxies, (*NAMES, *pairs.FILES), "proxy"), given.rounds, given.seconds)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

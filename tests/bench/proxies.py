@@ -53,9 +53,11 @@ class Proxy:
     port: int  # of the origin
     main: int  # 0: none
     stop: Callable[[], None]
+    other: int = 0  # of a pair: the destination's
+    home: Path = PEERS  # of a pair: where its certificates are
 
     def pids(self) -> list[int]:
-        return family(self.main) if self.main else []
+        return [pid for main in (self.other, self.main) if main for pid in family(main)]
 
     def worker(self) -> int:
         """The process that carries the bytes."""

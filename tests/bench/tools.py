@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,47 @@ class Held:
     def close(self) -> None:
         self.process.kill()
         self.process.wait(10)
+
+
+@contextmanager
+def load_beside(site: Site, port: int, **what: Any) -> Iterator[None]:
+    """The load runs for as long as the block does (and a minute at most)."""
+    process = site.netns.start(*command("load"), _asked(site, port, seconds=60.0, **what), stdin=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL)
+    try:
+        yield
+        if process.poll() is not None:
+            raise BenchError(f"{site.netns.name}: the load beside ended with {process.returncode}")
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+SHAKER = """
+import socket, ssl, sys, time
+home, host, port, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname = False
+context.minimum_version = ssl.TLSVersion.TLSv1_3
+context.set_alpn_protocols(["h2"])
+context.load_cert_chain(home + "/client.pem", home + "/client.key")
+context.load_verify_locations(home + "/root.pem")
+made, end = 0, time.monotonic() + seconds
+while time.monotonic() < end:
+    raw = socket.create_connection((host, port), timeout=5)
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with context.wrap_socket(raw) as one:
+        one.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+        one.recv(1)     # the server's settings: it took our certificate
+    made += 1
+print(made)
+"""
+
+
+def shake(site: Site, home: Path, seconds: float) -> int:
+    """Full handshakes with the destination's HBONE port, one after another: how many."""
+    argv = ("taskset", "-c", str(LOAD_CORE), sys.executable, "-I", "-c", SHAKER, str(home), site.address, "15008", str(seconds))
+    return int(site.netns.run(*argv, timeout=seconds + 30).stdout)
 
 
 def _asked(site: Site, port: int, **what: Any) -> str:

@@ -74,12 +74,24 @@ class Topology:
         self._sites = 0
 
     def site(self, label: str, *, captured: bool) -> Site:
+        return self._join(label, self.origin, "10.60", captured=captured)
+
+    def pair(self, label: str) -> tuple[Site, Site]:
+        """A captured client, and a server namespace of its own (its Site: what is local to it)."""
+        server = self.namespaces.make(f"{label}-server")
+        settle(server.path, SYSCTLS)
+        netlink.set_link(server.path, "lo", up=True)
+        site = self._join(label, server, "10.61", captured=True)
+        server.ip = site.address
+        return site, Site(server, site.address, captured=False)
+
+    def _join(self, label: str, server: Netns, prefix: str, *, captured: bool) -> Site:
         self._sites += 1
         number = self._sites
         netns = self.namespaces.make(label)
-        netlink.add_veth(netns.path, "eth0", f"s{number}", self.origin.path)
-        netns.ip, address = f"10.60.{number}.2", f"10.60.{number}.1"
-        for path, link, own in ((netns.path, "eth0", netns.ip), (self.origin.path, f"s{number}", address)):
+        netlink.add_veth(netns.path, "eth0", f"s{number}", server.path)
+        netns.ip, address = f"{prefix}.{number}.2", f"{prefix}.{number}.1"
+        for path, link, own in ((netns.path, "eth0", netns.ip), (server.path, f"s{number}", address)):
             netlink.set_link(path, link, up=True)
             netlink.add_address(path, link, f"{own}/24")
         netlink.set_link(netns.path, "lo", up=True)
@@ -88,7 +100,7 @@ class Topology:
         netlink.add_route(netns.path, "0.0.0.0/0", gateway=address)
         settle(netns.path, SYSCTLS)
         if captured:
-            settings = CaptureSettings(exclude_outbound_ranges=(ip_network(f"10.60.{number}.0/24"),))
+            settings = CaptureSettings(exclude_outbound_ranges=(ip_network(f"{prefix}.{number}.0/24"),))
             asyncio.run(Reconciler(f"bench{os.getpid()}").apply(netns.path, plan(settings, (4,), f"bench{os.getpid()}")))
             settle(netns.path, CONNTRACK)
         return Site(netns, address, captured)
