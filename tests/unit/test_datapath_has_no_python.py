@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ROOMS = ("core", "wire", "route", "proxy")
+ROOMS = ("core", "wire", "route", "tunnel", "proxy")
 FUNCTION = re.compile(r"^[0-9a-f]+ <([^>]+)>:$")
 CALL = re.compile(r"\b(?:call|jmp)\s+[0-9a-f]+ <(_?Py\w+|__Pyx_\w+)(?:@plt)?[^>]*>")
 
