@@ -13,6 +13,7 @@ import click
 @click.option("--node", required=True, help="Name of this node.")
 @click.option("--xds", required=True, metavar="unix:PATH|HOST:PORT", help="Where the control plane serves ADS.")
 @click.option("--cluster-id", "cluster", default="Kubernetes", show_default=True, help="Part of every workload's uid.")
+@click.option("--trust-domain", default="cluster.local", show_default=True, help="Of the identities of this node's pods.")
 @click.option("--metrics-address", help="Address for metrics and readiness (default: all).")
 @click.option("--metrics-port", type=click.IntRange(1, 65535), default=15020, show_default=True)
 @click.option("--readiness-port", type=click.IntRange(1, 65535), default=15021, show_default=True)

@@ -64,6 +64,7 @@ class Options:
     node: str
     xds: str
     cluster: str = "Kubernetes"
+    trust_domain: str = "cluster.local"
     metrics_address: str | None = None
     metrics_port: int = 15020
     readiness_port: int = 15021
@@ -88,8 +89,8 @@ class Agent:
         self._xds = Client(options.xds, Node(options.node, options.cluster), self._session, self._mesh.apply,
                            self._acknowledged)
         instance = str(options.run_dir)
-        self._pods = Pods(node=options.node, cluster=options.cluster, instance=instance, store=self._store,
-                          committer=self._committer, events=self._events, decide=enrol,
+        self._pods = Pods(node=options.node, cluster=options.cluster, trust_domain=options.trust_domain, instance=instance,
+                          store=self._store, committer=self._committer, events=self._events, decide=enrol,
                           reconciler=Reconciler(instance, backend=options.capture))
         self._tracking = Tracking(self._events, self._pods.captured)
         self._access_log = (AccessLog(str(options.run_dir / "access.log"), options.access_log)
@@ -361,7 +362,8 @@ class Agent:
                               "state": f"waits for {', '.join(waiting)}" if waiting else "in force"})
         return shape | {
             "listeners": listeners,
-            "config": {"node": self._options.node, "clusterId": self._options.cluster, "xds": self._options.xds,
+            "config": {"node": self._options.node, "clusterId": self._options.cluster,
+                       "trustDomain": self._options.trust_domain, "xds": self._options.xds,
                        "runDir": str(self._options.run_dir)},
             "workloadState": {pod["uid"]: {"state": pod["state"], "info": {"name": pod["name"], "namespace":
                               pod["namespace"]}} for pod in self._pods.shown()},

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from agent.model.routing import Cluster, Destination, HeaderEdit, NamedMatch, Route, StringMatch, WeightedCluster
-from agent.model.workload import Service, Workload
+from agent.model.workload import Service, Tunnel, Workload
 from agent.state.store import Store
 
 Json = dict[str, Any]
@@ -19,7 +19,7 @@ def workload(one: Workload) -> Json:
     return {
         "uid": one.uid,
         "workloadIps": [str(address) for address in one.addresses],
-        "protocol": "TCP",
+        "protocol": "HBONE" if one.tunnel is Tunnel.HBONE else "TCP",
         "name": one.name,
         "namespace": one.namespace,
         "trustDomain": one.trust_domain,
@@ -33,6 +33,7 @@ def workload(one: Workload) -> Json:
         "clusterId": one.cluster_id,
         "locality": {"region": one.region, "zone": one.zone, "subzone": ""},
         "services": sorted({port.service for port in one.ports}),
+        "authorizationPolicies": list(one.policies),
     }
 
 

@@ -38,8 +38,8 @@ def encode_put(put: Put, service_index: Callable[[str], int]) -> blobs.Put:
             return blobs.put_destination(destination)
         case PutCluster(cluster):
             return blobs.put_cluster(cluster, service_index)
-        case PutPod(uid, handle, workload_uid, scope, addresses):
-            return blobs.put_pod(uid, handle, workload_uid, scope, addresses)
+        case PutPod(uid, handle, workload_uid, scope, addresses, identity):
+            return blobs.put_pod(uid, handle, workload_uid, scope, addresses, identity)
         case PutResource(type_url, name, version, body):
             return blobs.put_resource(type_url, name, version, body)
         case PutNote(name, body):

@@ -27,6 +27,7 @@ from agent.capture import watch
 from agent.capture.plan import INBOUND_PORT, OUTBOUND_PORT, Plan, plan
 from agent.capture.reconcile import Backend, CaptureError, Reconciler
 from agent.model.pod import CaptureSettings, Enrolment, LocalPod
+from agent.model.workload import spiffe
 from agent.state.entries import Table
 from agent.state.store import Store
 from agent.telemetry.capture import CaptureFigures
@@ -118,10 +119,11 @@ class Tracked:
 class Pods:
     """See the head of this file. `follow` takes wishes, `attach` a keeper connection."""
 
-    def __init__(self, *, node: str, cluster: str, instance: str, store: Store, committer: Committer,
+    def __init__(self, *, node: str, cluster: str, trust_domain: str, instance: str, store: Store, committer: Committer,
                  events: Events, decide: Callable[[LocalPod], Enrolment], reconciler: Reconciler) -> None:
         self._node = node
         self._cluster = cluster
+        self._trust_domain = trust_domain
         self._instance = instance
         self._store = store
         self._committer = committer
@@ -373,7 +375,7 @@ class Pods:
     def _know(self, one: Tracked) -> None:
         pod = one.pod
         self._store.put_pod(pod.uid, f"{self._cluster}//Pod/{pod.namespace}/{pod.name}", f"ns={pod.namespace}",
-                            pod.addresses)
+                            pod.addresses, spiffe(self._trust_domain, pod.namespace, pod.service_account or "default"))
 
     async def _leave(self, one: Tracked, reason: str) -> None:
         pod = one.pod

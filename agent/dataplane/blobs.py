@@ -8,7 +8,8 @@ All integers little-endian. `str` is u32 length + bytes, `list` is u32 count + i
 
     SETTINGS      list of u32, in the order of ProxySettings' fields; a decoder keeps its default for what is missing
     WORKLOAD      u32 index, u8 healthy, list addr,
-                  list (u32 service index, u16 service port, u16 target port, u8 protocol)
+                  list (u32 service index, u16 service port, u16 target port, u8 protocol),
+                  u8 tunnel (0 none, 1 HBONE), str identity, list str policies
     SERVICE       u32 index, str hostname, list addr, list (u16 port, u16 target port, u8 protocol)
     DESTINATION   u8 flags (1 http, 2 tcp), if http: list vhost, if tcp: list weighted
       vhost       str name, list str domain, list route
@@ -19,7 +20,7 @@ All integers little-endian. `str` is u32 length + bytes, `list` is u32 count + i
       weighted    str cluster (in the scope of the key), u32 weight, edit request, edit response
       edit        list str remove, list (str, str) set, list (str, str) add
     CLUSTER       u8 balancer, u32 connect timeout ms, u32 service index, list (addr, u16 port, u32 weight, u8 healthy)
-    POD           u32 handle, str workload uid, str scope, list addr
+    POD           u32 handle, str workload uid, str scope, list addr, str identity (empty: none)
     RESOURCE      str version, str serialized Any
     NOTE          as its writer likes
 
@@ -71,6 +72,7 @@ class Kind(IntEnum):
     DESTINATION = 4
     CLUSTER = 5
     POD = 6
+    POLICY = 7
     RESOURCE = 128
     NOTE = 129
 
@@ -213,7 +215,8 @@ def put_workload(index: int, workload: Workload, service_index: ServiceIndex) ->
             _u32(service_index(port.service)) + _port(port.service_port, port.target_port, port.protocol)
             for port in workload.ports
         )
-        return b"".join((_u32(index), _u8(workload.healthy), _addresses(workload.addresses), ports))
+        return b"".join((_u32(index), _u8(workload.healthy), _addresses(workload.addresses), ports, _u8(workload.tunnel),
+                         _str(workload.identity), _list(map(_str, workload.policies))))
 
     return _put(Kind.WORKLOAD, workload.uid, payload)
 
@@ -256,9 +259,11 @@ def put_cluster(cluster: Cluster, service_index: ServiceIndex) -> Put:
     return _put(Kind.CLUSTER, cluster.key, payload)
 
 
-def put_pod(pod_uid: str, handle: int, workload_uid: str, scope: str, addresses: tuple[IPAddress, ...]) -> Put:
-    """`handle` is the number under which keeper and workers know the pod; `workload_uid` is Workload.uid."""
-    return _put(Kind.POD, pod_uid, lambda: _u32(handle) + _str(workload_uid) + _str(scope) + _addresses(addresses))
+def put_pod(pod_uid: str, handle: int, workload_uid: str, scope: str, addresses: tuple[IPAddress, ...],
+            identity: str = "") -> Put:
+    """`handle` is the number under which keeper and workers know the pod; `workload_uid` is Workload.uid; `identity` a SPIFFE ID."""
+    return _put(Kind.POD, pod_uid, lambda: b"".join(
+        (_u32(handle), _str(workload_uid), _str(scope), _addresses(addresses), _str(identity))))
 
 
 def put_resource(type_url: str, name: str, version: str, body: bytes) -> Put:

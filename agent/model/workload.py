@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from ipaddress import IPv4Address, IPv6Address
 
 IPAddress = IPv4Address | IPv6Address
@@ -53,6 +53,13 @@ class WorkloadPort:
     protocol: Protocol
 
 
+class Tunnel(IntEnum):
+    """How a workload is reached (`istio.workload.TunnelProtocol`)."""
+
+    NONE = 0
+    HBONE = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """`istio.workload.Workload`: one pod (or VM). Names and labels are those of mesh-facts 1.9 and 1.12."""
@@ -73,7 +80,15 @@ class Workload:
     ports: tuple[WorkloadPort, ...]
     region: str = ""
     zone: str = ""
+    tunnel: Tunnel = Tunnel.NONE
+    policies: tuple[str, ...] = ()  # `namespace/name` of those that select it by labels
 
     @property
     def identity(self) -> str:
-        return f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
+        """SPIFFE ID."""
+        return spiffe(self.trust_domain, self.namespace, self.service_account)
+
+
+def spiffe(trust_domain: str, namespace: str, service_account: str) -> str:
+    """The identity of whoever runs under that service account."""
+    return f"spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"

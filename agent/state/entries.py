@@ -18,6 +18,7 @@ class Table(IntEnum):
     DESTINATION = 4
     CLUSTER = 5
     POD = 6
+    POLICY = 7
     RESOURCE = 128
     NOTE = 129
 
@@ -81,6 +82,7 @@ class PutPod:
     workload: str  # Workload.uid
     scope: str  # `ns=<namespace>`
     addresses: tuple[IPAddress, ...]
+    identity: str = ""  # SPIFFE ID
 
     @property
     def key(self) -> Key:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from agent.model.workload import Service, Workload
+from agent.model.workload import Service, Tunnel, Workload
 from agent.state.entries import PutNote
 
 LIMIT = 0xFFFFFFFF  # 0 is unknown, 0xffffffff the passthrough cluster
@@ -138,8 +138,11 @@ class Notes:
 def _was(kind: str, value: dict[str, Any] | None) -> Workload | Service | None:
     if value is None:
         return None
-    shape = Workload if kind == "workload" else Service
-    return shape(**value, addresses=(), ports=())
+    if kind == "service":
+        return Service(**value, addresses=(), ports=())
+    # a note of an earlier version has neither tunnel nor policies
+    tunnel, policies = Tunnel(value.pop("tunnel", 0)), tuple(value.pop("policies", ()))
+    return Workload(**value, addresses=(), ports=(), tunnel=tunnel, policies=policies)
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -41,7 +41,7 @@ GRACE = 300.0  # seconds; Prometheus scrapes every 15 to 60 s and is declared do
 # Within a transaction everything takes effect at once; the order only makes dumps readable, except that what gave an
 # address up comes before who takes it over (the order of changes, which the sort keeps).
 _ORDER = {table: place for place, table in enumerate(
-    (Table.NOTE, Table.SETTINGS, Table.SERVICE, Table.WORKLOAD, Table.POD, Table.CLUSTER, Table.DESTINATION,
+    (Table.NOTE, Table.SETTINGS, Table.SERVICE, Table.WORKLOAD, Table.POLICY, Table.POD, Table.CLUSTER, Table.DESTINATION,
      Table.RESOURCE))}
 
 
@@ -168,10 +168,10 @@ class Store:
                 self._unname_service(before.cluster.service)
             self._unset((Table.CLUSTER, key))
 
-    def put_pod(self, uid: str, workload: str, scope: str, addresses: tuple[IPAddress, ...]) -> int:
+    def put_pod(self, uid: str, workload: str, scope: str, addresses: tuple[IPAddress, ...], identity: str = "") -> int:
         """A pod that is to be known to the workers. Returns its handle."""
         handle = self.handle(uid)
-        self._set(PutPod(uid, handle, workload, scope, addresses))
+        self._set(PutPod(uid, handle, workload, scope, addresses, identity))
         return handle
 
     def handle(self, uid: str) -> int:

@@ -7,13 +7,14 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Any
 
-from agent.model.workload import IPAddress, Protocol, Service, ServicePort, Workload, WorkloadPort
+from agent.model.workload import IPAddress, Protocol, Service, ServicePort, Tunnel, Workload, WorkloadPort
 from agent.xds.strict import Refused
 
 DEFAULT_TRUST_DOMAIN = "cluster.local"  # Istio's, when a workload names none
 DEFAULT_ACCOUNT = "default"
 HOST_NETWORK = 1  # NetworkMode: its address is the node's, so it must never be looked up by address
 UNHEALTHY = 1  # WorkloadStatus
+LEGACY_MTLS = 2  # TunnelProtocol
 TYPES = {0: "deployment", 1: "cronjob", 2: "pod", 3: "job"}  # WorkloadType; labels as in Istio's metrics
 PROTOCOLS = {0: Protocol.AUTO, 1: Protocol.HTTP, 2: Protocol.HTTP2, 3: Protocol.GRPC, 4: Protocol.TCP, 5: Protocol.TLS}
 NAME_BOUND = 1024  # characters of a uid or key
@@ -61,7 +62,15 @@ def _workload(one: Any) -> Workload:
         ports=ports,
         region=one.locality.region,
         zone=one.locality.zone,
+        tunnel=_tunnel(one.tunnel_protocol),
+        policies=tuple(one.authorization_policies),
     )
+
+
+def _tunnel(number: int) -> Tunnel:
+    """A sidecar's own mTLS (2) is reached in plain text, as ztunnel does. A protocol that we do not know is taken for HBONE: that
+    fails, where leaving the tunnel or the workload out would send plain text."""
+    return Tunnel.NONE if number in (Tunnel.NONE, LEGACY_MTLS) else Tunnel.HBONE
 
 
 def _service(one: Any) -> Service:

@@ -98,6 +98,7 @@ cdef enum Kind:
     KIND_DESTINATION = 4
     KIND_CLUSTER = 5
     KIND_POD = 6
+    KIND_POLICY = 7
     KIND_KEEPER_ONLY = 128   # this kind and above never reach a worker
     KIND_RESOURCE = 128
     KIND_NOTE = 129

@@ -5,15 +5,18 @@ from ext.core.arena cimport Arena, arena_copy, arena_free, arena_take
 from ext.core.blob cimport (
     cursor_init, cursor_left, take_count, take_str, take_u8, take_u16, take_u32)
 from ext.core.hash cimport hash_u32
-from ext.core.protocol cimport KIND_CLUSTER, KIND_DESTINATION, KIND_POD, KIND_SERVICE, KIND_WORKLOAD
+from ext.core.protocol cimport KIND_CLUSTER, KIND_DESTINATION, KIND_POD, KIND_POLICY, KIND_SERVICE, KIND_WORKLOAD
 from ext.wire.http1 cimport HEAD_MAX_BYTES
 from ext.route.clusters cimport cluster_free, read_cluster
 from ext.route.reader cimport (
-    LEAST_ADDRESS, REASON_BYTES, Reader, cut, no_memory, read_address, refuse, refuse_number, take)
+    LEAST_ADDRESS, REASON_BYTES, Reader, cut, no_memory, read_address, refuse, refuse_number, refuse_text, take)
 from ext.route.routes cimport destination_free, read_destination
 from ext.route.shapes cimport (
-    PROTO_TLS, Address, Claim, Cluster, Destination, Pod, Service, ServicePort, Workload, WorkloadPort)
-from ext.route.slots cimport place_drop, place_intern, scope_drop, scope_intern, slot_drop, slot_intern, split_key, text_hash
+    PROTO_TLS, TUNNEL_HBONE, Address, Claim, Cluster, Destination, Identity, IdentityParts, Pod, Service, ServicePort, Slot,
+    Workload, WorkloadPort)
+from ext.route.slots cimport (
+    identity_drop, identity_intern, identity_split, place_drop, place_intern, scope_drop, scope_intern, slot_drop, slot_intern,
+    split_key, text_hash)
 
 
 # ---- settings ----------------------------------------------------------------------------------------------
@@ -121,6 +124,39 @@ cdef int read_claims(Reader* r, void* owner, uint32_t* n, Claim** out) noexcept 
     return 0
 
 
+cdef int read_identity(Reader* r, Identity** out) noexcept nogil:
+    """Interned; an empty one stays NULL."""
+    cdef IdentityParts parts
+    cdef Span name = take_str(&r.c)
+    if r.c.bad:
+        return cut(r)
+    if name.n == 0:
+        return 0
+    if identity_split(name, &parts) < 0:
+        return refuse_text(r, b"identity is not spiffe://<trust domain>/ns/<namespace>/sa/<service account>", name)
+    out[0] = identity_intern(r.names, name)
+    return no_memory(r) if out[0] == NULL else 0
+
+
+cdef int read_policies(Reader* r, Workload* w) noexcept nogil:
+    cdef Span name
+    cdef uint32_t i, n = take_count(&r.c, 4)
+    w.policies = <Slot**>take(r, n, sizeof(Slot*))
+    if w.policies == NULL:
+        return -1
+    for i in range(n):
+        name = take_str(&r.c)
+        if r.c.bad:
+            return cut(r)
+        if name.n == 0 or name.n > 0xffff:
+            return refuse_number(r, b"length of a policy's name", name.n)
+        w.policies[i] = slot_intern(r.names, KIND_POLICY, name)
+        if w.policies[i] == NULL:
+            return no_memory(r)
+        w.n_policies = i + 1
+    return 0
+
+
 cdef int read_workload(Reader* r, Workload* w) noexcept nogil:
     cdef uint32_t i
     w.index = take_u32(&r.c)
@@ -138,6 +174,11 @@ cdef int read_workload(Reader* r, Workload* w) noexcept nogil:
         w.ports[i].target_port = take_u16(&r.c)
         if read_protocol(r, &w.ports[i].protocol) < 0:
             return -1
+    w.tunnel = take_u8(&r.c)
+    if w.tunnel > TUNNEL_HBONE:
+        return refuse_number(r, b"tunnel of a workload", w.tunnel)
+    if read_identity(r, &w.identity) < 0 or read_policies(r, w) < 0:
+        return -1
     if w.index == 0 and not r.c.bad:
         return refuse(r, b"index 0 means unknown and cannot be a workload's")
     return 0
@@ -204,7 +245,7 @@ cdef int read_pod(Reader* r, Pod* p) noexcept nogil:
     for i in range(p.n_addresses):
         if read_address(r, &p.addresses[i]) < 0:
             return -1
-    return 0
+    return read_identity(r, &p.identity)
 
 
 # ---- contents ----------------------------------------------------------------------------------------------
@@ -293,6 +334,16 @@ cdef void claims_drop(Names* names, uint32_t n, Claim* claims) noexcept nogil:
             place_drop(names, claims[i].place)
 
 
+cdef void workload_drop(Names* names, Workload* w) noexcept nogil:
+    cdef uint32_t i
+    claims_drop(names, w.n_claims, w.claims)
+    for i in range(w.n_policies):
+        slot_drop(names, w.policies[i])
+    if w.identity != NULL:
+        identity_drop(names, w.identity)
+    arena_free(&w.arena)
+
+
 cdef void content_drop(Names* names, uint8_t kind, void* content) noexcept nogil:
     if kind == KIND_DESTINATION:
         (<Destination*>content).refs -= 1
@@ -303,8 +354,7 @@ cdef void content_drop(Names* names, uint8_t kind, void* content) noexcept nogil
         if (<Cluster*>content).refs == 0:
             cluster_free(names, <Cluster*>content)
     elif kind == KIND_WORKLOAD:
-        claims_drop(names, (<Workload*>content).n_claims, (<Workload*>content).claims)
-        arena_free(&(<Workload*>content).arena)
+        workload_drop(names, <Workload*>content)
     elif kind == KIND_SERVICE:
         claims_drop(names, (<Service*>content).n_claims, (<Service*>content).claims)
         arena_free(&(<Service*>content).arena)
@@ -313,4 +363,6 @@ cdef void content_drop(Names* names, uint8_t kind, void* content) noexcept nogil
             slot_drop(names, (<Pod*>content).workload)
         if (<Pod*>content).scope != NULL:
             scope_drop(names, (<Pod*>content).scope)
+        if (<Pod*>content).identity != NULL:
+            identity_drop(names, (<Pod*>content).identity)
         arena_free(&(<Pod*>content).arena)

@@ -228,7 +228,7 @@ cdef class Tables:
     @property
     def counts(self):
         n = &self.t.names
-        return {"slots": n.slots.count, "places": n.places.count, "scopes": n.scopes.count,
+        return {"slots": n.slots.count, "places": n.places.count, "scopes": n.scopes.count, "identities": n.identities.count,
                 "workloads": n.workloads.count, "services": n.services.count, "pods": n.pods.count}
 
     def random(self):
@@ -272,6 +272,19 @@ cdef class Tables:
                   workload.ports[i].protocol) for i in range(workload.n_ports)]
         addresses = [ip_of(&workload.claims[i].place.address) for i in range(workload.n_claims)]
         return bool(workload.healthy), addresses, ports
+
+    def workload_identity(self, uint32_t index):
+        """(tunnel, identity or None, names of policies) or None."""
+        cdef shapes.Workload* workload = tables.workload_by_index(self.t, index)
+        if workload == NULL:
+            return None
+        policies = [key_of(workload.policies[i]) for i in range(workload.n_policies)]
+        return workload.tunnel, text_of(workload.identity.name) if workload.identity != NULL else None, policies
+
+    def pod_identity(self, uint32_t handle):
+        """The identity of a pod, None when it has none or is not known."""
+        cdef shapes.Pod* pod = tables.pod_by_handle(self.t, handle)
+        return text_of(pod.identity.name) if pod != NULL and pod.identity != NULL else None
 
     def workload_port(self, uint32_t index, uint16_t target_port):
         cdef shapes.Workload* workload = tables.workload_by_index(self.t, index)

@@ -29,6 +29,10 @@ cdef enum PortProtocol:
     PROTO_GRPC = 4      # opaque for now
     PROTO_TLS = 5       # opaque
 
+cdef enum Tunnel:           # how a workload is reached
+    TUNNEL_NONE = 0
+    TUNNEL_HBONE = 1
+
 cdef enum BalancerKind:
     BALANCE_ROUND_ROBIN = 1
     BALANCE_LEAST_REQUEST = 2
@@ -87,6 +91,18 @@ cdef struct Scope:                      # `ns=<namespace>` of a pod, interned
     uint32_t refs
     Span name
 
+cdef struct IdentityParts:              # of `spiffe://<domain>/ns/<namespace>/sa/<account>`
+    Span principal                      # all behind `spiffe://`
+    Span domain
+    Span namespace
+    Span account
+
+cdef struct Identity:                   # interned: the same identity is the same pointer
+    Node node
+    uint32_t refs
+    Span name                           # whole
+    IdentityParts parts                 # into name
+
 cdef struct Place
 
 # ---- who is where ------------------------------------------------------------------------------------------
@@ -115,10 +131,14 @@ cdef struct Workload:
     Arena arena
     uint32_t index
     uint8_t healthy
+    uint8_t tunnel                      # Tunnel
+    Identity* identity                  # NULL: none
     uint32_t n_claims
     Claim* claims
     uint32_t n_ports
     WorkloadPort* ports
+    uint32_t n_policies
+    Slot** policies                     # of kind POLICY: those that select it by labels
 
 cdef struct ServicePort:
     uint16_t port
@@ -145,6 +165,7 @@ cdef struct Pod:
     Scope* scope
     uint32_t n_addresses
     Address* addresses
+    Identity* identity                  # NULL: none
 
 # ---- what to do with it ------------------------------------------------------------------------------------
 

@@ -2,12 +2,13 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from ext.core.hash cimport Buckets
 from ext.core.text cimport Span
-from ext.route.shapes cimport Address, Claim, Place, Scope, Slot
+from ext.route.shapes cimport Address, Claim, Identity, IdentityParts, Place, Scope, Slot
 
 cdef struct Names:
     Buckets slots           # Slot by (kind, key)
     Buckets places          # Place by address
     Buckets scopes          # Scope by name
+    Buckets identities      # Identity by name
     Buckets workloads       # Workload by index
     Buckets services        # Service by index
     Buckets pods            # Pod by handle
@@ -35,6 +36,11 @@ cdef void place_drop(Names* names, Place* place) noexcept nogil
 
 cdef Scope* scope_intern(Names* names, Span name) noexcept nogil
 cdef void scope_drop(Names* names, Scope* scope) noexcept nogil
+
+# Into parts, which point into `name`; -1: not `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
+cdef int identity_split(Span name, IdentityParts* parts) noexcept nogil
+cdef Identity* identity_intern(Names* names, Span name) noexcept nogil        # what identity_split takes
+cdef void identity_drop(Names* names, Identity* identity) noexcept nogil
 
 cdef void claim_link(Claim** list, Claim* claim) noexcept nogil
 cdef void claim_unlink(Claim** list, Claim* claim) noexcept nogil

@@ -4,9 +4,12 @@ from ext.core.arena cimport block_give, block_take
 from ext.core.hash cimport (
     buckets_first, buckets_free, buckets_init, buckets_insert, buckets_remove, buckets_reserve, hash_bytes, hash_pair)
 
+cdef enum:
+    IDENTITY_BYTES = 2048       # the longest SPIFFE ID (SPIFFE-ID 2.3)
+
 
 cdef int names_init(Names* names) noexcept nogil:
-    if (buckets_init(&names.slots) | buckets_init(&names.places) | buckets_init(&names.scopes)
+    if (buckets_init(&names.slots) | buckets_init(&names.places) | buckets_init(&names.scopes) | buckets_init(&names.identities)
             | buckets_init(&names.workloads) | buckets_init(&names.services) | buckets_init(&names.pods)) == 0:
         return 0
     names_free(names)
@@ -17,6 +20,7 @@ cdef void names_free(Names* names) noexcept nogil:
     buckets_free(&names.slots)
     buckets_free(&names.places)
     buckets_free(&names.scopes)
+    buckets_free(&names.identities)
     buckets_free(&names.workloads)
     buckets_free(&names.services)
     buckets_free(&names.pods)
@@ -208,3 +212,62 @@ cdef void scope_drop(Names* names, Scope* scope) noexcept nogil:
     if scope.refs == 0:
         buckets_remove(&names.scopes, &scope.node)
         block_give(scope)
+
+
+# ---- identities --------------------------------------------------------------------------------------------
+
+cdef bint part(Span* rest, Span* out) noexcept nogil:
+    """Up to the next slash, which is taken too. False: nothing there."""
+    cdef const char* slash = <const char*>memchr(rest.p, c'/', rest.n) if rest.n > 0 else NULL
+    out.p = rest.p
+    out.n = <uint32_t>(slash - rest.p) if slash != NULL else rest.n
+    rest.p += out.n + (slash != NULL)
+    rest.n -= out.n + (slash != NULL)
+    return out.n > 0
+
+
+cdef int identity_split(Span name, IdentityParts* parts) noexcept nogil:
+    cdef Span rest = name
+    cdef Span ns, sa
+    if name.n > IDENTITY_BYTES or name.n < 9 or memcmp(name.p, b"spiffe://", 9) != 0:
+        return -1
+    rest.p += 9
+    rest.n -= 9
+    parts.principal = rest
+    if (part(&rest, &parts.domain) and part(&rest, &ns) and ns.n == 2 and memcmp(ns.p, b"ns", 2) == 0
+            and part(&rest, &parts.namespace) and part(&rest, &sa) and sa.n == 2 and memcmp(sa.p, b"sa", 2) == 0
+            and part(&rest, &parts.account) and rest.n == 0 and name.p[name.n - 1] != c'/'):
+        return 0
+    return -1
+
+
+cdef Identity* identity_intern(Names* names, Span name) noexcept nogil:
+    cdef uint32_t hash = text_hash(name)
+    cdef Identity* identity = <Identity*>buckets_first(&names.identities, hash)
+    cdef char* text
+    while identity != NULL:
+        if identity.node.hash == hash and identity.name.n == name.n and memcmp(identity.name.p, name.p, name.n) == 0:
+            identity.refs += 1
+            return identity
+        identity = <Identity*>identity.node.chain
+    if buckets_reserve(&names.identities, 1) < 0:
+        return NULL
+    identity = <Identity*>block_take(sizeof(Identity) + name.n + 1)
+    if identity == NULL:
+        return NULL
+    text = <char*>(identity + 1)
+    memcpy(text, name.p, name.n)
+    identity.name.p = text
+    identity.name.n = name.n
+    identity_split(identity.name, &identity.parts)
+    identity.refs = 1
+    identity.node.hash = hash
+    buckets_insert(&names.identities, &identity.node)
+    return identity
+
+
+cdef void identity_drop(Names* names, Identity* identity) noexcept nogil:
+    identity.refs -= 1
+    if identity.refs == 0:
+        buckets_remove(&names.identities, &identity.node)
+        block_give(identity)

@@ -21,7 +21,7 @@ from ext.core.protocol cimport (
 from ext.route.balance cimport balance_pick
 from ext.route.match cimport request_edits, response_edits, route_find, route_pick, tcp_pick
 from ext.route.shapes cimport (
-    EDITS_MAX, Cluster, Destination, Endpoint, Place, Pod, Route, Scope, Service, Slot, Weighted, Workload, weighted_cluster)
+    EDITS_MAX, Cluster, Destination, Endpoint, Identity, Place, Pod, Route, Scope, Service, Slot, Weighted, Workload, weighted_cluster)
 from ext.route.tables cimport (
     ERROR_BYTES, Prepared, Tables, slot_release, tables_abandon, tables_apply, tables_free, tables_new, tables_prepare, tables_random)
 from ext.wire.edit cimport HeaderOp
@@ -90,9 +90,10 @@ cdef uint64_t digest(Tables* t) noexcept nogil:
     cdef Slot* slot
     cdef Place* place
     cdef Scope* scope
+    cdef Identity* identity
     sum = mix(14695981039346656037u, &t.settings, sizeof(t.settings))
     sum = mix(sum, &t.generation, 24)           # generation, last, random_state
-    sum += t.names.slots.count + 3 * t.names.places.count + 5 * t.names.scopes.count
+    sum += t.names.slots.count + 3 * t.names.places.count + 5 * t.names.scopes.count + 7 * t.names.identities.count
     for i in range(t.names.slots.mask + 1):
         at = t.names.slots.heads[i]
         while at != NULL:
@@ -119,6 +120,13 @@ cdef uint64_t digest(Tables* t) noexcept nogil:
             scope = <Scope*>at
             h = mix(11, scope.name.p, scope.name.n)
             sum += mix(h, &scope.refs, sizeof(scope.refs))
+            at = at.chain
+    for i in range(t.names.identities.mask + 1):
+        at = t.names.identities.heads[i]
+        while at != NULL:
+            identity = <Identity*>at
+            h = mix(13, identity.name.p, identity.name.n)
+            sum += mix(h, &identity.refs, sizeof(identity.refs))
             at = at.chain
     return sum
 

@@ -21,7 +21,7 @@ from agent.model.routing import (
     WeightedCluster,
 )
 from agent.model.settings import ProxySettings
-from agent.model.workload import Protocol, Service, ServicePort, Workload, WorkloadPort
+from agent.model.workload import Protocol, Service, ServicePort, Tunnel, Workload, WorkloadPort
 
 HOST = "reviews.default.svc.cluster.local"
 VIP, VIP6 = "10.96.0.1", "fd00:10:96::1"
@@ -38,7 +38,8 @@ WORKLOAD = Workload(
     addresses=(ip_address("10.244.1.5"), ip_address("fd00:10:244:1::5")), node="n1", service_account="reviews",
     trust_domain="cluster.local", workload_name="reviews-v1", workload_type="deployment", canonical_name="reviews",
     canonical_revision="v1", cluster_id="Kubernetes", healthy=True,
-    ports=(WorkloadPort(SERVICE.key, 9080, 9080, Protocol.HTTP),),
+    ports=(WorkloadPort(SERVICE.key, 9080, 9080, Protocol.HTTP),), tunnel=Tunnel.HBONE,
+    policies=("default/only-productpage", "istio-system/istio_converted_static_strict"),
 )
 DESTINATION = Destination(
     SCOPE, f"{HOST}:9080",
@@ -89,7 +90,7 @@ PUTS = {
     "destination": blobs.put_destination(DESTINATION),
     "unknown_destination": blobs.put_unknown_destination(SCOPE, f"{HOST}:6379"),
     "cluster": blobs.put_cluster(CLUSTER, index_of),
-    "pod": blobs.put_pod("4b0c", POD, WORKLOAD.uid, SCOPE, WORKLOAD.addresses),
+    "pod": blobs.put_pod("4b0c", POD, WORKLOAD.uid, SCOPE, WORKLOAD.addresses, WORKLOAD.identity),
     "resource": blobs.put_resource("type.googleapis.com/istio.workload.Address", "default/" + HOST, "v17", b"\x0a\x00"),
     "note": blobs.put_note("index/workload", b"\x15\0\0\0"),
 }

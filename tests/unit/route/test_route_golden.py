@@ -50,7 +50,10 @@ def test_the_decoder_reads_what_the_golden_bytes_say() -> None:
     assert (settings["access_log"], settings["hold_bytes"], settings["connect_timeout_ms"]) == (0, 4096, 10_000)
     assert tables.service_by_index(11) == (HOST, [VIP, "fd00:10:96::1"], [(9080, 9080, 2), (6379, 0, 1)])
     assert tables.workload_by_index(21) == (True, ["10.244.1.5", "fd00:10:244:1::5"], [(11, 9080, 9080, 2)])
+    assert tables.workload_identity(21) == (
+        1, "spiffe://cluster.local/ns/default/sa/reviews", ["default/only-productpage", "istio-system/istio_converted_static_strict"])
     assert tables.pod(POD) == (21, SCOPE, ["10.244.1.5", "fd00:10:244:1::5"])
+    assert tables.pod_identity(POD) == "spiffe://cluster.local/ns/default/sa/reviews"
     assert tables.cluster(CLUSTER.key) == (
         11, 10_000, 2, [("10.244.1.5", 9080, 1, True, 21), ("fd00:10:244:2::6", 9080, 3, False, 0)])
     assert (tables.destination(POD, VIP, 9080), tables.destination(POD, VIP, 6379)) == ("http+tcp", "unknown")

@@ -216,7 +216,11 @@ def raw(*entries: bytes, magic: int = blobs.MAGIC, version: int = 1, flags: int 
         (raw(entry(1, 4, b"nobar", b"\0")), "DESTINATION nobar: key is not `scope|name`"),
         (raw(entry(1, 4, b"|x", b"\0")), "DESTINATION |x: key is not `scope|name`"),
         (raw(entry(1, 5, b"ns=a|", b"")), "CLUSTER ns=a|: key is not `scope|name`"),
-        (raw(entry(1, 2, b"u", struct.pack("<IBII", 0, 1, 0, 0))), "WORKLOAD u: index 0 means unknown"),
+        (raw(entry(1, 2, b"u", struct.pack("<IBIIBII", 0, 1, 0, 0, 0, 0, 0))), "WORKLOAD u: index 0 means unknown"),
+        (raw(entry(1, 2, b"u", struct.pack("<IBIIBII", 1, 1, 0, 0, 2, 0, 0))), "WORKLOAD u: tunnel of a workload: 2"),
+        (raw(entry(1, 2, b"u", struct.pack("<IBIIBI5sI", 1, 1, 0, 0, 1, 5, b"alice", 0))), "WORKLOAD u: identity is not spiffe://"),
+        (raw(entry(1, 2, b"u", struct.pack("<IBIIBIII", 1, 1, 0, 0, 1, 0, 1, 0))), "WORKLOAD u: length of a policy's name: 0"),
+        (raw(entry(1, 2, b"u", struct.pack("<IBIIBII", 1, 1, 0, 0, 1, 0, 9))), "WORKLOAD u: the payload ends early"),
         (raw(entry(1, 1, b"", struct.pack("<II", 1, 2))), "SETTINGS : access_log 2: expected 0 to 1"),
         (raw(entry(1, 5, b"a|b", struct.pack("<BIII", 9, 1, 1, 0))), "CLUSTER a|b: balancer: 9"),
         (raw(entry(1, 5, b"a|b", struct.pack("<BIII", 1, 0, 1, 0))), "CLUSTER a|b: connect timeout 0"),
@@ -226,6 +230,15 @@ def raw(*entries: bytes, magic: int = blobs.MAGIC, version: int = 1, flags: int 
 )
 def test_a_refusal_names_kind_key_and_reason(data: bytes, words: str) -> None:
     assert words in refused(loaded(), data)
+
+
+@pytest.mark.parametrize("identity", [
+    "spiffe:/td/ns/a/sa/b", "spiffe://td/ns/a/sa/b/", "spiffe://td/ns/a/sa/", "spiffe:///ns/a/sa/b", "spiffe://td/ns//sa/b",
+    "spiffe://td/sa/a/ns/b", "spiffe://td/ns/a/sa/b/c", "spiffe://td/ns/a", "SPIFFE://td/ns/a/sa/b", f"spiffe://td/ns/a/sa/{'b' * 2048}",
+])
+def test_an_identity_of_another_shape_is_refused(identity: str) -> None:
+    pod = blobs.put_pod("p", 9, "w", "ns=default", (), identity)
+    assert "POD p: identity is not spiffe://" in refused(loaded(), transaction(pod))
 
 
 def test_settings_of_a_newer_agent_are_read_as_far_as_they_are_known() -> None:

@@ -21,7 +21,7 @@ from agent.model.routing import (
     VirtualHost,
     WeightedCluster,
 )
-from agent.model.workload import Protocol, Service, ServicePort, Workload, WorkloadPort
+from agent.model.workload import Protocol, Service, ServicePort, Tunnel, Workload, WorkloadPort
 from agent.xds.decode import Refused, decode
 from agent.xds.tree import ClusterPart, EndpointsPart, ListenerPart, RoutePart
 from agent.xds.types import TypeUrl, xdstp
@@ -75,6 +75,17 @@ def test_enum_values_of_a_newer_control_plane_do_not_cost_a_workload() -> None:
     decoded = decode(TypeUrl.ADDRESS, UID, address(workload=message))
     assert isinstance(decoded, Workload)
     assert (decoded.workload_type, decoded.healthy, decoded.ports[0].protocol) == ("unknown", True, Protocol.AUTO)
+    assert decoded.tunnel is Tunnel.HBONE  # an unknown tunnel must fail, not become plain text
+
+
+@pytest.mark.parametrize(("wire", "tunnel"), [(0, Tunnel.NONE), (1, Tunnel.HBONE), (2, Tunnel.NONE)])
+def test_a_workload_says_who_it_is_how_it_is_reached_and_what_selects_it(wire: int, tunnel: Tunnel) -> None:
+    message = workload(trust_domain="example.org", service_account="reviews", tunnel_protocol=wire)
+    message.authorization_policies.extend(["default/b", "istio-system/a"])
+    decoded = decode(TypeUrl.ADDRESS, UID, address(workload=message))
+    assert isinstance(decoded, Workload)
+    assert (decoded.identity, decoded.tunnel, decoded.policies) == (
+        "spiffe://example.org/ns/default/sa/reviews", tunnel, ("default/b", "istio-system/a"))
 
 
 def test_a_workload_in_the_host_network_is_never_found_by_its_nodes_address() -> None:
