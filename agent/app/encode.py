@@ -8,6 +8,7 @@ from agent.state.entries import (
     Drop,
     Entry,
     Put,
+    PutCertificate,
     PutCluster,
     PutDestination,
     PutNote,
@@ -15,6 +16,7 @@ from agent.state.entries import (
     PutResource,
     PutService,
     PutSettings,
+    PutTrust,
     PutWorkload,
 )
 
@@ -40,6 +42,10 @@ def encode_put(put: Put, service_index: Callable[[str], int]) -> blobs.Put:
             return blobs.put_cluster(cluster, service_index)
         case PutPod(uid, handle, workload_uid, scope, addresses, identity):
             return blobs.put_pod(uid, handle, workload_uid, scope, addresses, identity)
+        case PutTrust(trust):
+            return blobs.put_trust(trust)
+        case PutCertificate(certificate):
+            return blobs.put_certificate(certificate)
         case PutResource(type_url, name, version, body):
             return blobs.put_resource(type_url, name, version, body)
         case PutNote(name, body):

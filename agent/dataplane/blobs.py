@@ -21,6 +21,9 @@ All integers little-endian. `str` is u32 length + bytes, `list` is u32 count + i
       edit        list str remove, list (str, str) set, list (str, str) add
     CLUSTER       u8 balancer, u32 connect timeout ms, u32 service index, list (addr, u16 port, u32 weight, u8 healthy)
     POD           u32 handle, str workload uid, str scope, list addr, str identity (empty: none)
+    TRUST         list str root (DER), list str revocation list (DER); the key is the trust domain
+    CERTIFICATE   u32 key id, u64 not before, u64 not after (s since 1970), list str certificate (DER, leaf first); the key is
+                  the identity
     RESOURCE      str version, str serialized Any
     NOTE          as its writer likes
 
@@ -34,6 +37,7 @@ from dataclasses import astuple, dataclass
 from enum import IntEnum
 from zlib import crc32
 
+from agent.model.identity import Certificate, Trust
 from agent.model.routing import (
     Balancer,
     Cluster,
@@ -56,6 +60,7 @@ ENTRY = struct.Struct("<BBHII")
 KEY_MAX = 0xFFFF
 
 U8, U16, U32 = struct.Struct("<B"), struct.Struct("<H"), struct.Struct("<I")
+_VALIDITY = struct.Struct("<IQQ")
 
 ServiceIndex = Callable[[str], int]  # Service.key -> index, 0 for a service that has none
 
@@ -73,6 +78,8 @@ class Kind(IntEnum):
     CLUSTER = 5
     POD = 6
     POLICY = 7
+    TRUST = 8
+    CERTIFICATE = 9
     RESOURCE = 128
     NOTE = 129
 
@@ -266,6 +273,33 @@ def put_pod(pod_uid: str, handle: int, workload_uid: str, scope: str, addresses:
         (_u32(handle), _str(workload_uid), _str(scope), _addresses(addresses), _str(identity))))
 
 
+def put_trust(trust: Trust) -> Put:
+    return _put(Kind.TRUST, trust.trust_domain, lambda: _list(map(_bytes, trust.roots)) + _list(map(_bytes, trust.lists)))
+
+
+def decode_trust(put: Put) -> Trust:
+    """What `put_trust` was given. Raises BlobError."""
+    roots, at = _read_list(put, 0)
+    lists, at = _read_list(put, at)
+    _read_end(put, at)
+    return Trust(put.key, roots, lists)
+
+
+def put_certificate(certificate: Certificate) -> Put:
+    return _put(Kind.CERTIFICATE, certificate.identity, lambda: _VALIDITY.pack(
+        certificate.key, certificate.not_before, certificate.not_after) + _list(map(_bytes, certificate.chain)))
+
+
+def decode_certificate(put: Put) -> Certificate:
+    """What `put_certificate` was given. Raises BlobError."""
+    if len(put.payload) < _VALIDITY.size:
+        raise BlobError(f"{_name(put.kind)} {put.key}: cut at byte 0")
+    key, not_before, not_after = _VALIDITY.unpack_from(put.payload)
+    chain, at = _read_list(put, _VALIDITY.size)
+    _read_end(put, at)
+    return Certificate(put.key, key, not_before, not_after, chain)
+
+
 def put_resource(type_url: str, name: str, version: str, body: bytes) -> Put:
     """A resource of the control plane as it was accepted; the keeper alone keeps it, for the next agent."""
     return _put(Kind.RESOURCE, f"{type_url}\n{name}", lambda: _str(version) + _bytes(body))
@@ -278,8 +312,7 @@ def decode_resource(put: Put) -> tuple[str, str, str, bytes]:
         raise BlobError(f"{_name(put.kind)} {put.key}: not a resource")
     version, at = _read_bytes(put, 0)
     body, at = _read_bytes(put, at)
-    if at != len(put.payload):
-        raise BlobError(f"RESOURCE {put.key}: {len(put.payload) - at} bytes too many")
+    _read_end(put, at)
     try:
         return type_url, name, version.decode(), body
     except UnicodeDecodeError:
@@ -386,3 +419,19 @@ def _read_bytes(put: Put, at: int) -> tuple[bytes, int]:
     if end > len(put.payload):
         raise BlobError(f"{_name(put.kind)} {put.key}: {end - len(put.payload)} bytes beyond the end")
     return put.payload[start:end], end
+
+
+def _read_list(put: Put, at: int) -> tuple[tuple[bytes, ...], int]:
+    if at + U32.size > len(put.payload):
+        raise BlobError(f"{_name(put.kind)} {put.key}: cut at byte {at}")
+    count, at = U32.unpack_from(put.payload, at)[0], at + U32.size
+    items = []
+    for _ in range(count):
+        item, at = _read_bytes(put, at)
+        items.append(item)
+    return tuple(items), at
+
+
+def _read_end(put: Put, at: int) -> None:
+    if at != len(put.payload):
+        raise BlobError(f"{_name(put.kind)} {put.key}: {len(put.payload) - at} bytes too many")

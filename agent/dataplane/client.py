@@ -33,6 +33,7 @@ from agent.dataplane.protocol import (
     Event,
     Fields,
     Hello,
+    KeyListing,
     Message,
     Miss,
     PodListing,
@@ -158,18 +159,39 @@ class KeeperClient:
         self._transactions = itertools.count(txn_id + 1)
         return Inventory(txn_id, tuple(entry for entry in entries if isinstance(entry, blobs.Put)), pods)
 
-    async def add_pod(self, handle: int, uid: str, families: tuple[int, ...], netns: int) -> None:
+    async def add_pod(self, handle: int, uid: str, families: tuple[int, ...], netns: int, identity: str = "") -> None:
         """Have listeners made inside a namespace (an open descriptor, which stays the caller's). families: 4, 6 or both.
 
-        The same pod again is no error; the same uid with another namespace replaces it.
+        The same pod again is no error, and gives it the identity; the same uid with another namespace replaces it.
         """
         bits = sum({4: 1, 6: 2}[family] for family in set(families))
-        payload = U32.pack(handle) + text(uid) + bytes((bits,))
+        payload = U32.pack(handle) + text(uid) + bytes((bits,)) + text(identity)
         (await self._ask(Message.POD_ADD, payload, (netns,))).close()
 
     async def delete_pod(self, handle: int) -> None:
         """Close its listeners; live connections go on. No error when there is no such pod."""
         (await self._ask(Message.POD_DEL, U32.pack(handle))).close()
+
+    async def make_key(self, identity: str) -> tuple[int, bytes]:
+        """A new private key, which stays with the keeper: its number and a certificate request (PKCS#10, DER) signed with it.
+
+        KeeperRefused: it is no identity, or there are too many keys.
+        """
+        answer = await self._ask(Message.KEY_MAKE, text(identity))
+        answer.close()
+        fields = Fields(answer.payload)
+        return fields.u32(), fields.data()
+
+    async def forget_key(self, key: int) -> None:
+        """No worker has it from now on; no error when there is no such key."""
+        (await self._ask(Message.KEY_FORGET, U32.pack(key))).close()
+
+    async def keys(self) -> list[KeyListing]:
+        """Every key that the keeper holds, also those of an earlier agent."""
+        answer = await self._ask(Message.KEYS)
+        answer.close()
+        fields = Fields(answer.payload)
+        return [KeyListing(fields.u32(), fields.text()) for _ in range(fields.u32())]
 
     async def commit(self, entries: Iterable[blobs.Entry], transaction: int | None = None) -> int:
         """Put entries in force, whole or not at all; returns the transaction's id once every worker has it.

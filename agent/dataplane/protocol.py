@@ -27,6 +27,9 @@ class Message(IntEnum):
     WORKERS = 9
     DRAIN = 10
     SHUTDOWN = 11
+    KEY_MAKE = 12
+    KEY_FORGET = 13
+    KEYS = 14
     MISS = 32
     WORKER = 33
 
@@ -80,8 +83,11 @@ class Fields:
     def u64(self) -> int:
         return int(self.unpack(U64)[0])
 
+    def data(self) -> bytes:
+        return self.take(self.u32())
+
     def text(self) -> str:
-        return self.take(self.u32()).decode("utf-8", "replace")
+        return self.data().decode("utf-8", "replace")
 
 
 def text(value: str) -> bytes:
@@ -108,6 +114,14 @@ class PodListing:
     uid: str
     netns: int
     listening: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KeyListing:
+    """A private key that the keeper holds for an identity."""
+
+    id: int
+    identity: str
 
 
 @dataclass(frozen=True, slots=True)

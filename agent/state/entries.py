@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from agent.model.identity import Certificate, Trust
 from agent.model.routing import Cluster, Destination
 from agent.model.settings import ProxySettings
 from agent.model.workload import IPAddress, Service, Workload
@@ -18,6 +19,8 @@ class Table(IntEnum):
     DESTINATION = 4
     CLUSTER = 5
     POD = 6
+    TRUST = 8
+    CERTIFICATE = 9
     POLICY = 7
     RESOURCE = 128
     NOTE = 129
@@ -90,6 +93,24 @@ class PutPod:
 
 
 @dataclass(frozen=True, slots=True)
+class PutTrust:
+    trust: Trust
+
+    @property
+    def key(self) -> Key:
+        return Table.TRUST, self.trust.trust_domain
+
+
+@dataclass(frozen=True, slots=True)
+class PutCertificate:
+    certificate: Certificate
+
+    @property
+    def key(self) -> Key:
+        return Table.CERTIFICATE, self.certificate.identity
+
+
+@dataclass(frozen=True, slots=True)
 class PutResource:
     """A resource as the control plane sent it, for the next agent."""
 
@@ -120,7 +141,7 @@ class Drop:
     key: Key
 
 
-Put = PutSettings | PutWorkload | PutService | PutDestination | PutCluster | PutPod | PutResource | PutNote
+Put = PutSettings | PutWorkload | PutService | PutDestination | PutCluster | PutPod | PutTrust | PutCertificate | PutResource | PutNote
 Entry = Put | Drop
 
 

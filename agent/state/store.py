@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from agent.model.identity import Certificate, Trust
 from agent.model.routing import Cluster, Destination
 from agent.model.settings import ProxySettings
 from agent.model.workload import IPAddress, Service, Workload, WorkloadPort
@@ -23,6 +24,7 @@ from agent.state.entries import (
     Entry,
     Key,
     Put,
+    PutCertificate,
     PutCluster,
     PutDestination,
     PutNote,
@@ -30,6 +32,7 @@ from agent.state.entries import (
     PutResource,
     PutService,
     PutSettings,
+    PutTrust,
     PutWorkload,
     Table,
     resource_key,
@@ -41,8 +44,8 @@ GRACE = 300.0  # seconds; Prometheus scrapes every 15 to 60 s and is declared do
 # Within a transaction everything takes effect at once; the order only makes dumps readable, except that what gave an
 # address up comes before who takes it over (the order of changes, which the sort keeps).
 _ORDER = {table: place for place, table in enumerate(
-    (Table.NOTE, Table.SETTINGS, Table.SERVICE, Table.WORKLOAD, Table.POLICY, Table.POD, Table.CLUSTER, Table.DESTINATION,
-     Table.RESOURCE))}
+    (Table.NOTE, Table.SETTINGS, Table.TRUST, Table.CERTIFICATE, Table.SERVICE, Table.WORKLOAD, Table.POLICY, Table.POD, Table.CLUSTER,
+     Table.DESTINATION, Table.RESOURCE))}
 
 
 class Store:
@@ -181,6 +184,15 @@ class Store:
     def remove_pod(self, uid: str) -> None:
         self._unset((Table.POD, uid))
         self.notes.release("pod", uid)
+
+    def put_trust(self, trust: Trust) -> None:
+        self._set(PutTrust(trust))
+
+    def put_certificate(self, certificate: Certificate) -> None:
+        self._set(PutCertificate(certificate))
+
+    def remove_certificate(self, identity: str) -> None:
+        self._unset((Table.CERTIFICATE, identity))
 
     def hold(self, type_url: str, name: str, version: str, body: bytes) -> None:
         """Remember a resource that was accepted, for the next agent."""

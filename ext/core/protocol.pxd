@@ -16,6 +16,9 @@ cdef enum Message:
     MSG_WORKERS = 9
     MSG_DRAIN = 10
     MSG_SHUTDOWN = 11
+    MSG_KEY_MAKE = 12
+    MSG_KEY_FORGET = 13
+    MSG_KEYS = 14
     MSG_MISS = 32
     MSG_WORKER = 33
     MSG_READY = 64
@@ -26,6 +29,7 @@ cdef enum Message:
     MSG_SOCKETS = 69
     MSG_NEED_SOCKETS = 70
     MSG_DRAINED = 71
+    MSG_KEY = 72
 
 # Payloads between agent and keeper (`str`, `list` as ARCHITECTURE.md has them, nothing padded). A request without a
 # mark works on every connection; one with * only on the master's, which is whoever said HELLO last.
@@ -33,13 +37,17 @@ cdef enum Message:
 #                Answer: u16 version, str instance, u32 pid, u64 start (CLOCK_REALTIME, us), u32 workers
 #   INVENTORY    empty. Answer: list of (u32 handle, str uid, u64 netns inode, u8 listening) and one memfd: a
 #                transaction with every blob
-#   POD_ADD*     u32 handle, str uid, u8 Family bits, one descriptor of a network namespace. Answer OK; the same again is no error
+#   POD_ADD*     u32 handle, str uid, u8 Family bits, str identity (empty: none), one descriptor of a network namespace.
+#                Answer OK; the same again is no error, and with another identity gives the pod that one
 #   POD_DEL*     u32 handle. Answer OK, also when there is no such pod
 #   COMMIT*      empty, one sealed memfd. Answer OK once it is in force in every worker
 #   SHM          empty. Answer: list of u32 index, with two descriptors each (statistics, log ring) in that order
 #   WORKERS      empty. Answer: list of (u32 index, u32 pid, u8 WorkerState, u32 restarts, u32 pods); pid 0: none runs
 #   DRAIN*       u32 milliseconds. No listener any more; answer OK when the last connection ended or the time is over
 #   SHUTDOWN*    empty. Answer OK, then everything ends
+#   KEY_MAKE*    str identity (SPIFFE). Answer: u32 key id, str certificate request (PKCS#10, DER)
+#   KEY_FORGET*  u32 key id. Answer OK, also when there is no such key
+#   KEYS         empty. Answer: list of (u32 key id, str identity)
 #   OK           empty
 #   ERROR        u8 Reason, str text
 #   MISS         str key                                        } to the master, unasked, sequence 0
@@ -50,6 +58,9 @@ cdef enum Message:
 #   POD_ATTACH   u32 handle, list of u8 Listener: one for each descriptor, in their order. No answer.
 #   POD_DETACH   u32 handle. Listeners are closed, connections live on. No answer.
 #   SOCKETS      u32 handle, u8 family (4 or 6), then as many descriptors as the keeper could make (none: it cannot).
+#   KEY          u32 key id, str identity, one sealed memfd with the private key (PKCS#8, DER): before the POD_ATTACH or COMMIT that
+#                needs it. No answer.
+#   KEY_FORGET   u32 key id. No answer.
 #   NEED_SOCKETS u32 handle, u8 family, u16 how many
 #   MISS         str key; repeated each second while somebody waits
 #   DRAIN        u32 milliseconds; answer DRAINED (empty) with its sequence, when no connection is left or the time is over;
@@ -71,6 +82,11 @@ cdef enum WorkerState:
     WORKER_DIED = 3
     WORKER_REPLACED = 4     # only as an event: the one that stands in for a dead worker has its pods
     WORKER_DRAINING = 5     # only in WORKERS
+
+cdef enum:
+    IDENTITY_BYTES = 384    # the longest: KEYS with every key of a node fits one datagram
+    IDENTITIES = 256        # with a key on one node
+    KEYS_EACH = 2           # of one identity: the one in use and its successor
 
 cdef enum Family:
     FAMILY_IPV4 = 1
@@ -99,6 +115,8 @@ cdef enum Kind:
     KIND_CLUSTER = 5
     KIND_POD = 6
     KIND_POLICY = 7
+    KIND_TRUST = 8
+    KIND_CERTIFICATE = 9
     KIND_KEEPER_ONLY = 128   # this kind and above never reach a worker
     KIND_RESOURCE = 128
     KIND_NOTE = 129

@@ -7,11 +7,12 @@ import os
 import socket
 import struct
 
-from ext.core.protocol cimport (FAMILY_IPV4, FAMILY_IPV6, MSG_COMMIT, MSG_DRAIN, MSG_ERROR, MSG_HELLO, MSG_INVENTORY, MSG_MISS,
-                                MSG_OK, MSG_POD_ADD, MSG_POD_DEL, MSG_SHM, MSG_SHUTDOWN, MSG_WORKER, MSG_WORKERS, PROTOCOL_VERSION,
-                                REASON_AWAY, REASON_MALFORMED, REASON_REFUSED)
+from ext.core.protocol cimport (FAMILY_IPV4, FAMILY_IPV6, IDENTITY_BYTES, MSG_COMMIT, MSG_DRAIN, MSG_ERROR, MSG_HELLO, MSG_INVENTORY,
+                                MSG_KEY_FORGET, MSG_KEY_MAKE, MSG_KEYS, MSG_MISS, MSG_OK, MSG_POD_ADD, MSG_POD_DEL, MSG_SHM, MSG_SHUTDOWN,
+                                MSG_WORKER, MSG_WORKERS, PROTOCOL_VERSION, REASON_AWAY, REASON_MALFORMED, REASON_REFUSED)
 
 from ext.keeper import blobs
+from ext.keeper.keys import KeyRefused, check_identity
 from ext.keeper.link import U16, U32, U64, Fields, Gone, Link, Malformed, close_all, text
 from ext.keeper.log import log
 from ext.keeper.loop import WRITE
@@ -28,8 +29,9 @@ cdef enum:
     DRAIN_MS = 86400000
 
 NAMES = {MSG_HELLO: "HELLO", MSG_INVENTORY: "INVENTORY", MSG_POD_ADD: "POD_ADD", MSG_POD_DEL: "POD_DEL", MSG_COMMIT: "COMMIT",
-         MSG_SHM: "SHM", MSG_WORKERS: "WORKERS", MSG_DRAIN: "DRAIN", MSG_SHUTDOWN: "SHUTDOWN"}
-LOOKS = (MSG_HELLO, MSG_INVENTORY, MSG_SHM, MSG_WORKERS)
+         MSG_SHM: "SHM", MSG_WORKERS: "WORKERS", MSG_DRAIN: "DRAIN", MSG_SHUTDOWN: "SHUTDOWN", MSG_KEY_MAKE: "KEY_MAKE",
+         MSG_KEY_FORGET: "KEY_FORGET", MSG_KEYS: "KEYS"}
+LOOKS = (MSG_HELLO, MSG_INVENTORY, MSG_SHM, MSG_WORKERS, MSG_KEYS)
 WORKER = struct.Struct("<IIBII")
 WORKER_EVENT = struct.Struct("<IIBi")
 
@@ -157,6 +159,20 @@ class Agents:
                 slots = self._keeper.crew.slots
                 self._send(link, MSG_WORKERS, sequence, U32.pack(len(slots)) + b"".join(
                     WORKER.pack(slot.index, slot.pid, slot.state, max(slot.restarts, 0), len(slot.pods)) for slot in slots))
+            elif kind == MSG_KEY_MAKE:
+                identity = fields.text(IDENTITY_BYTES)
+                fields.end()
+                key_id, request = self._keeper.key_make(identity)
+                self._send(link, MSG_KEY_MAKE, sequence, U32.pack(key_id) + U32.pack(len(request)) + request)
+            elif kind == MSG_KEY_FORGET:
+                key_id = fields.u32()
+                fields.end()
+                self._keeper.key_forget(key_id)
+                self._send(link, MSG_OK, sequence)
+            elif kind == MSG_KEYS:
+                fields.end()
+                keys = self._keeper.keys.all()
+                self._send(link, MSG_KEYS, sequence, U32.pack(len(keys)) + b"".join(U32.pack(key.id) + text(key.identity) for key in keys))
             elif kind == MSG_DRAIN:
                 milliseconds = fields.u32()
                 fields.end()
@@ -169,7 +185,7 @@ class Agents:
                 self._keeper.shut_down("the agent asked for it")
         except Malformed as wrong:
             self._error(link, sequence, REASON_MALFORMED, str(wrong))
-        except (Refused, PodError, blobs.Refused) as refused:
+        except (Refused, PodError, KeyRefused, blobs.Refused) as refused:
             self._error(link, sequence, REASON_REFUSED, str(refused))
         except (Away, OSError) as away:
             self._error(link, sequence, REASON_AWAY, str(away))
@@ -204,14 +220,17 @@ class Agents:
 
     def _pod_add(self, link, sequence, fields, list fds) -> None:
         handle, uid, families = fields.u32(), fields.text(UID_BYTES), fields.u8()
+        identity = fields.text(IDENTITY_BYTES)
         fields.end()
         if not uid or handle == 0:
             raise Malformed("POD_ADD: an empty uid or handle 0")
         if not families or families & ~(FAMILY_IPV4 | FAMILY_IPV6):
             raise Malformed(f"POD_ADD: address families {families:#x}; bit 0 is IPv4, bit 1 IPv6")
+        if identity:
+            check_identity(identity)
         if len(self._keeper.pods) >= PODS:
             raise Refused(f"{PODS} pods are the most that a keeper serves")
-        self._keeper.pod_add(handle, uid, families, fds)
+        self._keeper.pod_add(handle, uid, families, identity, fds)
         self._send(link, MSG_OK, sequence)
 
     def _commit(self, link, sequence, fields, list fds) -> None:

@@ -11,13 +11,13 @@ import signal
 import time
 from collections import deque
 
-from ext.core.protocol cimport (MSG_APPLIED, MSG_COMMIT, MSG_DRAIN, MSG_DRAINED, MSG_FAILED, MSG_MISS, MSG_NEED_SOCKETS,
-                                MSG_POD_ATTACH, MSG_POD_DETACH, MSG_READY, MSG_SOCKETS, WORKER_DIED, WORKER_READY,
+from ext.core.protocol cimport (MSG_APPLIED, MSG_COMMIT, MSG_DRAIN, MSG_DRAINED, MSG_FAILED, MSG_KEY, MSG_KEY_FORGET, MSG_MISS,
+                                MSG_NEED_SOCKETS, MSG_POD_ATTACH, MSG_POD_DETACH, MSG_READY, MSG_SOCKETS, WORKER_DIED, WORKER_READY,
                                 WORKER_REPLACED, WORKER_STARTED)
 from ext.sys.seccomp cimport CONFINED_OFF, CONFINED_SANITIZER
 
 from ext.keeper import blobs
-from ext.keeper.link import U32, Fields, Gone, Malformed, close_all
+from ext.keeper.link import U32, Fields, Gone, Malformed, close_all, text
 from ext.keeper.log import log
 from ext.keeper.loop import WRITE
 from ext.keeper.pods import PodError, sockets_in
@@ -60,10 +60,12 @@ class Commit:
 
 
 class Crew:
-    """`table` and `pods` (handle -> Pod) are the keeper's. Events go to `tell_miss(key)` and `tell_worker(slot, state, status, pid)`."""
+    """`table`, `keys` and `pods` (handle -> Pod) are the keeper's.
 
-    def __init__(self, loop, int home, table, pods, tell_miss, tell_worker):
-        self._loop, self._home, self._table, self._pods = loop, home, table, pods
+    Events go to `tell_miss(key)` and `tell_worker(slot, state, status, pid)`."""
+
+    def __init__(self, loop, int home, table, keys, pods, tell_miss, tell_worker):
+        self._loop, self._home, self._table, self._keys, self._pods = loop, home, table, keys, pods
         self._tell_miss, self._tell_worker = tell_miss, tell_worker
         self.slots = []
         self._boot, self._arguments = "", ()
@@ -247,6 +249,8 @@ class Crew:
         pod.slot = slot
         slot.pods[pod.handle] = pod
         slot.served.add(pod.handle)
+        for key in self._keys.of(pod.identity):
+            self._give_key(slot, key)
         kinds = bytes(pod.listeners)
         self._send(slot, MSG_POD_ATTACH, self._next(), U32.pack(pod.handle) + U32.pack(len(kinds)) + kinds,
                    tuple(pod.listeners.values()))
@@ -259,9 +263,50 @@ class Crew:
             self._send(slot, MSG_POD_DETACH, self._next(), U32.pack(pod.handle))
 
     def forget(self, handle) -> None:
-        """The pod is gone: no worker gets sockets for it."""
+        """The pod is gone: no worker gets sockets for it, and its key goes with its identity's last pod."""
         for slot in self.slots:
-            slot.served.discard(handle)
+            if handle in slot.served:
+                slot.served.discard(handle)
+                self._settle_keys(slot)
+
+    # ---- keys: a worker has those of the identities that it serves, no other ---------------------------------------
+
+    def _give_key(self, slot, key) -> None:
+        if key.id not in slot.keys:
+            slot.keys[key.id] = key.identity
+            self._send(slot, MSG_KEY, self._next(), U32.pack(key.id) + text(key.identity), (key.fd,))
+
+    def _take_key(self, slot, key_id) -> None:
+        if slot.keys.pop(key_id, None) is not None:
+            self._send(slot, MSG_KEY_FORGET, self._next(), U32.pack(key_id))
+
+    def _identities(self, slot) -> set:
+        return {self._pods[handle].identity for handle in slot.served if handle in self._pods}
+
+    def _settle_keys(self, slot) -> None:
+        """After a change of what it serves."""
+        identities = self._identities(slot)
+        for key_id, identity in list(slot.keys.items()):
+            if identity not in identities:
+                self._take_key(slot, key_id)
+        for key in self._keys.all():
+            if key.identity in identities:
+                self._give_key(slot, key)
+
+    def key_made(self, key) -> None:
+        for slot in self.slots:
+            if key.identity in self._identities(slot):
+                self._give_key(slot, key)
+
+    def key_forgotten(self, key_id) -> None:
+        for slot in self.slots:
+            self._take_key(slot, key_id)
+
+    def identify(self, pod) -> None:
+        """The pod has another identity than before."""
+        for slot in self.slots:
+            if pod.handle in slot.served:
+                self._settle_keys(slot)
 
     def _balance(self, slot) -> None:
         """Pods to a worker that is new, until no other has two more than it."""

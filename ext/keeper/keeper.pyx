@@ -15,6 +15,7 @@ import time
 from ext.keeper.agents import Agents, Away
 from ext.keeper.blobs import Table
 from ext.keeper.crew import Crew
+from ext.keeper.keys import Keys
 from ext.keeper.log import log
 from ext.keeper.loop import Loop
 from ext.keeper.pods import Pod, PodError, check_namespace, listen_in
@@ -30,22 +31,23 @@ OPTIONS = ("--run-dir", "--workers", "--worker-uid", "--worker-gid", "--instance
 
 
 class Keeper:
-    """Composes loop, agents, crew, pods and blobs. `pods`: handle -> Pod."""
+    """Composes loop, agents, crew, pods, keys and blobs. `pods`: handle -> Pod."""
 
     def __init__(self, str run_dir, str instance):
         self.instance = instance
         self.start_us = time.time_ns() // 1000
         self.pods = {}
         self.table = Table()
+        self.keys = Keys()
         self.loop = Loop()
         self._ending = 0
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self.agents = Agents(self.loop, self, os.path.join(run_dir, "keeper.sock"))
-        self.crew = Crew(self.loop, self._home, self.table, self.pods, self.agents.tell_miss, self.agents.tell_worker)
+        self.crew = Crew(self.loop, self._home, self.table, self.keys, self.pods, self.agents.tell_miss, self.agents.tell_worker)
 
     # ---- pods --------------------------------------------------------------------------------------------------
 
-    def pod_add(self, handle, str uid, int families, list fds) -> None:
+    def pod_add(self, handle, str uid, int families, str identity, list fds) -> None:
         """Takes fds[0] out of the list when it keeps it. The same pod again changes nothing. Raises PodError, Away."""
         cdef object inode = check_namespace(fds[0])
         if self.crew.ending:
@@ -57,10 +59,13 @@ class Keeper:
         if same is not None and same.inode == inode and same.listeners:
             if same.handle != handle:
                 self._rename(same, handle)
+            if same.identity != identity:
+                same.identity = identity
+                self.crew.identify(same)
             return
         if same is not None:                        # its runtime made the namespace anew
             self.pod_delete(same.handle)
-        pod = Pod(handle, uid, fds[0], listen_in(self._home, fds[0], families))
+        pod = Pod(handle, uid, identity, fds[0], listen_in(self._home, fds[0], families))
         fds.pop()
         self.pods[handle] = pod
         self.crew.attach(pod)
@@ -82,6 +87,20 @@ class Keeper:
             self.crew.forget(handle)
             pod.close()
             log("info", "a pod's listeners are closed", pod=pod.uid, handle=handle)
+
+    # ---- keys --------------------------------------------------------------------------------------------------
+
+    def key_make(self, str identity) -> tuple:
+        """(id, certificate request); the workers that serve the identity have the key. Raises KeyRefused, OSError."""
+        key, request = self.keys.make(identity)
+        self.crew.key_made(key)
+        log("info", "a key is made", identity=identity, key=key.id)
+        return key.id, request
+
+    def key_forget(self, key_id) -> None:
+        if self.keys.forget(key_id):
+            self.crew.key_forgotten(key_id)
+            log("info", "a key is forgotten", key=key_id)
 
     # ---- the end -----------------------------------------------------------------------------------------------
 
@@ -125,6 +144,7 @@ class Keeper:
         for slot in self.crew.slots:
             if slot.pid:
                 os.waitid(os.P_PIDFD, slot.pidfd, os.WEXITED)
+        self.keys.close()
         self.agents.close()
         self.crew.close()
         os.close(self._home)

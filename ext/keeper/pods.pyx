@@ -48,10 +48,10 @@ class Namespace:
 
 
 class Pod:
-    """Owns `netns` and the descriptors of `listeners` (Listener -> descriptor). `slot`: whose worker accepts."""
+    """Owns `netns` and the descriptors of `listeners` (Listener -> descriptor). `identity`: "" for none. `slot`: whose worker accepts."""
 
-    def __init__(self, handle, uid, int netns, listeners):
-        self.handle, self.uid, self.netns, self.listeners = handle, uid, netns, listeners
+    def __init__(self, handle, uid, identity, int netns, listeners):
+        self.handle, self.uid, self.identity, self.netns, self.listeners = handle, uid, identity, netns, listeners
         self.inode = namespace_inode(netns)
         self.slot = None
 

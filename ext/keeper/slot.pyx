@@ -53,6 +53,7 @@ class Slot:
         self.died = 0.0             # when its last worker died; 0: nobody to stand in for
         self.pods = {}
         self.served = set()
+        self.keys = {}              # id -> identity: what its worker was given
         self.snapshot = 0           # sequence of the COMMIT that fills a new worker
         self.drain = 0              # sequence of a DRAIN
         self.retry = None           # timer of the next start
@@ -140,6 +141,7 @@ class Slot:
         os.close(self.pidfd)
         self.link, self.pidfd, self.pid, self.state = None, -1, 0, DOWN
         self.served = set()
+        self.keys = {}
         return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
     def close(self) -> None:

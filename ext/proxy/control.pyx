@@ -4,14 +4,17 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strcpy
 from posix.unistd cimport close
 from ext.core.loop cimport Source, loop_add, loop_again, source_close
-from ext.core.protocol cimport (MSG_COMMIT, MSG_DRAIN, MSG_POD_ATTACH, MSG_POD_DETACH, MSG_SOCKETS, PROTOCOL_VERSION)
+from ext.core.protocol cimport (MSG_COMMIT, MSG_DRAIN, MSG_KEY, MSG_KEY_FORGET, MSG_POD_ATTACH, MSG_POD_DETACH, MSG_SOCKETS,
+                                PROTOCOL_VERSION)
 from ext.core.shm cimport DETAIL_DRAIN, FLAG_DT
+from ext.core.text cimport Span
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.accept cimport pod_attach, pod_detach
 from ext.proxy.budget cimport budget_apply
 from ext.proxy.conn cimport conn_end, pod_find, pod_resume
 from ext.proxy.forget cimport forget_prepare
 from ext.proxy.held cimport held_wake
+from ext.proxy.keys cimport key_forget, key_put
 from ext.proxy.outbox cimport outbox_flush, send_applied, send_drained, send_failed, send_ready
 from ext.proxy.state cimport C_HTTP, X_IDLE, Captured, Conn, Worker
 from ext.proxy.stock cimport stock_fill
@@ -112,6 +115,7 @@ cdef bint handle(Worker* w, const char* data, uint32_t size, const int* fds, uin
     cdef uint32_t sequence, handle_, count, milliseconds = ORPHAN_DRAIN_MS
     cdef uint8_t family
     cdef Captured* pod
+    cdef Span identity
     if size < 8:
         return False
     memcpy(&kind, data, 2)
@@ -134,6 +138,13 @@ cdef bint handle(Worker* w, const char* data, uint32_t size, const int* fds, uin
     if size < 4:
         return False
     memcpy(&handle_, data, 4)
+    if kind == MSG_KEY and n == 1 and size >= 8:
+        memcpy(&identity.n, data + 4, 4)
+        identity.p = data + 8
+        return identity.n == size - 8 and key_put(w, handle_, identity, fds[0])
+    if kind == MSG_KEY_FORGET:
+        key_forget(w, handle_)
+        return False
     if kind == MSG_POD_ATTACH and size >= 8:
         memcpy(&count, data + 4, 4)
         if count != n or size < 8 + count:

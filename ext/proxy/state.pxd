@@ -285,6 +285,13 @@ cdef struct Outbox:         # datagrams to the keeper that its socket did not ta
     uint32_t end
     uint32_t size
 
+cdef struct Key:            # a private key of an identity that a pod here has; see keys.pxd
+    Key* next
+    uint32_t id
+    uint32_t identity_len
+    char[384] identity      # IDENTITY_BYTES
+    int fd                  # sealed memfd: PKCS#8, DER
+
 cdef struct Gone:           # see forget.pxd
     uint64_t due_ns
     uint32_t index
@@ -328,5 +335,6 @@ cdef struct Worker:
     Gone gone[1024]
     uint32_t gone_first
     uint32_t gone_last
+    Key* keys
     int pending_fd          # transaction to apply between two turns, -1
     uint32_t pending_sequence

@@ -11,3 +11,6 @@ cdef bint memory_is_sealed(int fd) noexcept nogil
 # Mapped shared; NULL with errno set.
 cdef void* memory_map(int fd, size_t size, bint writable) noexcept nogil
 cdef void memory_unmap(void* at, size_t size) noexcept nogil
+# Mapped shared and read-only for as long as the process lives: locked (never in swap, *locked says whether that worked) and left out
+# of core dumps. NULL with errno set.
+cdef void* memory_pin(int fd, size_t size, bint* locked) noexcept nogil

@@ -12,6 +12,9 @@ cdef extern from "<sys/mman.h>" nogil:
     int memfd_create(const char* name, unsigned int flags)
     void* mmap(void* at, size_t size, int protection, int flags, int fd, long offset)
     int munmap(void* at, size_t size)
+    int mlock(const void* at, size_t size)
+    int MADV_DONTDUMP
+    int madvise(void* at, size_t size, int advice)
 
 cdef extern from "<fcntl.h>" nogil:
     int F_ADD_SEALS
@@ -69,3 +72,11 @@ cdef void* memory_map(int fd, size_t size, bint writable) noexcept nogil:
 
 cdef void memory_unmap(void* at, size_t size) noexcept nogil:
     munmap(at, size)
+
+
+cdef void* memory_pin(int fd, size_t size, bint* locked) noexcept nogil:
+    cdef void* at = memory_map(fd, size, False)
+    locked[0] = at != NULL and mlock(at, size) == 0
+    if at != NULL:
+        madvise(at, size, MADV_DONTDUMP)
+    return at

@@ -103,5 +103,5 @@ def error(answer: tuple[int, int, bytes]) -> tuple[int, str]:
     return fields.u8(), fields.text()
 
 
-def pod_payload(handle: int, uid: str, families: int = 3) -> bytes:
-    return struct.pack("<I", handle) + text(uid) + bytes((families,))
+def pod_payload(handle: int, uid: str, families: int = 3, identity: str = "") -> bytes:
+    return struct.pack("<I", handle) + text(uid) + bytes((families,)) + text(identity)

@@ -9,7 +9,8 @@ It speaks the worker's end of ext/core/protocol.pxd on descriptor 3. A transacti
     noise            say random things with random descriptors for ever (`-only-INDEX` works for these two as well)
     flood            send MISS and NEED_SOCKETS of its pods as fast as the keeper takes them
 
-Of a captured connection it reads nothing; it writes `INDEX PID` and closes. Sockets that it gets it keeps.
+Of a captured connection it reads nothing; it writes `INDEX PID` and closes. Sockets that it gets it keeps, keys until it is to
+forget them.
 """
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ import time
 
 HEAD = struct.Struct("<HHI")
 COMMIT, READY, APPLIED, FAILED, ATTACH, DETACH, SOCKETS, NEED, DRAINED, DRAIN, MISS = 7, 64, 65, 66, 67, 68, 69, 70, 71, 10, 32
+KEY, KEY_FORGET = 72, 13
 
 
 def noise(control: socket.socket, header: mmap.mmap) -> None:
@@ -68,6 +70,7 @@ def main() -> None:
     poll.register(3, select.POLLIN)
     listeners: dict[int, tuple[int, socket.socket]] = {}
     kept: list[int] = []
+    keys: dict[bytes, int] = {}
     ready = False
 
     def send(kind: int, sequence: int, payload: bytes = b"") -> None:
@@ -128,6 +131,10 @@ def main() -> None:
                         poll.unregister(fd)
                         listener.close()
                         del listeners[fd]
+            elif kind == KEY:
+                keys[payload[:4]] = fds[0]
+            elif kind == KEY_FORGET:
+                os.close(keys.pop(payload[:4]))
             elif kind == SOCKETS:
                 kept.extend(fds)
             elif kind == DRAIN:

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from agent.dataplane import blobs, protocol
-from agent.dataplane.protocol import Message, Reason
+from agent.dataplane.protocol import Message, Reason, text
 from tests.support.keeper import Keeper, Raw, error, pod_payload
 from tests.support.wait import until
 
 PXD = Path(__file__).resolve().parent.parent.parent.parent / "ext" / "core" / "protocol.pxd"
-REQUESTS = [kind for kind in Message if 3 <= kind <= 11]
+REQUESTS = [kind for kind in Message if 3 <= kind <= 14]
 FUZZ_SECONDS = 3.0
 
 
@@ -113,6 +113,8 @@ def test_a_wrong_number_of_descriptors_is_answered(agent: Raw, kind: Message, co
     (Message.POD_ADD, pod_payload(5, "a-pod"), 1),
     (Message.POD_DEL, struct.pack("<I", 5), 0),
     (Message.DRAIN, struct.pack("<I", 5), 0),
+    (Message.KEY_MAKE, text("spiffe://cluster.local/ns/a/sa/b"), 0),
+    (Message.KEY_FORGET, struct.pack("<I", 5), 0),
 ], ids=lambda value: value.name if isinstance(value, Message) else "")
 def test_every_cut_and_every_excess_of_a_payload_is_malformed(agent: Raw, kind: Message, payload: bytes, fds: int) -> None:
     for size in range(len(payload)):
