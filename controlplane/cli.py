@@ -2,11 +2,18 @@
 from __future__ import annotations
 
 import json
+import re
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
+from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from controlplane.app.security import SecurityOptions
 
 EX_DATAERR, EX_UNAVAILABLE = 65, 69
 
@@ -27,29 +34,100 @@ def _version() -> str:
 @click.command("control-plane")
 @click.option("--config", "paths", type=click.Path(path_type=Path), multiple=True, required=True,
               help="A folder of manifests, or one file. May be given several times; watched.")
-@click.option("--listen", required=True, metavar="unix:PATH|HOST:PORT",
-              help="Where to serve ADS. A port is plain text: loopback only.")
+@click.option("--listen", "places", required=True, multiple=True, metavar="unix:PATH|HOST:PORT",
+              help="Where to serve. May be given several times. A port is TLS, and needs a certificate authority.")
 @click.option("--admin", metavar="unix:PATH", help="Where to serve the admin pages.")
+@click.option("--ca-dir", type=click.Path(path_type=Path), help="Where the certificate authority lives; the first start makes a root.")
+@click.option("--ca-cert", type=click.Path(path_type=Path), help="Instead of --ca-dir: the authority's certificate (PEM).")
+@click.option("--ca-key", type=click.Path(path_type=Path), help="Its key.")
+@click.option("--ca-chain", type=click.Path(path_type=Path), help="The certificates between it and its root, if any.")
+@click.option("--ca-root", type=click.Path(path_type=Path), help="The roots that are trusted.")
+@click.option("--trust-domain", default="cluster.local", show_default=True, help="Of every identity of the mesh.")
+@click.option("--node-tokens", type=click.Path(path_type=Path), metavar="FILE",
+              help="Who may call: lines `NODE sha256:HEX`, the hash of the node's token. Read again when it changes.")
+@click.option("--certificate-lifetime", type=click.FloatRange(0, 90 * 24, min_open=True), default=24.0, show_default=True, metavar="HOURS",
+              help="Of a workload's certificate, when the request says none.")
+@click.option("--audit-log", type=click.Path(path_type=Path), help="Record of certificates and refusals. [default: audit.log in --ca-dir]")
+@click.option("--server-name", "names", multiple=True, metavar="NAME", help="A host name or address under which agents call our ports.")
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), show_default=True)
-def command(paths: tuple[Path, ...], listen: str, admin: str | None, log_level: str) -> None:
-    """Serve the mesh's configuration over gRPC (ADS) from manifests."""
-    host, colon, port = listen.rpartition(":")
-    if not listen.startswith("unix:") and (not colon or not host or not port.isdecimal() or int(port) > 65535):
-        raise click.UsageError(f"--listen is {listen!r}; unix:PATH or HOST:PORT is expected")
+def command(paths: tuple[Path, ...], places: tuple[str, ...], admin: str | None, ca_dir: Path | None, ca_cert: Path | None,
+            ca_key: Path | None, ca_chain: Path | None, ca_root: Path | None, trust_domain: str, node_tokens: Path | None,
+            certificate_lifetime: float, audit_log: Path | None, names: tuple[str, ...], log_level: str) -> None:
+    """Serve the mesh's configuration over gRPC (ADS) from manifests, and certificates to its workloads."""
+    for place in places:
+        host, colon, port = place.rpartition(":")
+        if not place.startswith("unix:") and (not colon or not host or not port.isdecimal() or int(port) > 65535):
+            raise click.UsageError(f"--listen is {place!r}; unix:PATH or HOST:PORT is expected")
     if admin is not None and not admin.startswith("unix:"):
         raise click.UsageError(f"--admin is {admin!r}; unix:PATH is expected")
     for path in paths:
         if not path.exists():
             raise _Failed(f"--config {path} is not there; make it, or name another")
+    plugged = {"--ca-cert": ca_cert, "--ca-key": ca_key, "--ca-root": ca_root}
+    if ca_dir is None and not any(plugged.values()):
+        _check_without_authority(places, {"--node-tokens": node_tokens, "--ca-chain": ca_chain, "--audit-log": audit_log,
+                                          "--server-name": names})
+        security = None
+    else:
+        security = _security(ca_dir, plugged, ca_chain, node_tokens, audit_log, trust_domain, certificate_lifetime, names)
     from controlplane.app.logs import set_up
     from controlplane.app.run import run
+    from controlplane.ca.material import MaterialError
+    from controlplane.ca.store import StoreError
     from controlplane.server.grpc_server import ListenError
 
     set_up(log_level)
     try:
-        run(paths, listen, admin, _version())
-    except ListenError as error:
+        run(paths, places, admin, _version(), security)
+    except (ListenError, StoreError, MaterialError) as error:
         raise _Failed(str(error)) from None
+
+
+def _check_without_authority(places: tuple[str, ...], needing: dict[str, object]) -> None:
+    for name, value in needing.items():
+        if value:
+            raise click.UsageError(f"{name} is of no use without a certificate authority; give --ca-dir, or --ca-cert, --ca-key and "
+                                   "--ca-root")
+    for place in places:
+        if not place.startswith("unix:"):
+            raise click.UsageError(f"--listen {place}: a port is served with TLS only, for which a certificate authority is needed; give "
+                                   "--ca-dir and --node-tokens. Without one, unix:PATH is served")
+
+
+def _security(ca_dir: Path | None, plugged: dict[str, Path | None], chain: Path | None, tokens: Path | None, audit: Path | None,
+              trust_domain: str, hours: float, names: tuple[str, ...]) -> SecurityOptions:
+    from controlplane.app.security import SecurityOptions
+    from controlplane.ca.identity import IdentityError, check_trust_domain
+    from controlplane.ca.store import Files, Folder
+
+    given = [name for name, value in plugged.items() if value is not None]
+    if ca_dir is not None and (given or chain):
+        raise click.UsageError(f"--ca-dir and {given[0] if given else '--ca-chain'} are two authorities; give one of them")
+    if ca_dir is None and len(given) < len(plugged):
+        raise click.UsageError(f"{given[0]} needs {', '.join(name for name in plugged if name not in given)} too")
+    if tokens is None:
+        raise click.UsageError("a certificate authority needs --node-tokens FILE: it signs for nobody whose node it does not know")
+    if ca_dir is None and audit is None:
+        raise click.UsageError("--ca-cert needs --audit-log FILE: every certificate is recorded")
+    try:
+        check_trust_domain(trust_domain)
+    except IdentityError as error:
+        raise click.UsageError(f"--trust-domain: {error}") from None
+    for name in names:
+        if not _is_host(name):
+            raise click.UsageError(f"--server-name is {name!r}; a host name or an address is expected, without a port")
+    cert, key, root = plugged["--ca-cert"], plugged["--ca-key"], plugged["--ca-root"]
+    source = Files(key, cert, chain, root) if key and cert and root else Folder(ca_dir or Path())
+    log = audit if audit is not None else Path(source.where) / "audit.log"
+    return SecurityOptions(source, tokens, log, trust_domain, timedelta(hours=hours), names)
+
+
+def _is_host(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return re.fullmatch(r"(?!-)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*", name) is not None and len(name) <= 253
+    return True
 
 
 @click.command("validate")

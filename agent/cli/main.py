@@ -22,6 +22,7 @@ EX_USAGE, EX_DATAERR, EX_UNAVAILABLE, EX_SOFTWARE, EX_IOERR, EX_NOPERM, EX_CONFI
 # one line each for `narrows --help`, so that help imports nothing
 ABOUT = {
     "agent": "Run the agent of a node.",
+    "ca": "Show the certificate authority of a control plane, and replace its root.",
     "capture": "Plan, verify or remove the capture of a pod.",
     "config": "Show what is in force: services, workloads, routes, clusters, endpoints, listeners.",
     "control-plane": "Run the control plane.",

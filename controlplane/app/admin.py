@@ -12,6 +12,7 @@ from google.protobuf import json_format
 
 from controlplane.app.metrics import CONTENT_TYPE, Metrics
 from controlplane.app.plane import Plane
+from controlplane.ca.service import CertificateService
 from controlplane.model.routing import DestinationRule, VirtualService
 from controlplane.server.grpc_server import free_socket
 from controlplane.server.hub import Client
@@ -33,8 +34,9 @@ MESSAGES = {"lds": listener_pb2.Listener, "rds": route_pb2.RouteConfiguration, "
 class Admin:
     """Serves `plane` at a unix socket."""
 
-    def __init__(self, plane: Plane, metrics: Metrics) -> None:
+    def __init__(self, plane: Plane, metrics: Metrics, authority: CertificateService | None = None) -> None:
         self._plane = plane
+        self._authority = authority
         self._metrics = metrics
         self._runner: web.AppRunner | None = None
         self._path: Path | None = None
@@ -46,7 +48,7 @@ class Admin:
         pages: dict[str, Callable[[web.Request], Awaitable[web.Response]]] = {
             "/ready": self._ready, "/metrics": self._metrics_page, "/debug/problems": self._problems,
             "/debug/syncz": self._syncz, "/debug/connections": self._connections, "/debug/registryz": self._registryz,
-            "/debug/configz": self._configz, "/debug/resources": self._resources,
+            "/debug/configz": self._configz, "/debug/resources": self._resources, "/debug/ca": self._ca,
         }
         for where, page in pages.items():
             app.router.add_get(where, page)
@@ -130,6 +132,13 @@ class Admin:
                           "scope": wanted.scope, "version": made.version if made else "",
                           "resource": json_format.MessageToDict(MESSAGES[short].FromString(made.content)) if made else None})
         return _json({"resources": sorted(found, key=lambda one: (str(one["type"]), str(one["name"])))})
+
+
+    async def _ca(self, _: web.Request) -> web.Response:
+        """The certificate authority: what signs, who is trusted, what was issued and refused."""
+        if self._authority is None:
+            return _json({"error": "this control plane has no certificate authority; see --ca-dir"}, 404)
+        return _json(self._authority.status())
 
 
 def _types(client: Client) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from controlplane.app.plane import Plane
+from controlplane.ca.service import REFUSALS, CertificateService
 from controlplane.model.problems import Severity
 from controlplane.model.routing import DestinationRule, VirtualService
 from controlplane.translate.names import SHORT, TypeUrl
@@ -17,9 +18,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class _Figures(Collector):
-    def __init__(self, plane: Plane, version: str) -> None:
+    def __init__(self, plane: Plane, version: str, authority: CertificateService | None) -> None:
         self._plane = plane
         self._version = version
+        self._authority = authority
 
     def collect(self) -> Iterator[Metric]:
         plane, counts = self._plane, self._plane.hub.counts
@@ -48,6 +50,35 @@ class _Figures(Collector):
         for type_url in TypeUrl:
             rejects.add_sample("pilot_total_xds_rejects", {"type": SHORT[type_url]}, counts.rejects[type_url])
         yield rejects
+        if self._authority is not None:
+            yield from _of_authority(self._authority)
+
+
+def _of_authority(service: CertificateService) -> Iterator[Metric]:
+    """Under the names of Istio's citadel; what it does not tell apart is in narrows_ca_refusals."""
+    counts, material = service.counts, service.authority.material
+    refused = counts.refused
+    for name, about, value in (
+            ("csr_count", "Certificate requests that came.", counts.requests),
+            ("success_cert_issuance_count", "Certificates that were issued.", counts.issued),
+            # Istio counts a caller who may not impersonate here too
+            ("authentication_failure_count", "Requests refused for who asks, or for whom.",
+             refused["token"] + refused["impersonation"]),
+            ("csr_parsing_err_count", "Requests refused for what they hold.", refused["request"]),
+            ("id_extraction_err_count", "Requests that name nobody who can be.", refused["identity"])):
+        found = Metric(f"citadel_server_{name}", about, "unknown")
+        found.add_sample(found.name, {}, value)
+        yield found
+    yield _gauge("citadel_server_root_cert_expiry_timestamp", "When the root that signs ends (s since 1970).", {},
+                 material.roots[0].not_valid_after_utc.timestamp())
+    yield _gauge("citadel_server_cert_chain_expiry_timestamp", "When the first certificate on the way to the root ends (s since 1970).", {},
+                 material.not_after.timestamp())
+    reasons = Metric("narrows_ca_refusals", "Requests refused, by reason.", "unknown")
+    for reason in REFUSALS:
+        reasons.add_sample(reasons.name, {"reason": reason}, refused[reason])
+    yield reasons
+    yield _gauge("narrows_ca_roots", "Roots that are trusted.", {}, len(material.roots))
+    yield _gauge("narrows_ca_problem", "1 while the files of the authority cannot be used.", {}, bool(service.authority.problem))
 
 
 def _gauge(name: str, about: str, labels: dict[str, str], value: float) -> Metric:
@@ -59,9 +90,9 @@ def _gauge(name: str, about: str, labels: dict[str, str], value: float) -> Metri
 class Metrics:
     """`text` is what a scrape gets."""
 
-    def __init__(self, plane: Plane, version: str) -> None:
+    def __init__(self, plane: Plane, version: str, authority: CertificateService | None = None) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Figures(plane, version))
+        self._registry.register(_Figures(plane, version, authority))
         convergence = Histogram("pilot_proxy_convergence_time", "Seconds from a change to its last byte written to a client.",
                                 registry=self._registry, buckets=(.001, .005, .01, .05, .1, .5, 1, 3, 5, 10, 20, 30))
         plane.on_converged = convergence.observe

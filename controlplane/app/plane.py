@@ -18,10 +18,10 @@ log = logging.getLogger("narrows.controlplane")
 class Plane:
     """`load` first, then `follow` what `sources.watch` says. `generation` counts the changes that were applied."""
 
-    def __init__(self, paths: Iterable[Path]) -> None:
+    def __init__(self, paths: Iterable[Path], trust_domain: str = "") -> None:
         self.folder = Folder(paths)
         self.mesh = Mesh()
-        self.catalog = Catalog(self.mesh)
+        self.catalog = Catalog(self.mesh, trust_domain)
         self.hub = Hub(self.catalog, self._converged)
         self.generation = 0
         self.loaded = False

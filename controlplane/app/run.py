@@ -13,47 +13,62 @@ import uvloop
 from controlplane.app.admin import Admin
 from controlplane.app.metrics import Metrics
 from controlplane.app.plane import Plane
+from controlplane.app.security import Security, SecurityOptions
+from controlplane.ca.identity import DEFAULT_TRUST_DOMAIN
 from controlplane.server.grpc_server import Server
 from controlplane.sources.watch import Watch
 
 log = logging.getLogger("narrows.controlplane")
 
 
-def run(config: Iterable[Path], listen: str, admin: str | None, version: str) -> None:
-    """Returns when it was told to end. Raises ListenError when a place to listen at is taken."""
+def run(config: Iterable[Path], listen: Iterable[str], admin: str | None, version: str, security: SecurityOptions | None = None) -> None:
+    """Returns when it was told to end. Raises ListenError when a place to listen at is taken; StoreError and MaterialError when the
+    certificate authority cannot start."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(tuple(config), listen, admin, version))
+        runner.run(_run(tuple(config), tuple(listen), admin, version, security))
 
 
-async def _run(config: tuple[Path, ...], listen: str, admin: str | None, version: str) -> None:
+async def _run(config: tuple[Path, ...], listen: tuple[str, ...], admin: str | None, version: str, options: SecurityOptions | None) -> None:
     loop = asyncio.get_running_loop()
     end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
-    plane = Plane(config)
-    metrics = Metrics(plane, version)
+    # the name of Istio's trust domain is told by saying nothing, as istiod does
+    domain = options.trust_domain if options and options.trust_domain != DEFAULT_TRUST_DOMAIN else ""
+    plane = Plane(config, domain)
     async with AsyncExitStack() as stack:
+        security = None
+        if options is not None:
+            security = Security(options, plane)
+            stack.callback(security.close)
+        authority = security.service if security else None
+        metrics = Metrics(plane, version, authority)
         watch = Watch(config)  # before reading: what changes meanwhile is seen
         stack.callback(watch.close)
         if admin is not None:
-            door = Admin(plane, metrics)
+            door = Admin(plane, metrics, authority)
             await door.start(Path(admin.removeprefix("unix:")))
             stack.push_async_callback(door.stop)
         plane.load()
-        server = Server(plane.hub, f"narrows {version}")
-        where = await server.start(listen)
-        stack.push_async_callback(server.stop)
-        log.info("serving", extra={"listen": where, "admin": admin or "", "config": [str(path) for path in config]})
-        following = asyncio.create_task(_follow(plane, watch), name="follow")
+        ports = [one for one in listen if not one.startswith("unix:")]
+        network = security.network(ports) if security and ports else None
+        for one in listen:
+            server = Server(plane.hub, f"narrows {version}", [authority.handler()] if authority else [], network)
+            stack.push_async_callback(server.stop)
+            where = await server.start(one)
+            log.info("serving", extra={"listen": where, "admin": admin or "", "config": [str(path) for path in config]})
+        following = [asyncio.create_task(_follow(plane, watch), name="follow")]
+        if security is not None:
+            following.append(asyncio.create_task(security.follow(), name="authority"))
         ending = asyncio.create_task(end.wait(), name="end")
         try:
-            await asyncio.wait({following, ending}, return_when=asyncio.FIRST_COMPLETED)
-            if following.done():
-                following.result()  # it never returns: this raises
+            done, _ = await asyncio.wait({*following, ending}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {ending}:
+                task.result()  # they never return: this raises
         finally:
-            for task in (following, ending):
+            for task in (*following, ending):
                 task.cancel()
-            await asyncio.gather(following, ending, return_exceptions=True)
+            await asyncio.gather(*following, ending, return_exceptions=True)
         log.info("ending", extra={"clients": len(plane.hub)})
 
 

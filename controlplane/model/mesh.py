@@ -58,6 +58,7 @@ class Mesh:
         self._pods_by_label: dict[tuple[str, str, str], set[str]] = {}  # namespace, label, value -> uids
         self._services_by_label: dict[tuple[str, str, str], set[str]] = {}  # by the first label of the selector -> hostnames
         self._pods_by_node: dict[str, set[str]] = {}
+        self._pods_by_account: dict[tuple[str, str, str], set[str]] = {}  # node, namespace, service account -> uids
         self._virtual: HostIndex[VirtualService] = HostIndex()
         self._rules: HostIndex[DestinationRule] = HostIndex()
         self._referrers: dict[str, set[ObjectKey]] = {}  # host or pattern -> rules that name it
@@ -170,6 +171,8 @@ class Mesh:
                     touched.hosts |= self._concrete(name)
 
     def _index_pod(self, one: Pod, touched: Touched, add: bool) -> None:
+        if one.node and not one.ended:
+            _put(self._pods_by_account, (one.node, one.meta.key.namespace, one.service_account), one.uid, add)
         if not one.alive:
             return
         if add:
@@ -226,6 +229,10 @@ class Mesh:
 
     def pods(self) -> Iterator[Pod]:
         return iter(self._pods.values())
+
+    def runs(self, node: str, namespace: str, account: str) -> bool:
+        """Whether a pod of the service account is on the node: one that has not ended, with an address or not yet."""
+        return (node, namespace, account) in self._pods_by_account
 
     def node(self, name: str) -> Node | None:
         found = self._objects.get(ObjectKey("Node", "", name))

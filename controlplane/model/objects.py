@@ -101,13 +101,15 @@ class WorkloadType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod with what its status says. One without an address, or that has ended, is not `alive` and is not published."""
+    """A pod with what its status says. One without an address, or that has ended, is not `alive` and is not published; one
+    without an address may still run in a moment, and needs its certificate then."""
 
     meta: Metadata
     node: str
     service_account: str
     addresses: tuple[IPAddress, ...]
     alive: bool
+    ended: bool
     ready: bool
     host_network: bool
     ports: tuple[tuple[str, int], ...]  # named TCP ports of its containers

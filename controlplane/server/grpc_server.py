@@ -10,7 +10,8 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.so_reuseport", 0),  # a second control plane on the same port is a mistake, not a share
+    ("grpc.max_concurrent_streams", 1000),  # of one connection; an agent has one, and 8 certificate requests
 ]
+Metadata = Iterable[tuple[str, str | bytes]] | None
 log = logging.getLogger("narrows.controlplane.xds")
 
 
@@ -47,12 +50,27 @@ class EndingError(Exception):
     """The control plane ends, and with it the stream."""
 
 
-class Server:
-    """ADS for one hub at one place: `unix:PATH` or `HOST:PORT` (plain text; for loopback and sockets)."""
+class UnknownCallerError(Exception):
+    """The caller is not let in; the text is for them."""
 
-    def __init__(self, hub: Hub, who: str) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How a port is guarded: TLS, and who may follow. `admit` returns the caller's node, or raises UnknownCallerError."""
+
+    credentials: grpc.ServerCredentials
+    admit: Callable[[Metadata], Awaitable[str]]
+
+
+class Server:
+    """ADS for one hub, and `services` beside it, at one place: `unix:PATH`, where the socket's mode says who may follow the mesh, or
+    `HOST:PORT`, which needs a Network."""
+
+    def __init__(self, hub: Hub, who: str, services: Iterable[Any] = (), network: Network | None = None) -> None:
         self._hub = hub
         self._who = who
+        self._services = tuple(services)
+        self._network = network
         self._server: grpc.aio.Server | None = None
         self._path: Path | None = None
 
@@ -66,14 +84,19 @@ class Server:
             "StreamAggregatedResources": grpc.stream_stream_rpc_method_handler(
                 self._sotw, discovery_pb2.DiscoveryRequest.FromString,
                 discovery_pb2.DiscoveryResponse.SerializeToString),
-        }),))
+        }), *self._services))
         where = listen
         mask = os.umask(0o177)  # the socket is the owner's alone from its first moment
         try:
             if listen.startswith("unix:"):
                 self._path = Path(listen.removeprefix("unix:"))
                 free_socket(self._path)
-            port = server.add_insecure_port(listen)
+                self._network = None
+                port = server.add_insecure_port(listen)
+            elif self._network is None:
+                raise ListenError(f"cannot listen at {listen}: a port is served with TLS only, and there is no certificate authority")
+            else:
+                port = server.add_secure_port(listen, self._network.credentials)
         except RuntimeError as error:
             raise ListenError(f"cannot listen at {listen}: {error}") from None
         finally:
@@ -105,6 +128,14 @@ class Server:
 
     async def _stream(self, requests: AsyncIterator[Any], context: Any, protocol: str, read: Callable[[Any], Any],
                       write: Callable[[Any, str], Any]) -> None:
+        caller = ""
+        if self._network is not None:
+            try:
+                caller = await self._network.admit(context.invocation_metadata())
+            except UnknownCallerError as unknown:
+                self._hub.counts.errors["unauthenticated"] += 1
+                log.warning("a client is not let in", extra={"peer": context.peer(), "reason": str(unknown)})
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(unknown))
         try:
             async with asyncio.timeout(FIRST_SECONDS):
                 first = await anext(requests)
@@ -113,6 +144,12 @@ class Server:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no request came within {FIRST_SECONDS:g} s")
             return
         except StopAsyncIteration:
+            return
+        said = wire.node_of(first.node)
+        if caller and said and said != caller:
+            self._hub.counts.errors["impersonation"] += 1
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED,
+                                f"the token is that of the node {caller}, and the client says it is {said}")
             return
         client = self._hub.join(context.peer(), first.node.id, wire.scope_of(first.node), protocol)
         if client is None:

@@ -17,6 +17,13 @@ def scope_of(node: Any) -> str:
     return (fields["NAMESPACE"].string_value if "NAMESPACE" in fields else "") or DEFAULT_SCOPE
 
 
+def node_of(node: Any) -> str:
+    """The node that an agent says it is on: metadata NODE_NAME; empty when it says none."""
+    fields = node.metadata.fields
+    name: str = fields["NODE_NAME"].string_value if "NODE_NAME" in fields else ""
+    return name
+
+
 def delta_request(message: Any) -> delta.Request:
     return delta.Request(
         message.type_url, tuple(message.resource_names_subscribe), tuple(message.resource_names_unsubscribe),

@@ -138,7 +138,8 @@ def pod(top: Fields, meta: Metadata) -> Pod | None:
     ending = top.fields("metadata")
     going = ending is not None and "deletionTimestamp" in ending
     owner = _owner(ending) if ending is not None else ("", "")
-    return Pod(meta, node_name, account, addresses, bool(addresses) and phase not in ("Succeeded", "Failed"),
+    ended = phase in ("Succeeded", "Failed")
+    return Pod(meta, node_name, account, addresses, bool(addresses) and not ended, ended,
                ready and not going, host_network, tuple(sorted(ports.items())), owner)
 
 

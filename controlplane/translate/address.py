@@ -31,7 +31,7 @@ def service_address(service: Service) -> wire.Address:
     ))
 
 
-def workload_address(pod: Pod, mesh: Mesh) -> wire.Address:
+def workload_address(pod: Pod, mesh: Mesh, trust_domain: str = "") -> wire.Address:
     key, labels = pod.meta.key, dict(pod.meta.labels)
     name, kind = owner(pod)
     node = mesh.node(pod.node)
@@ -40,6 +40,7 @@ def workload_address(pod: Pod, mesh: Mesh) -> wire.Address:
         name=key.name,
         namespace=key.namespace,
         addresses=[address.packed for address in pod.addresses],
+        trust_domain=trust_domain,
         service_account=pod.service_account,
         node=pod.node,
         canonical_name=first(labels, "service.istio.io/canonical-name", "app.kubernetes.io/name", "app") or name,

@@ -38,10 +38,11 @@ def made(message: Any) -> Made:
 
 
 class Catalog:
-    """What there is to be had, as of the last `update`."""
+    """What there is to be had, as of the last `update`. `trust_domain` is that of every workload; empty: cluster.local."""
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, trust_domain: str = "") -> None:
         self._mesh = mesh
+        self._trust_domain = trust_domain
         self._addresses: dict[str, Made] = {}
         self._made: dict[Wanted, Made | None] = {}
         self._by_host: dict[str, set[Wanted]] = {}
@@ -94,6 +95,6 @@ class Catalog:
     def _make_address(self, name: str) -> Made | None:
         if "//" in name:
             pod = self._mesh.pod(name)
-            return made(workload_address(pod, self._mesh)) if pod else None
+            return made(workload_address(pod, self._mesh, self._trust_domain)) if pod else None
         service = self._mesh.service(name.partition("/")[2])
         return made(service_address(service)) if service and service.address_name == name else None

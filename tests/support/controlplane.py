@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,31 +32,38 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class ControlPlane:
-    """A running control plane: `config` is its folder, `listen` where it serves ADS."""
+    """A running control plane: `config` is its folder, `listen` where it serves ADS, `ports` where it does so over TLS (with the numbers
+    that the kernel chose). `more` are options."""
 
-    def __init__(self, folder: Path, listen: str = "") -> None:
+    def __init__(self, folder: Path, listen: str = "", more: Sequence[str] = (), ports: Sequence[str] = ()) -> None:
         self.config = folder / "config"
         self.config.mkdir(exist_ok=True)
         self.socket, self.admin, self.log = folder / "xds.sock", folder / "admin.sock", folder / "log"
         self.listen = listen or f"unix:{self.socket}"
+        self.ports, self.more = list(ports), list(more)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*START, "control-plane", "--config", str(self.config), "--listen", self.listen, "--admin", f"unix:{self.admin}"],
+                [*START, "control-plane", *self.options()],
                 stderr=log,
                 stdout=log,
             )
-        lines = self.logged("serving")
-        self.listen = lines[-1]["listen"]
+        lines = self.logged("serving", 1 + len(self.ports))
+        self.listen, *self.ports = [line["listen"] for line in lines]
 
-    def logged(self, message: str) -> list[dict[str, Any]]:
-        """Waits until a line with this message is logged since the start; fails with the log when the process ends first."""
+    def options(self) -> list[str]:
+        places = [item for place in (self.listen, *self.ports) for item in ("--listen", place)]
+        return ["--config", str(self.config), *places, "--admin", f"unix:{self.admin}", *self.more]
+
+    def logged(self, message: str, times: int = 1) -> list[dict[str, Any]]:
+        """Waits until so many lines with this message are logged since the start; fails with the log when the process ends first."""
 
         def find() -> list[dict[str, Any]]:
             assert self.process is not None and self.process.poll() is None, self.log.read_text()
-            return [one for one in self.lines() if one["message"] == message and one["pid"] == self.process.pid]
+            found = [one for one in self.lines() if one["message"] == message and one["pid"] == self.process.pid]
+            return found if len(found) >= times else []
 
         return until(find, f"the log says {message!r}", timeout=20)
 
@@ -94,9 +101,11 @@ class ControlPlane:
 
 
 @contextmanager
-def control_plane(folder: Path, manifests: str = "", listen: str = "") -> Iterator[ControlPlane]:
+def control_plane(
+    folder: Path, manifests: str = "", listen: str = "", more: Sequence[str] = (), ports: Sequence[str] = ()
+) -> Iterator[ControlPlane]:
     """Running before the body, gone after it."""
-    made = ControlPlane(folder, listen)
+    made = ControlPlane(folder, listen, more, ports)
     if manifests:
         made.apply("all.yaml", manifests)
     try:

@@ -18,7 +18,7 @@ from tests.support.wait import until
 pytestmark = pytest.mark.netns
 
 HOST = "reviews.default.svc.cluster.local"
-PORT, ADS = 9080, 15010
+PORT = 9080
 V1, V2 = "10.244.1.5", "10.244.2.6"
 PEER = str(Path(__file__).parent.parent.parent / "support" / "grpc_peer.py")
 # gRPC's C core does not know LEAST_REQUEST, our default
@@ -55,7 +55,7 @@ def config(netns: Netns, tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "all.yaml").write_text(MANIFESTS)
     with (tmp_path / "log").open("wb") as log:
-        netns.start(*START, "control-plane", "--config", str(folder), "--listen", f"127.0.0.1:{ADS}", stderr=log)
+        netns.start(*START, "control-plane", "--config", str(folder), "--listen", f"unix:{tmp_path}/xds.sock", stderr=log)
     until(lambda: '"serving"' in (tmp_path / "log").read_text(), "the control plane serves", timeout=20)
     server = netns.start(sys.executable, PEER, "serve", str(PORT), V1, V2, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
     assert server.stdout is not None and server.stdout.readline() == "ready\n"
@@ -68,7 +68,9 @@ def client(netns: Netns, config: Path, tmp_path: Path, monkeypatch: pytest.Monke
     bootstrap.write_text(
         json.dumps(
             {
-                "xds_servers": [{"server_uri": f"127.0.0.1:{ADS}", "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}],
+                "xds_servers": [
+                    {"server_uri": f"unix:{tmp_path}/xds.sock", "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}
+                ],
                 "node": {"id": "oracle", "metadata": {"NAMESPACE": "default"}},
             }
         )

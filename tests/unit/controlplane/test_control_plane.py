@@ -21,10 +21,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from controlplane.translate.names import TypeUrl
 from protos.gen.envoy.config.endpoint.v3 import endpoint_pb2
 from protos.gen.envoy.service.discovery.v3 import discovery_pb2
+from tests.support.authority import token_file
 from tests.support.controlplane import START, ControlPlane, control_plane
 from tests.support.manifests import REVIEWS, pod, service, virtual_service
 from tests.support.wait import until
 
+AUTHORITY = ["--ca-dir", "{tmp}/ca", "--node-tokens", "{tmp}/t"]
 HOST = "reviews.default.svc.cluster.local"
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 SECONDS = 10.0
@@ -227,11 +229,22 @@ def test_sockets_of_one_that_was_killed_are_taken_over_and_those_of_a_living_one
         (["--config", "{tmp}", "--listen", "unix:{tmp}/x", "--admin", "127.0.0.1:1"], 64, "unix:PATH is expected"),
         (["--config", "{tmp}", "--listen", "unix:{tmp}/gone/x"], 69, "is no folder"),
         (["--config", "{tmp}", "--listen", "unix:{tmp}/file"], 69, "is there and is no socket"),
-        (["--config", "{tmp}", "--listen", "127.0.0.1:{port}"], 69, "cannot listen at 127.0.0.1:{port}"),
+        (["--config", "{tmp}", "--listen", "127.0.0.1:{port}"], 64, "a port is served with TLS only"),
+        (["--config", "{tmp}", "--listen", "127.0.0.1:{port}", *AUTHORITY], 69, "cannot listen at 127.0.0.1:{port}"),
+        (["--config", "{tmp}", "--listen", "unix:{tmp}/x", "--node-tokens", "{tmp}/t"], 64, "is of no use without a certificate authority"),
+        (["--config", "{tmp}", "--listen", "unix:{tmp}/x", "--ca-dir", "{tmp}/ca"], 64, "a certificate authority needs --node-tokens FILE"),
+        (["--config", "{tmp}", "--listen", "unix:{tmp}/x", "--ca-cert", "{tmp}/c"], 64, "--ca-cert needs --ca-key, --ca-root too"),
+        (["--config", "{tmp}", "--listen", "unix:{tmp}/x", *AUTHORITY, "--ca-key", "{tmp}/k"], 64, "are two authorities"),
+        (["--config", "{tmp}", "--listen", "unix:{tmp}/x", *AUTHORITY, "--trust-domain", "A B"], 64, "'A B' is no trust domain"),
+        (["--config", "{tmp}", "--listen", "unix:{tmp}/x", *AUTHORITY, "--server-name", "a:1"], 64, "'a:1'; a host name or an address"),
+        (["--config", "{tmp}", "--listen", "unix:{tmp}/x", *AUTHORITY, "--certificate-lifetime", "2161"], 64, "0<x<=2160"),
+        (["--config", "{tmp}", "--listen", "unix:{tmp}/x", "--ca-dir", "{tmp}/ca", "--node-tokens", "{tmp}/file"], 69, "is open to others"),
+        (["--config", "{tmp}", "--listen", "unix:{tmp}/x", "--ca-dir", "{tmp}/file", "--node-tokens", "{tmp}/t"], 69, "file is no folder"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(tmp_path: Path, arguments: list[str], code: int, said: str) -> None:
     (tmp_path / "file").write_text("")
+    token_file(tmp_path / "t")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         fill = {"tmp": str(tmp_path), "port": str(taken.getsockname()[1])}
         done = subprocess.run(

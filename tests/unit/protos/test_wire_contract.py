@@ -20,7 +20,7 @@ from protos.gen.envoy.extensions.filters.http.router.v3 import router_pb2
 from protos.gen.envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from protos.gen.envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from protos.gen.envoy.service.discovery.v3 import discovery_pb2
-from protos.gen.istio import workload_pb2
+from protos.gen.istio import ca_pb2, workload_pb2
 from tests.support import xds_oracle
 
 
@@ -75,7 +75,7 @@ def test_generated_code_imports_generated_code_only_from_its_own_package() -> No
 def test_every_message_field_enum_and_method_is_upstreams() -> None:
     files = []
     for module in modules():
-        if module.DESCRIPTOR.package == "istio.workload":
+        if module.DESCRIPTOR.package.startswith("istio."):
             continue
         proto = descriptor_pb2.FileDescriptorProto()
         module.DESCRIPTOR.CopyToProto(proto)
@@ -146,6 +146,19 @@ WORKLOAD_ENUMS = {
     "IPFamilies": "AUTOMATIC IPV4_ONLY IPV6_ONLY DUAL",
     "NetworkMode": "STANDARD HOST_NETWORK",
 }
+
+
+def test_the_certificate_service_has_istios_fields_and_method() -> None:
+    messages = {name: {f"{one.name}={one.number}:{one.type}" for one in message.fields}
+                for name, message in ca_pb2.DESCRIPTOR.message_types_by_name.items()}
+    text, int64, inner = descriptor_pb2.FieldDescriptorProto.TYPE_STRING, descriptor_pb2.FieldDescriptorProto.TYPE_INT64, 11
+    assert messages == {
+        "IstioCertificateRequest": {f"csr=1:{text}", f"validity_duration=3:{int64}", f"metadata=4:{inner}"},
+        "IstioCertificateResponse": {f"cert_chain=1:{text}"},
+    }
+    (service,) = ca_pb2.DESCRIPTOR.services_by_name.values()
+    assert service.full_name == "istio.v1.auth.IstioCertificateService"
+    assert [method.name for method in service.methods] == ["CreateCertificate"]
 
 
 @pytest.mark.parametrize("message", sorted(WORKLOAD_API))

@@ -1,0 +1,103 @@
+"""The certificate authority beside the mesh: made from options, kept current, and what the doors ask of it."""
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+
+from controlplane.app.plane import Plane
+from controlplane.ca.audit import Audit
+from controlplane.ca.authority import Authority, OwnCertificate, utc_now
+from controlplane.ca.identity import DEFAULT_TRUST_DOMAIN
+from controlplane.ca.service import DEFAULT_LIFETIME, CertificateService
+from controlplane.ca.sign import ExpiredError
+from controlplane.ca.store import Files, Folder, StoreError
+from controlplane.ca.tokens import NodeTokens, TokenError, TokenSource, bearer
+from controlplane.server.grpc_server import Metadata, Network, UnknownCallerError
+
+LOOK_SECONDS = 2.0  # between two looks at the authority's files
+WILDCARDS = ("", "0.0.0.0", "::")
+
+log = logging.getLogger("narrows.controlplane.ca")
+
+
+@dataclass(frozen=True, slots=True)
+class SecurityOptions:
+    """`source` makes the authority; `tokens` is the file of node tokens; `names` are those under which agents call our ports."""
+
+    source: Folder | Files
+    tokens: Path
+    audit: Path
+    trust_domain: str = DEFAULT_TRUST_DOMAIN
+    lifetime: timedelta = DEFAULT_LIFETIME
+    names: tuple[str, ...] = field(default=())
+
+
+class Security:
+    """Authority, tokens and audit of one control plane."""
+
+    def __init__(self, options: SecurityOptions, plane: Plane) -> None:
+        """Raises StoreError, MaterialError."""
+        if isinstance(options.source, Folder) and options.source.open(options.trust_domain, utc_now()):
+            log.info("made a new root", extra={"where": options.source.where, "trust_domain": options.trust_domain})
+        self._authority = Authority(options.source)
+        self._tokens: TokenSource = NodeTokens(options.tokens)
+        self._audit = Audit(options.audit)
+        self.service = CertificateService(self._authority, self._tokens, plane.mesh.runs, self._audit, options.trust_domain,
+                                          options.lifetime)
+        self._names = options.names
+        self._own: OwnCertificate | None = None
+
+    def network(self, ports: Iterable[str]) -> Network:
+        """For these ports (HOST:PORT). Raises StoreError when the authority's certificate has ended."""
+        try:
+            own = self._own = OwnCertificate(self._authority, _names(self._names, ports))
+        except ExpiredError:
+            raise StoreError(f"the certificate of the authority in {self._authority.source.where} has ended; give another") from None
+
+        def current() -> grpc.ServerCertificateConfiguration:  # asked before each handshake, by a thread of gRPC's
+            serving = own.serving
+            return grpc.ssl_server_certificate_configuration([(serving.key, serving.chain)])
+
+        return Network(grpc.dynamic_ssl_server_credentials(current(), current), self._admit)
+
+    async def follow(self) -> None:
+        """Keeps authority, own certificate and audit current; never returns."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.look()
+
+    def look(self) -> None:
+        """One round of `follow`."""
+        self._authority.refresh()
+        try:
+            if self._own is not None and self._own.renew():
+                log.info("our own certificate was renewed", extra={"names": list(self._own.names)})
+        except ExpiredError:
+            log.error("our own certificate cannot be renewed: the authority's has ended", extra={"where": self._authority.source.where})
+        try:
+            self._audit.settle()
+        except OSError as error:
+            log.error("the audit log cannot be written", extra={"reason": str(error)})
+
+    def close(self) -> None:
+        self._audit.close()
+
+    async def _admit(self, metadata: Metadata) -> str:
+        try:
+            return (await self._tokens.caller(bearer(metadata))).node
+        except TokenError as error:
+            raise UnknownCallerError(str(error)) from None
+
+
+def _names(given: Iterable[str], ports: Iterable[str]) -> tuple[str, ...]:
+    """What our own certificate says we are called."""
+    hosts = [port.rpartition(":")[0].strip("[]") for port in ports]
+    names = [*given, *(host for host in hosts if host not in WILDCARDS), "localhost", "127.0.0.1", "::1", socket.gethostname().lower()]
+    return tuple(dict.fromkeys(name for name in names if name.isascii()))
