@@ -64,12 +64,26 @@ class Place:
         return self.directory / "control-plane.sock"
 
     @property
+    def authority(self) -> Path:
+        """The folder of the control plane's certificate authority, with its audit log."""
+        return self.directory / "ca"
+
+    @property
+    def tokens(self) -> Path:
+        """Hashes of the nodes' tokens, for the control plane."""
+        return self.directory / "node-tokens"
+
+    @property
     def logs(self) -> Path:
         return self.directory / "logs"
 
     def node(self, node: str) -> Path:
         """The run directory of the node's agent and keeper."""
         return self.directory / "nodes" / node
+
+    def token(self, node: str) -> Path:
+        """With what the node's agent calls the control plane."""
+        return self.node(node) / "ca-token"
 
     def pod(self, namespace: str, name: str) -> Path:
         return self.directory / "pods" / f"{namespace}.{name}"

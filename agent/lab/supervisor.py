@@ -33,6 +33,7 @@ from agent.lab.spec import (
     key_of,
     same_workload,
 )
+from agent.lab.tokens import Tokens
 
 EVENTS = 500  # kept; older ones are dropped
 SETTLE = 0.02  # seconds in which changes are gathered into one round
@@ -78,6 +79,7 @@ class Supervisor:
         self._settled = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
         self._config = ConfigFolder(place.config)
+        self._tokens = Tokens(place)
         self._rules = ""
         self._trouble = ""
         self._apply_lock = asyncio.Lock()
@@ -95,6 +97,7 @@ class Supervisor:
         await asyncio.to_thread(network.make_fabric, self.place)
         named = [name for item in wanted if (name := _node_name(item.thing))]
         if self.options.mesh:
+            self._tokens.add([])
             self._process(system.control_plane(self.place, self.event))
         await self._add_nodes(schedule.default_nodes(named, self.options.nodes))
         await self.apply(wanted)
@@ -145,6 +148,7 @@ class Supervisor:
             (directory / "pods").mkdir(parents=True, exist_ok=True)
             directory.chmod(0o700)
             if self.options.mesh:
+                self._tokens.add([name])
                 self._process(system.keeper(self.place, name, self.options.workers, self.event))
                 self._process(system.agent(self.place, name, self.options.access_log, self.options.capture, self.event))
             self._rules = ""  # the new node has none yet

@@ -97,7 +97,7 @@ class Process:
 
 def control_plane(place: Place, event: Callable[[str, str], None]) -> Process:
     argv = narrows("control-plane", "--config", str(place.config), "--listen", f"unix:{place.xds}",
-                   "--admin", f"unix:{place.control_plane}")
+                   "--admin", f"unix:{place.control_plane}", "--ca-dir", str(place.authority), "--node-tokens", str(place.tokens))
     return Process("control plane", argv, place.system_cgroup("control-plane"), place.logs / "control-plane.log", "",
                    event)
 
