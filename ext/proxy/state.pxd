@@ -37,6 +37,7 @@ from ext.core.shm cimport LogRing, Series, Stats, StatsHeader
 from ext.route.shapes cimport Cluster, Destination, Endpoint, Route, Slot, Weighted
 from ext.route.tables cimport Tables
 from ext.sys.stream cimport Peer
+from ext.tunnel.tls cimport Credentials
 from ext.wire.body cimport Body
 from ext.wire.http1 cimport Head
 
@@ -291,6 +292,9 @@ cdef struct Key:            # a private key of an identity that a pod here has; 
     uint32_t identity_len
     char[384] identity      # IDENTITY_BYTES
     int fd                  # sealed memfd: PKCS#8, DER
+    Credentials* credentials    # NULL: none made yet
+    uint64_t certificate    # versions of what was tried last
+    uint64_t trust
 
 cdef struct Gone:           # see forget.pxd
     uint64_t due_ns

@@ -17,6 +17,7 @@ from ext.sys.privilege cimport privilege_drop
 from ext.sys.seccomp cimport (CONFINED, CONFINED_OFF, CONFINED_SANITIZER, Tell, sanitizer_loaded, seccomp_install)
 from ext.proxy.state cimport Captured, Conn, Texts, Upstream, Worker
 from ext.route.tables cimport tables_new
+from ext.tunnel.tls cimport tls_open
 
 import os
 import sys
@@ -170,6 +171,8 @@ def main():
     if w == NULL:
         sys.exit(f"worker {index}: descriptor 3, 4 or 5 is not the keeper's control socket, statistics and log "
                  f"(errno {errno}: {os.strerror(errno)}); was it started by hand?")
+    if tls_open() != 0:
+        sys.exit(f"worker {index}: OpenSSL cannot be set up; is its library another one than it was built with?")
     error = privilege_drop(uid, gid, &step)
     if error != 0:
         sys.exit(f"worker {index}: {(<bytes>step).decode()} failed: {os.strerror(-error)}; "

@@ -5,18 +5,20 @@ from ext.core.arena cimport Arena, arena_copy, arena_free, arena_take
 from ext.core.blob cimport (
     cursor_init, cursor_left, take_count, take_str, take_u8, take_u16, take_u32)
 from ext.core.hash cimport hash_u32
-from ext.core.protocol cimport KIND_CLUSTER, KIND_DESTINATION, KIND_POD, KIND_POLICY, KIND_SERVICE, KIND_WORKLOAD
+from ext.core.protocol cimport (
+    KIND_CERTIFICATE, KIND_CLUSTER, KIND_DESTINATION, KIND_POD, KIND_POLICY, KIND_SERVICE, KIND_TRUST, KIND_WORKLOAD)
 from ext.wire.http1 cimport HEAD_MAX_BYTES
 from ext.route.clusters cimport cluster_free, read_cluster
 from ext.route.reader cimport (
     LEAST_ADDRESS, REASON_BYTES, Reader, cut, no_memory, read_address, refuse, refuse_number, refuse_text, take)
 from ext.route.routes cimport destination_free, read_destination
 from ext.route.shapes cimport (
-    PROTO_TLS, TUNNEL_HBONE, Address, Claim, Cluster, Destination, Identity, IdentityParts, Pod, Service, ServicePort, Slot,
-    Workload, WorkloadPort)
+    PROTO_TLS, TUNNEL_HBONE, Address, Certificate, Claim, Cluster, Destination, Identity, IdentityParts, Pod, Service, ServicePort, Slot,
+    Trust, Workload, WorkloadPort)
 from ext.route.slots cimport (
     identity_drop, identity_intern, identity_split, place_drop, place_intern, scope_drop, scope_intern, slot_drop, slot_intern,
     split_key, text_hash)
+from ext.route.trust cimport read_certificate, read_trust
 
 
 # ---- settings ----------------------------------------------------------------------------------------------
@@ -260,6 +262,10 @@ cdef size_t content_size(uint8_t kind) noexcept nogil:
         return sizeof(Destination)
     if kind == KIND_CLUSTER:
         return sizeof(Cluster)
+    if kind == KIND_TRUST:
+        return sizeof(Trust)
+    if kind == KIND_CERTIFICATE:
+        return sizeof(Certificate)
     return sizeof(Pod)
 
 
@@ -272,6 +278,10 @@ cdef Arena* content_arena(uint8_t kind, void* content) noexcept nogil:
         return &(<Destination*>content).arena
     if kind == KIND_CLUSTER:
         return &(<Cluster*>content).arena
+    if kind == KIND_TRUST:
+        return &(<Trust*>content).arena
+    if kind == KIND_CERTIFICATE:
+        return &(<Certificate*>content).arena
     return &(<Pod*>content).arena
 
 
@@ -310,6 +320,10 @@ cdef void* content_decode(Names* names, const Slot* slot, Span payload, char* re
         done = read_service(&r, <Service*>content)
     elif slot.kind == KIND_POD:
         done = read_pod(&r, <Pod*>content)
+    elif slot.kind == KIND_TRUST:
+        done = read_trust(&r, <Trust*>content)
+    elif slot.kind == KIND_CERTIFICATE:
+        done = read_certificate(&r, <Certificate*>content, key)
     elif slot.kind == KIND_DESTINATION:
         r.destination = <Destination*>content
         r.destination.refs = 1
@@ -358,6 +372,10 @@ cdef void content_drop(Names* names, uint8_t kind, void* content) noexcept nogil
     elif kind == KIND_SERVICE:
         claims_drop(names, (<Service*>content).n_claims, (<Service*>content).claims)
         arena_free(&(<Service*>content).arena)
+    elif kind == KIND_TRUST:
+        arena_free(&(<Trust*>content).arena)
+    elif kind == KIND_CERTIFICATE:
+        arena_free(&(<Certificate*>content).arena)
     else:
         if (<Pod*>content).workload != NULL:
             slot_drop(names, (<Pod*>content).workload)

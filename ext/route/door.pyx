@@ -6,6 +6,7 @@ a reference as a connection would.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from ext.core.arena cimport block_give, block_take, blocks_fail_at, blocks_live
+from ext.core.protocol cimport KIND_CERTIFICATE, KIND_TRUST
 from ext.core.text cimport Span
 from ext.wire.edit cimport EDIT_REMOVE, HeaderOp
 from ext.wire.http1 cimport Head
@@ -233,6 +234,23 @@ cdef class Tables:
 
     def random(self):
         return tables.tables_random(self.t)
+
+    def trust(self, bytes trust_domain):
+        """(roots, lists) or None."""
+        cdef shapes.Slot* slot = tables.slot_by_key(self.t, KIND_TRUST, span(trust_domain))
+        cdef shapes.Trust* trust = <shapes.Trust*>slot.current if slot != NULL else NULL
+        if trust == NULL:
+            return None
+        return ([trust.roots[i].p[:trust.roots[i].n] for i in range(trust.n_roots)],
+                [trust.lists[i].p[:trust.lists[i].n] for i in range(trust.n_lists)])
+
+    def certificate(self, bytes identity):
+        """(key, not before, not after, chain) or None."""
+        cdef shapes.Slot* slot = tables.slot_by_key(self.t, KIND_CERTIFICATE, span(identity))
+        cdef shapes.Certificate* one = <shapes.Certificate*>slot.current if slot != NULL else NULL
+        if one == NULL:
+            return None
+        return one.key, one.not_before, one.not_after, [one.chain[i].p[:one.chain[i].n] for i in range(one.n_chain)]
 
     # ---- who is where
 

@@ -167,6 +167,23 @@ cdef struct Pod:
     Address* addresses
     Identity* identity                  # NULL: none
 
+cdef struct Trust:                      # of one trust domain: who may sign, and what was taken back
+    Arena arena
+    uint64_t version                    # no other Trust or Certificate of these tables has or had it
+    uint32_t n_roots                    # one at least
+    uint32_t n_lists
+    Span* roots                         # DER
+    Span* lists                         # DER
+
+cdef struct Certificate:                # of one identity
+    Arena arena
+    uint64_t version
+    uint32_t key                        # id of the private key, which the keeper gives or not
+    uint64_t not_before                 # s since 1970
+    uint64_t not_after
+    uint32_t n_chain                    # one at least
+    Span* chain                         # DER, leaf first
+
 # ---- what to do with it ------------------------------------------------------------------------------------
 
 cdef struct Load:                       # of one endpoint; survives its cluster's replacement (same address and port)

@@ -1,5 +1,5 @@
 """Interned names, addresses and scopes: found or made, counted, gone with their last holder."""
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from ext.core.hash cimport Buckets
 from ext.core.text cimport Span
 from ext.route.shapes cimport Address, Claim, Identity, IdentityParts, Place, Scope, Slot
@@ -12,6 +12,7 @@ cdef struct Names:
     Buckets workloads       # Workload by index
     Buckets services        # Service by index
     Buckets pods            # Pod by handle
+    uint64_t versions       # given to Trust and Certificate
 
 cdef int names_init(Names* names) noexcept nogil                    # -1: out of memory; nothing to free
 cdef void names_free(Names* names) noexcept nogil                   # all must be released before

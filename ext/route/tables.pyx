@@ -5,8 +5,8 @@ from ext.core.blob cimport (
     Cursor, cursor_init, cursor_left, take_bytes, take_u8, take_u16, take_u32, take_u64)
 from ext.core.hash cimport Buckets, Node, buckets_first, buckets_insert, buckets_remove, buckets_reserve, crc32, hash_u32
 from ext.core.protocol cimport (
-    KIND_CLUSTER, KIND_DESTINATION, KIND_KEEPER_ONLY, KIND_POD, KIND_SERVICE, KIND_SETTINGS, KIND_WORKLOAD, OP_DELETE,
-    OP_PUT, TXN_MAGIC, TXN_VERSION)
+    KIND_CERTIFICATE, KIND_CLUSTER, KIND_DESTINATION, KIND_KEEPER_ONLY, KIND_POD, KIND_POLICY, KIND_SERVICE, KIND_SETTINGS, KIND_TRUST,
+    KIND_WORKLOAD, OP_DELETE, OP_PUT, TXN_MAGIC, TXN_VERSION)
 from ext.route.decode cimport content_decode, content_drop, settings_decode, settings_default
 from ext.route.reader cimport REASON_BYTES
 from ext.route.shapes cimport Claim, Place
@@ -151,6 +151,10 @@ cdef const char* kind_name(uint8_t kind) noexcept nogil:
         return b"CLUSTER"
     if kind == KIND_POD:
         return b"POD"
+    if kind == KIND_TRUST:
+        return b"TRUST"
+    if kind == KIND_CERTIFICATE:
+        return b"CERTIFICATE"
     return b"blob of unknown kind"
 
 
@@ -198,7 +202,7 @@ cdef int prepare_entry(Tables* t, Prepared* p, Cursor* c, uint32_t number, char*
         elif settings_decode(payload, &p.settings, reason) < 0:
             return refuse_entry(error, kind, key, reason)
         return 0
-    if kind > KIND_POD or kind == 0 or key.n == 0:
+    if kind > KIND_CERTIFICATE or kind == KIND_POLICY or kind == 0 or key.n == 0:
         return refuse_entry(error, kind, key, b"unknown kind, or no key")
     o = &p.operations[p.n]
     o.slot = slot_intern(&t.names, kind, key)

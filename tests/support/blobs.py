@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from agent.dataplane import blobs
+from agent.model.identity import Certificate, Trust
 from agent.model.routing import (
     Balancer,
     Cluster,
@@ -79,6 +80,11 @@ CLUSTER = Cluster(
 )
 
 
+TRUST = Trust("cluster.local", (bytes.fromhex("3003020101"), bytes.fromhex("308180") + bytes(128)), (bytes.fromhex("3000"),))
+CERTIFICATE = Certificate(WORKLOAD.identity, 0xDEADBEEF, 1_700_000_000, 1_700_086_400,
+                          (bytes.fromhex("3003020102"), bytes.fromhex("30820100") + bytes(256)))
+
+
 def index_of(_service: str) -> int:
     return 11
 
@@ -91,6 +97,8 @@ PUTS = {
     "unknown_destination": blobs.put_unknown_destination(SCOPE, f"{HOST}:6379"),
     "cluster": blobs.put_cluster(CLUSTER, index_of),
     "pod": blobs.put_pod("4b0c", POD, WORKLOAD.uid, SCOPE, WORKLOAD.addresses, WORKLOAD.identity),
+    "trust": blobs.put_trust(TRUST),
+    "certificate": blobs.put_certificate(CERTIFICATE),
     "resource": blobs.put_resource("type.googleapis.com/istio.workload.Address", "default/" + HOST, "v17", b"\x0a\x00"),
     "note": blobs.put_note("index/workload", b"\x15\0\0\0"),
 }

@@ -14,7 +14,7 @@ import pytest
 from agent.dataplane import blobs
 from agent.model.settings import ProxySettings
 from ext.route import door
-from tests.support.blobs import CLUSTER, HOST, POD, PUTS, SCOPE, V1, V2, VIP, everything, transaction
+from tests.support.blobs import CERTIFICATE, CLUSTER, HOST, POD, PUTS, SCOPE, TRUST, V1, V2, VIP, everything, transaction
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "blobs"
@@ -54,6 +54,9 @@ def test_the_decoder_reads_what_the_golden_bytes_say() -> None:
         1, "spiffe://cluster.local/ns/default/sa/reviews", ["default/only-productpage", "istio-system/istio_converted_static_strict"])
     assert tables.pod(POD) == (21, SCOPE, ["10.244.1.5", "fd00:10:244:1::5"])
     assert tables.pod_identity(POD) == "spiffe://cluster.local/ns/default/sa/reviews"
+    assert tables.trust(b"cluster.local") == (list(TRUST.roots), list(TRUST.lists))
+    assert tables.certificate(CERTIFICATE.identity.encode()) == (
+        CERTIFICATE.key, CERTIFICATE.not_before, CERTIFICATE.not_after, list(CERTIFICATE.chain))
     assert tables.cluster(CLUSTER.key) == (
         11, 10_000, 2, [("10.244.1.5", 9080, 1, True, 21), ("fd00:10:244:2::6", 9080, 3, False, 0)])
     assert (tables.destination(POD, VIP, 9080), tables.destination(POD, VIP, 6379)) == ("http+tcp", "unknown")
@@ -65,6 +68,18 @@ def test_the_decoder_reads_what_the_golden_bytes_say() -> None:
         "route": "main", "cluster": f"{SCOPE}|{V1}", "there": True, "timeout_ms": 0,
         "request": [("remove", "x-secret"), ("set", "x-route", "main"), ("add", "via", "narrows")],
         "response": [("add", "x-version", "v1")]}
+
+
+def test_the_encoder_reads_back_trust_and_certificates() -> None:
+    assert blobs.decode_trust(PUTS["trust"]) == TRUST
+    assert blobs.decode_certificate(PUTS["certificate"]) == CERTIFICATE
+    for name, read in (("trust", blobs.decode_trust), ("certificate", blobs.decode_certificate)):
+        put = PUTS[name]
+        for size in range(len(put.payload)):
+            with pytest.raises(blobs.BlobError):
+                read(blobs.Put(put.kind, put.key, put.payload[:size]))
+        with pytest.raises(blobs.BlobError, match="too many"):
+            read(blobs.Put(put.kind, put.key, put.payload + b"x"))
 
 
 def test_a_whole_transaction_is_the_golden_one() -> None:

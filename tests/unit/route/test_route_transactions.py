@@ -14,6 +14,7 @@ from agent.dataplane import blobs
 from ext.route import door
 from tests.support.blobs import CLUSTER, HOST, PUTS, SCOPE, SERVICE, dump, everything, transaction
 
+TINY = struct.pack("<I", 2) + b"\x30\x00"  # a str that is an empty SEQUENCE
 DECODED = [put for name, put in PUTS.items() if name not in {"resource", "note"}]
 
 
@@ -210,7 +211,20 @@ def raw(*entries: bytes, magic: int = blobs.MAGIC, version: int = 1, flags: int 
         (raw(flags=1), "version 1 flags 1"),
         (raw(entry(3, 2, b"k", b"")), "WORKLOAD k: neither a put nor a delete"),
         (raw(entry(2, 2, b"k", b"x")), "WORKLOAD k: neither a put nor a delete"),
-        (raw(entry(1, 9, b"k", b"")), "blob of unknown kind k: unknown kind"),
+        (raw(entry(1, 10, b"k", b"")), "blob of unknown kind k: unknown kind"),
+        (raw(entry(1, 8, b"td", struct.pack("<II", 0, 0))), "TRUST td: number of certificates or lists: 0"),
+        (raw(entry(1, 8, b"td", struct.pack("<I", 33) + TINY * 33 + bytes(4))), "TRUST td: number of certificates or lists: 33"),
+        (raw(entry(1, 8, b"td", struct.pack("<I", 1) + TINY + struct.pack("<I", 65) + TINY * 65)), "TRUST td: number of"),
+        (raw(entry(1, 8, b"td", struct.pack("<II3sI", 1, 3, b"\x30\x00\x00", 0))), "TRUST td: not DER: item: 0"),
+        (raw(entry(1, 8, b"td", struct.pack("<II3sI", 1, 3, b"\x30\x80\x00", 0))), "TRUST td: not DER: item: 0"),
+        (raw(entry(1, 8, b"td", struct.pack("<II3sI", 1, 3, b"\x30\x81\x00", 0))), "TRUST td: not DER: item: 0"),
+        (raw(entry(1, 8, b"td", struct.pack("<II2sI", 1, 2, b"\x31\x00", 0))), "TRUST td: not DER: item: 0"),
+        (raw(entry(1, 8, b"td", struct.pack("<II", 1, 65540) + b"\x30\x83" + bytes(65538))), "TRUST td: bytes of a certificate"),
+        (raw(entry(1, 9, b"k", struct.pack("<IQQI", 1, 1, 2, 1) + TINY)), "CERTIFICATE k: identity is not spiffe://"),
+        (raw(entry(1, 9, b"spiffe://a/ns/b/sa/c", struct.pack("<IQQI", 0, 1, 2, 1) + TINY)), "sa/c: 0 is no key's number"),
+        (raw(entry(1, 9, b"spiffe://a/ns/b/sa/c", struct.pack("<IQQI", 1, 2, 2, 1) + TINY)), "sa/c: it ends before it begins"),
+        (raw(entry(1, 9, b"spiffe://a/ns/b/sa/c", struct.pack("<IQQI", 1, 1, 2, 0))), "sa/c: number of certificates or lists: 0"),
+        (raw(entry(1, 9, b"spiffe://a/ns/b/sa/c", struct.pack("<IQQI", 1, 1, 2, 17) + TINY * 17)), "sa/c: number of certificates"),
         (raw(entry(1, 3, b"", b"")), "SERVICE : unknown kind, or no key"),
         (raw(entry(1, 1, b"k", b"\0\0\0\0")), "SETTINGS k: has no key"),
         (raw(entry(1, 4, b"nobar", b"\0")), "DESTINATION nobar: key is not `scope|name`"),
