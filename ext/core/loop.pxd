@@ -28,10 +28,21 @@ cdef enum:
     CLOCK_EACH = 2          # sources, some 10 us; reading it takes 0.03
     FRESH_RUN = 4           # flows that had nothing to do before, then one of those that are never done
 
+    CARRIED = 0x7fffffff    # a descriptor that no process can have (sysctl fs.nr_open)
+
 ctypedef void (*Ready)(Source* source, uint32_t events) noexcept nogil
 
+cdef struct Carrier:
+    int64_t (*read)(Source* source, void* data, size_t size) noexcept nogil
+    int64_t (*write)(Source* source, const void* data, size_t size) noexcept nogil
+    void (*shut)(Source* source) noexcept nogil
+    void (*abort)(Source* source) noexcept nogil
+    void (*close)(Source* source) noexcept nogil
+    int (*error)(Source* source) noexcept nogil
+    bint (*silent)(Source* source) noexcept nogil
+
 cdef struct Source:
-    int fd                  # -1: closed
+    int fd                  # -1: closed; CARRIED: not a socket
     uint8_t readable        # a read may give something (until EAGAIN)
     uint8_t writable
     uint8_t hung            # RDHUP or HUP was seen: a short read does not mean drained
@@ -41,6 +52,8 @@ cdef struct Source:
     uint32_t events         # that came while it waits
     Ready ready
     void* owner
+    const Carrier* carrier  # NULL: the kernel; see ext/core/source.pxd
+    void* stream            # the carrier's own
     Flow* flow              # NULL: served as it is seen
     Source* after           # in the flow's queue
     Source* before

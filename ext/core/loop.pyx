@@ -199,7 +199,10 @@ cdef void serve(Loop* loop) noexcept nogil:
 cdef void source_close(Loop* loop, Source* source) noexcept nogil:
     if source.queued:
         unqueue(loop, source)
-    if source.fd >= 0:
+    if source.fd == CARRIED:
+        source.carrier.close(source)
+        source.fd = -1
+    elif source.fd >= 0:
         if source.shared:
             epoll_ctl(loop.epoll, EPOLL_CTL_DEL, source.fd, NULL)
         close(source.fd)

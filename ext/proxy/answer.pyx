@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from ext.core.buffer cimport buffer_consume, buffer_drop, buffer_reserve, buffer_room, buffer_used
 from ext.core.shm cimport DETAIL_BAD_CODING, DETAIL_HEAD_TOO_LARGE, DETAIL_BAD_VERSION, DETAIL_MALFORMED, FLAG_DPE
+from ext.core.source cimport source_write2
 from ext.core.text cimport Span
 from ext.core.timer cimport timer_clear, timer_set
 from ext.proxy.account cimport account_begin_http, account_end
@@ -13,7 +14,6 @@ from ext.proxy.state cimport (HALF_CLOSED_MS, Q_HELD, Q_STOCK, X_HEAD, X_IDLE, X
                               Exchange)
 from ext.proxy.stock cimport stock_forget
 from ext.proxy.upstream cimport upstream_drop
-from ext.sys.stream cimport stream_write2
 from ext.wire.forward cimport local_reply
 from ext.wire.http1 cimport M_HEAD
 
@@ -100,7 +100,7 @@ cdef bint answer_advance(Conn* c) noexcept nogil:
     while buffer_used(&c.dhead) > 0:
         if not c.source.writable:
             return False
-        n = stream_write2(c.source.fd, c.dhead.data + c.dhead.start, buffer_used(&c.dhead), NULL, 0, c.x.lingers or not c.x.down_keep)
+        n = source_write2(&c.source, c.dhead.data + c.dhead.start, buffer_used(&c.dhead), NULL, 0, c.x.lingers or not c.x.down_keep)
         if n == -EINTR:
             continue
         if n == -EAGAIN:

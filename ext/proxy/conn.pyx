@@ -6,6 +6,7 @@ from ext.core.buffer cimport buffer_drop
 from ext.core.loop cimport Source, flow_forget, loop_add, loop_again, loop_bury, loop_listen, loop_over, source_close, wall_us
 from ext.core.pipes cimport Pipe, pipe_give, pipe_take
 from ext.core.slab cimport slab_give, slab_take
+from ext.core.source cimport source_abort, source_read, source_shut
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.account cimport account_end
 from ext.proxy.budget cimport admission, memory_forget
@@ -16,7 +17,7 @@ from ext.proxy.stock cimport stock_close, stock_forget
 from ext.proxy.upstream cimport pool_close, upstream_drop
 from ext.route.balance cimport endpoint_end
 from ext.route.tables cimport cluster_release, destination_release
-from ext.sys.stream cimport SHUT_WR, Peer, shutdown, stream_abort, stream_read
+from ext.sys.stream cimport Peer
 
 
 cdef void on_event(Source* source, uint32_t events) noexcept nogil:
@@ -123,7 +124,7 @@ cdef void conn_end(Conn* c, uint8_t flag, uint16_t details, bint abort) noexcept
         slab_give(&w.texts, c.texts)
         c.texts = NULL
     if abort:
-        stream_abort(c.source.fd)
+        source_abort(&c.source)
     source_close(&w.loop, &c.source)
     if c.prev != NULL:
         c.prev.next = c.next
@@ -151,7 +152,7 @@ cdef void conn_linger(Conn* c) noexcept nogil:
     timer_clear(&c.w.loop.timers, &c.request_timer)
     buffer_drop(&c.pod.buffers, &c.din)
     buffer_drop(&c.pod.buffers, &c.uin)
-    shutdown(c.source.fd, SHUT_WR)
+    source_shut(&c.source)
     c.state = C_LINGER
     c.held_bytes = 0
     conn_timer(c, LINGER_MS)
@@ -168,7 +169,7 @@ cdef void linger_advance(Conn* c) noexcept nogil:
             loop_again(&c.w.loop, &c.source)
             return
         rounds += 1
-        n = stream_read(c.source.fd, sink, sizeof(sink))
+        n = source_read(&c.source, sink, sizeof(sink))
         if n == -EINTR:
             continue
         if n == -EAGAIN:

@@ -6,6 +6,7 @@ from ext.core.protocol cimport LISTEN_INBOUND
 from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NO_CONFIG, DETAIL_CONNECT_FAILURE, DETAIL_CONNECT_TIMEOUT,
                            DETAIL_NO_HEALTHY_UPSTREAM,
                            DETAIL_NO_SOCKET, DETAIL_OVERLOAD, DETAIL_HELD_OVERFLOW, FLAG_DC, FLAG_NC, FLAG_OM, FLAG_UF, FLAG_UH, FLAG_UO)
+from ext.core.source cimport source_read
 from ext.core.timer cimport Timer, timer_clear
 from ext.proxy.account cimport account_begin_tcp
 from ext.proxy.budget cimport memory_wait
@@ -23,7 +24,7 @@ from ext.route.match cimport tcp_pick
 from ext.route.shapes cimport (PROTO_AUTO, PROTO_HTTP, Address, Cluster, Destination, Weighted, endpoint_address, endpoint_workload,
                                weighted_cluster)
 from ext.route.tables cimport cluster_hold, destination_hold, tables_random
-from ext.sys.stream cimport Peer, same_ip, stream_read
+from ext.sys.stream cimport Peer, same_ip
 from ext.wire.sniff cimport SNIFF_HTTP1, SNIFF_MAX, SNIFF_MORE, sniff
 
 
@@ -89,7 +90,7 @@ cdef void detect(Conn* c) noexcept nogil:
             account_begin_tcp(c)
             conn_end(c, FLAG_OM, DETAIL_OVERLOAD, True)
             return
-        n = stream_read(c.source.fd, c.din.data + c.din.end, buffer_room(&c.din))
+        n = source_read(&c.source, c.din.data + c.din.end, buffer_room(&c.din))
         if n == -EINTR:
             continue
         if n == -EAGAIN:

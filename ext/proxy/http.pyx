@@ -11,6 +11,7 @@ from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NO_CLUSTER, DETAIL_N
                            DETAIL_RESPONSE_TIMEOUT,
                            DETAIL_ROUTE_NOT_FOUND, DETAIL_STREAM_IDLE, DETAIL_HELD_OVERFLOW, FLAG_DC, FLAG_DT, FLAG_NC, FLAG_NR, FLAG_OM,
                            FLAG_SI, FLAG_UF, FLAG_UH, FLAG_UO, FLAG_UT)
+from ext.core.source cimport source_read
 from ext.core.timer cimport Timer, timer_clear, timer_set
 from ext.proxy.account cimport account_begin_http, account_text
 from ext.proxy.answer cimport answer, answer_advance, answer_malformed, awaits_body, exchange_arm, exchange_next
@@ -26,7 +27,7 @@ from ext.route.balance cimport balance_pick, endpoint_begin
 from ext.route.match cimport route_find, route_pick
 from ext.route.shapes cimport Address, Cluster, Destination, endpoint_address, endpoint_workload, weighted_cluster
 from ext.route.tables cimport cluster_hold, tables_random
-from ext.sys.stream cimport Peer, same_ip, stream_read
+from ext.sys.stream cimport Peer, same_ip
 from ext.wire.body cimport body_start
 from ext.wire.http1 cimport M_CONNECT, parse_request
 
@@ -95,7 +96,7 @@ cdef bint read_request(Conn* c) noexcept nogil:
         if buffer_reserve(&c.pod.buffers, &c.din, buffer_used(&c.din) + 1 if c.din.data != NULL else 0) < 0:
             conn_end(c, FLAG_OM, DETAIL_OVERLOAD, True)
             return False
-        n = stream_read(c.source.fd, c.din.data + c.din.end, buffer_room(&c.din))
+        n = source_read(&c.source, c.din.data + c.din.end, buffer_room(&c.din))
         if n == -EAGAIN:
             c.source.readable = 0
             if buffer_used(&c.din) == 0:

@@ -8,12 +8,13 @@ from ext.core.pipes cimport PIPE_BYTES, Pipe, pipe_count
 from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NONE, DETAIL_OVERLOAD, DETAIL_IDLE, DETAIL_UPSTREAM_RESET,
                            FLAG_DC, FLAG_DT, FLAG_OM,
                            FLAG_UC)
+from ext.core.source cimport source_read, source_shut, source_write
 from ext.core.timer cimport timer_set
 from ext.proxy.account cimport account_bytes
 from ext.proxy.budget cimport memory_tight, memory_wait
 from ext.proxy.conn cimport bulk_drop, bulk_pipe, conn_end, conn_timer
 from ext.proxy.state cimport C_RELAY, PUMP_ROUNDS, Bulk, Conn, Worker
-from ext.sys.stream cimport SHUT_WR, shutdown, stream_read, stream_splice, stream_write
+from ext.sys.stream cimport stream_splice
 
 
 cdef enum:
@@ -27,7 +28,7 @@ cdef int flush(Worker* w, Source* sink, Buffer* b, Pipe* pipe) noexcept nogil:
     cdef int64_t n
     while sink.writable:
         if buffer_used(b) > 0:
-            n = stream_write(sink.fd, b.data + b.start, buffer_used(b))
+            n = source_write(sink, b.data + b.start, buffer_used(b))
             if n > 0:
                 b.start += <uint32_t>n
         elif pipe != NULL and pipe.held > 0:
@@ -77,7 +78,7 @@ cdef int64_t fetch(Conn* c, Source* source, Buffer* b, Bulk* bulk) noexcept nogi
         if buffer_room(b) == 0:
             return -ENOBUFS
     room = buffer_room(b)
-    n = stream_read(source.fd, b.data + b.end, room)
+    n = source_read(source, b.data + b.end, room)
     if n > 0:
         b.end += <uint32_t>n
         if n < BULK_LEAST and n < room:
@@ -108,7 +109,7 @@ cdef int pump(Conn* c, bint onward) noexcept nogil:
             return PUMP_AGAIN
         rounds += 1
         n = -ENOBUFS
-        if bulk.large == BULK_AFTER and buffer_used(b) == 0:
+        if bulk.large == BULK_AFTER and buffer_used(b) == 0 and source.carrier == NULL and sink.carrier == NULL:
             if not sink.writable:
                 break
             n = draw(c, source, bulk)
@@ -134,7 +135,7 @@ cdef int pump(Conn* c, bint onward) noexcept nogil:
     if bulk.pipe != NULL and bulk.pipe.held == 0:
         bulk_drop(c, bulk)
     if ended[0] and not shut[0] and buffer_used(b) == 0 and bulk.pipe == NULL:
-        shutdown(sink.fd, SHUT_WR)
+        source_shut(sink)
         shut[0] = 1
     return PUMP_WAIT
 

@@ -6,6 +6,7 @@ from ext.core.buffer cimport buffer_compact, buffer_consume, buffer_drop, buffer
 from ext.core.loop cimport loop_over
 from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_HEAD_TOO_LARGE, DETAIL_MALFORMED, DETAIL_OVERLOAD, FLAG_DC, FLAG_DPE,
                            FLAG_OM)
+from ext.core.source cimport source_read, source_write2
 from ext.core.timer cimport timer_set
 from ext.proxy.account cimport account_id
 from ext.proxy.answer cimport answer, answer_malformed, exchange_arm
@@ -14,7 +15,6 @@ from ext.proxy.conn cimport conn_end
 from ext.proxy.state cimport PUMP_ROUNDS, X_FLOW, Conn, Exchange
 from ext.route.match cimport request_edits
 from ext.route.shapes cimport EDITS_MAX
-from ext.sys.stream cimport stream_read, stream_write2
 from ext.wire.body cimport body_feed
 from ext.wire.edit cimport HeaderOp
 from ext.wire.forward cimport FORWARD_EXTRA, Forward, forward_request
@@ -97,7 +97,7 @@ cdef void request_send(Conn* c) noexcept nogil:
         body = x.fed - x.at
         if head + body == 0:
             return
-        n = stream_write2(c.up.source.fd, c.uhead.data + c.uhead.start, head, c.din.data + c.din.start + x.at, body, False)
+        n = source_write2(&c.up.source, c.uhead.data + c.uhead.start, head, c.din.data + c.din.start + x.at, body, False)
         if n == -EINTR:
             continue
         if n == -EAGAIN:
@@ -133,7 +133,7 @@ cdef int request_read(Conn* c) noexcept nogil:
             buffer_compact(&c.din)
             if buffer_room(&c.din) == 0:
                 return STEP_WAIT
-        n = stream_read(c.source.fd, c.din.data + c.din.end, buffer_room(&c.din))
+        n = source_read(&c.source, c.din.data + c.din.end, buffer_room(&c.din))
         if n == -EINTR:
             continue
         if n == -EAGAIN:

@@ -8,6 +8,7 @@ from ext.core.loop cimport loop_over
 from ext.core.shm cimport (DETAIL_CANNOT_SAY, DETAIL_DOWNSTREAM_CLOSED, DETAIL_OVERLOAD, DETAIL_UPSTREAM_CLOSED, DETAIL_UPSTREAM_LATE,
                            DETAIL_UPSTREAM_PROTOCOL, DETAIL_UPSTREAM_PROTOCOL_LATE, DETAIL_UPSTREAM_RESET, FLAG_DC, FLAG_OM,
                            FLAG_UC, FLAG_UPE)
+from ext.core.source cimport source_read, source_write2
 from ext.proxy.answer cimport answer
 from ext.proxy.budget cimport memory_tight, memory_wait
 from ext.proxy.conn cimport conn_end
@@ -16,7 +17,6 @@ from ext.proxy.state cimport C_DEAD, PUMP_ROUNDS, X_FLOW, X_TUNNEL, X_UPSTREAM, 
 from ext.proxy.upstream cimport idempotent, upstream_drop
 from ext.route.match cimport response_edits
 from ext.route.shapes cimport EDITS_MAX
-from ext.sys.stream cimport stream_read, stream_write2
 from ext.wire.body cimport body_closed, body_feed, body_start
 from ext.wire.edit cimport HeaderOp
 from ext.wire.forward cimport FORWARD_EXTRA, Forward, forward_response
@@ -148,7 +148,7 @@ cdef int response_send(Conn* c) noexcept nogil:
         head = buffer_used(&c.dhead)
         if head + c.x.uready == 0:
             return STEP_WAIT
-        n = stream_write2(c.source.fd, c.dhead.data + c.dhead.start, head, c.uin.data + c.uin.start, c.x.uready, last)
+        n = source_write2(&c.source, c.dhead.data + c.dhead.start, head, c.uin.data + c.uin.start, c.x.uready, last)
         if n == -EINTR:
             continue
         if n == -EAGAIN:
@@ -221,7 +221,7 @@ cdef int response_read(Conn* c) noexcept nogil:
             if c.state == C_DEAD or x.state != X_FLOW:
                 return STEP_OVER
             return STEP_WAIT                 # the client is slow
-        n = stream_read(c.up.source.fd, c.uin.data + c.uin.end, buffer_room(&c.uin))
+        n = source_read(&c.up.source, c.uin.data + c.uin.end, buffer_room(&c.uin))
         if n == -EINTR:
             continue
         if n == -EAGAIN:

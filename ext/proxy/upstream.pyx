@@ -1,15 +1,15 @@
 """See upstream.pxd."""
-from libc.errno cimport EAGAIN, EHOSTUNREACH, EINPROGRESS, ENOMEM, ETIMEDOUT, errno
+from libc.errno cimport EHOSTUNREACH, EINPROGRESS, ENOMEM, ETIMEDOUT
 from libc.stdint cimport uint32_t, uint64_t
 from posix.unistd cimport close
 from ext.core.loop cimport Source, loop_add, loop_bury, source_close
 from ext.core.protocol cimport PORT_INBOUND, PORT_OUTBOUND
 from ext.core.slab cimport slab_give, slab_take
+from ext.core.source cimport source_abort, source_error, source_silent
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.state cimport POOL_BUCKETS, U_CONNECTING, U_DEAD, U_IDLE, U_READY, Captured, Conn, Upstream, Worker
 from ext.proxy.stock cimport stock_take, stock_wait
-from ext.sys.stream cimport (MSG_DONTWAIT, MSG_PEEK, Peer, recv, same_ip, same_peer, stream_abort, stream_bind,
-                             stream_connect, stream_error, stream_local)
+from ext.sys.stream cimport Peer, same_ip, same_peer, stream_bind, stream_connect, stream_local
 
 
 # ---- the pool ---------------------------------------------------------------------------------------------------------------
@@ -59,10 +59,8 @@ cdef void pool_take(Upstream* up) noexcept nogil:
 
 
 cdef bint still_open(Upstream* up) noexcept nogil:
-    """Asks the kernel, since the event that says otherwise may not have been read yet: an end, or bytes that nobody asked for,
-    which would be taken for the answer to the next request."""
-    cdef char byte
-    return recv(up.source.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 and errno == EAGAIN
+    """Else it ended, or there are bytes that nobody asked for, which would be taken for the answer to the next request."""
+    return source_silent(&up.source)
 
 
 cdef inline bint unchanged(Upstream* up, bint again) noexcept nogil:
@@ -157,7 +155,7 @@ cdef void on_event(Source* source, uint32_t events) noexcept nogil:
         if not (source.writable or source.failed or source.hung):
             return
         timer_clear(&up.w.loop.timers, &up.timer)
-        error = stream_error(source.fd)
+        error = source_error(source)
         up.error = error
         up.state = U_READY if error == 0 else U_DEAD
         if error == 0 and up.w.tables.settings.access_log:
@@ -251,7 +249,7 @@ cdef void upstream_drop(Upstream* up, bint abort) noexcept nogil:
         pool_take(up)
     timer_clear(&up.w.loop.timers, &up.timer)
     if abort:
-        stream_abort(up.source.fd)
+        source_abort(&up.source)
     source_close(&up.w.loop, &up.source)
     up.state = U_DEAD
     if up.conn != NULL and up.conn.up == up:
