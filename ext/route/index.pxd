@@ -5,7 +5,7 @@ beginning of the path; all others (expressions, ignored case, inverted, very lon
 that matches wins, as without an index: a group, too, is asked in the order of the routes, and none behind the best so far.
 
 A request's cost is the path's length plus the routes that share its beginnings, not the number of routes
-(`make bench CASES=routes`: 10 to 10,000).
+(`python -m tests.bench.routes`: 10 to 10,000).
 """
 from ext.route.reader cimport Reader
 from ext.route.shapes cimport RouteIndex, VirtualHost
