@@ -1,8 +1,11 @@
 """Which of a host's many routes can match a path at all, found in one walk over the path.
 
-Routes whose path is an exact text or a prefix are grouped by that text, and groups are found by the hash of each
-beginning of the path; all others (expressions, ignored case, inverted, very long texts) are asked one by one. The first route
-that matches wins, as without an index: a group, too, is asked in the order of the routes, and none behind the best so far.
+Routes whose path is an exact text, a prefix or an expression that begins with plain text are grouped by that text, and groups are
+found by the hash of each beginning of the path; all others (expressions like `.*x` or `/a|/b`, ignored case, inverted, very long
+texts) are asked one by one. The first route that matches wins, as without an index: a group, too, is asked in the order of the
+routes, and none behind the best so far.
+
+Expressions are not put into one RE2::Set: its automaton has no bound on what a path may cost (tests/bench/README.md, Growth).
 
 A request's cost is the path's length plus the routes that share its beginnings, not the number of routes
 (`python -m tests.bench.routes`: 10 to 10,000).

@@ -1,9 +1,10 @@
 """See index.pxd."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp
+from libc.string cimport memchr, memcmp
 from ext.core.text cimport Span
 from ext.route.reader cimport Reader, take
-from ext.route.shapes cimport MATCH_EXACT, MATCH_PATH_PREFIX, MATCH_PREFIX, RouteGroup, RouteIndex, ValueMatch, VirtualHost
+from ext.route.shapes cimport (
+    MATCH_EXACT, MATCH_PATH_PREFIX, MATCH_PREFIX, MATCH_REGEX, RouteGroup, RouteIndex, ValueMatch, VirtualHost)
 
 cdef enum:
     FNV_BASIS = 0x811c9dc5
@@ -30,9 +31,75 @@ cdef RouteGroup* group_find(const RouteIndex* index, uint32_t hash, const char* 
     return NULL
 
 
-cdef bint grouped(const ValueMatch* path) noexcept nogil:
-    return (path.kind in (MATCH_EXACT, MATCH_PREFIX, MATCH_PATH_PREFIX) and not path.ignore_case and not path.invert
-            and path.value.n <= INDEX_LONGEST)
+cdef inline bint is_mark(char ch) noexcept nogil:
+    # ASCII that is neither a letter, a digit, `_` nor a blank: behind a backslash it stands for itself
+    return 32 < ch < 127 and not (c'a' <= ch <= c'z' or c'A' <= ch <= c'Z' or c'0' <= ch <= c'9' or ch == c'_')
+
+
+cdef bint one_branch(const char* p, const char* end) noexcept nogil:
+    """Whether every `|` is in parentheses or a class. What is not plain to see (quotes, classes in a class) is answered with no."""
+    cdef int depth = 0
+    cdef bint inside = False            # of a class
+    if memchr(p, c'|', <size_t>(end - p)) == NULL:
+        return True
+    while p < end:
+        if p[0] == c'\\':
+            if end - p < 2 or p[1] == c'Q':
+                return False
+            p += 1
+        elif p[0] == c'[':
+            if inside:
+                return False
+            inside = True
+            if end - p > 1 and p[1] == c'^':
+                p += 1
+            if end - p > 1 and p[1] == c']':
+                p += 1                  # the first one of a class is a member
+        elif inside:
+            inside = p[0] != c']'
+        elif p[0] == c'(':
+            depth += 1
+        elif p[0] == c')':
+            depth -= 1
+        elif p[0] == c'|' and depth <= 0:
+            return False
+        p += 1
+    return True
+
+
+cdef int beginning(Reader* r, Span pattern, Span* out) noexcept nogil:
+    """What every text begins with that the whole of an expression matches; empty where that is not plain to see. 0, or -1: no memory."""
+    cdef const char* p = pattern.p
+    cdef const char* end = pattern.p + pattern.n
+    cdef uint32_t n = 0
+    cdef char* text = <char*>take(r, pattern.n, 1)
+    if text == NULL:
+        return -1
+    if p < end and p[0] == c'^':
+        p += 1                          # the whole is matched: nothing new
+    while p < end and n < INDEX_LONGEST:
+        if p[0] == c'\\' and end - p > 1 and is_mark(p[1]):
+            p += 1
+        elif not 32 < p[0] < 127 or memchr(b"\\^$.[]|()*+?{}", p[0], 14) != NULL:
+            break
+        text[n] = p[0]
+        n += 1
+        p += 1
+    if n > 0 and p < end and p[0] != c'.' and p[0] != c'[' and not (p[0] == c'(' and end - p > 1 and p[1] != c'?'):
+        n -= 1                          # it may be repeated no times, also behind what is nothing by itself: a*, a(?i)*, a\E*
+    out.p = text
+    out.n = n if one_branch(p, end) else 0
+    return 0
+
+
+cdef int group_text(Reader* r, const ValueMatch* path, Span* out) noexcept nogil:
+    """What a path must begin with to match: 1, 0 (it is asked whatever the path), -1: no memory."""
+    if path.invert or path.ignore_case:
+        return 0
+    if path.kind == MATCH_REGEX:
+        return -1 if beginning(r, path.value, out) < 0 else out.n > 0
+    out[0] = path.value
+    return path.kind in (MATCH_EXACT, MATCH_PREFIX, MATCH_PATH_PREFIX) and path.value.n <= INDEX_LONGEST
 
 
 cdef void append(RouteIndex* index, uint32_t* first, uint32_t* last, uint32_t route) noexcept nogil:
@@ -48,6 +115,7 @@ cdef int index_build(Reader* r, VirtualHost* host) noexcept nogil:
     cdef RouteGroup* group
     cdef Span text
     cdef uint32_t i, k, hash, heads = 1, last_other = 0
+    cdef int grouped
     if host.n_routes < INDEX_FROM:
         return 0
     while heads < host.n_routes:
@@ -62,10 +130,12 @@ cdef int index_build(Reader* r, VirtualHost* host) noexcept nogil:
     if index.heads == NULL or index.groups == NULL or index.next == NULL:
         return -1
     for i in range(host.n_routes):
-        if not grouped(&host.routes[i].path):
+        grouped = group_text(r, &host.routes[i].path, &text)
+        if grouped < 0:
+            return -1
+        if not grouped:
             append(index, &index.first_other, &last_other, i)
             continue
-        text = host.routes[i].path.value
         hash = <uint32_t>FNV_BASIS
         for k in range(text.n):
             hash = step(hash, text.p[k])

@@ -180,3 +180,48 @@ def test_any_request_finds_the_route_that_the_rules_say(
     found = tables.route(POD, VIP, 9080, door.Request(target, host, headers=headers))
     answer = found if isinstance(found, str) else found["route"]
     assert answer == expected_route(hosts, host, path, query, headers)
+
+
+# ---- expressions are found by what they begin with: RE2 alone, without an index, is the other reading
+
+PIECES = ["a", "b", "/", "ab", "é", "\\.", "\\|", "\\(", "\\d", "\\Q|(\\E", "\\Q\\E", "\\E", "|", "(", ")", "(?i)", "(?:", "[",
+          "[^", "]", "[|]", "[]|]", "[[:alpha:]|]", "\\]", "^", "$", ".", "*", "+", "?", "{2}", "{0,1}", "{"]
+SNARES = ["/a|/b", "/(a|b)", "/a(|b", "/a[^|]|b", "/ab*", "/ab?/", "/ab{0,1}", "/a\\.?b", "^/a", "^*/a", "(?i)/a", "/a(?i)B",
+          "/ab(?i)*", "/ab\\E*", "/ab\\Q\\E?", "/a[(|]", "/a(b)|", "/a\\||b", "/a\\Q(\\E|b", "/a[[]|b", "/a[]]|b", "/a[](]|b",
+          "/a[^](]|b", "/a[\\](]|b", "/a\\(|b", "/a[(]|b"]
+EXPRESSION = st.lists(st.sampled_from(PIECES), min_size=1, max_size=7).map("".join) | st.sampled_from(SNARES)
+ASKED = st.lists(st.sampled_from(["a", "b", "A", "/", "ab", "é", ".", "|", "(", "]", "1"]), max_size=5).map("".join)
+
+
+def agreeing(path: str, *expressions: str) -> str | None:
+    """The first expression that RE2 says matches, in tables so small that every route is asked."""
+    for number, expression in enumerate(expressions):
+        found = answer_of(path, [RouteMatch(StringMatch(MatchKind.REGEX, expression))])
+        if found == "0":
+            return str(number)
+    return None
+
+
+def answer_of(path: str, matches: list[RouteMatch]) -> str | None:
+    routes = tuple(Route(str(i), match, (WeightedCluster(V1, 1),)) for i, match in enumerate(matches))
+    tables = door.Tables()
+    tables.load(transaction(PUTS["service"], PUTS["pod"], blobs.put_destination(
+        replace(DESTINATION, http=(VirtualHost("h", ("*",), routes),), tcp=None))))
+    found = tables.route(POD, VIP, 9080, door.Request(path, "h"))
+    return None if isinstance(found, str) else str(found["route"])
+
+
+def compiles(expression: str) -> bool:
+    try:
+        answer_of("/", [RouteMatch(StringMatch(MatchKind.REGEX, expression))])
+    except ValueError:
+        return False
+    return True
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.lists(EXPRESSION.filter(compiles), min_size=1, max_size=6), ASKED, st.booleans())
+def test_an_expression_is_found_among_many_routes_as_if_it_were_asked_alone(expressions: list[str], path: str, rooted: bool) -> None:
+    path = "/" + path if rooted else path
+    many = [*expressions, *(f"/none/{i}" for i in range(8))]
+    assert answer_of(path, [RouteMatch(StringMatch(MatchKind.REGEX, each)) for each in many]) == agreeing(path, *many)
