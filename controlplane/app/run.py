@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
@@ -24,6 +25,8 @@ log = logging.getLogger("narrows.controlplane")
 def run(config: Iterable[Path], listen: Iterable[str], admin: str | None, version: str, security: SecurityOptions | None = None) -> None:
     """Returns when it was told to end. Raises ListenError when a place to listen at is taken; StoreError and MaterialError when the
     certificate authority cannot start."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a client is a descriptor; the usual 1,024 are fewer than hub.CLIENTS_BOUND
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(tuple(config), tuple(listen), admin, version, security))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,12 +17,13 @@ from controlplane.ca.audit import Audit
 from controlplane.ca.authority import Authority, OwnCertificate, utc_now
 from controlplane.ca.identity import DEFAULT_TRUST_DOMAIN
 from controlplane.ca.service import DEFAULT_LIFETIME, CertificateService
-from controlplane.ca.sign import ExpiredError
+from controlplane.ca.sign import ExpiredError, Serving
 from controlplane.ca.store import Files, Folder, StoreError
 from controlplane.ca.tokens import NodeTokens, TokenError, TokenSource, bearer
 from controlplane.server.grpc_server import Metadata, Network, UnknownCallerError
 
 LOOK_SECONDS = 2.0  # between two looks at the authority's files
+DRAIN_SECONDS = 0.5  # twice a day; see Handshakes
 WILDCARDS = ("", "0.0.0.0", "::")
 
 log = logging.getLogger("narrows.controlplane.ca")
@@ -37,6 +39,37 @@ class SecurityOptions:
     trust_domain: str = DEFAULT_TRUST_DOMAIN
     lifetime: timedelta = DEFAULT_LIFETIME
     names: tuple[str, ...] = field(default=())
+
+
+class Handshakes:
+    """Gives the handshakes of one port our certificate, and another one when it was renewed.
+
+    gRPC asks before each handshake, in a thread of its own and holding the port's lock; right after that, without the lock, the handshake
+    takes hold of what was set before. An answer other than "nothing new" frees that, under the hands of whoever is at that point (gRPC
+    issue 36693: answering every time, a hundred connections that are closed at once end the process). So we answer at a renewal only,
+    and then make new handshakes wait until those that are under way are past that point; it takes them microseconds.
+    """
+
+    def __init__(self, own: OwnCertificate, drain: float = DRAIN_SECONDS) -> None:
+        self._own = own
+        self._drain = drain
+        self._given = own.serving
+
+    def credentials(self) -> grpc.ServerCredentials:
+        return grpc.dynamic_ssl_server_credentials(_configuration(self._given), self.fresh)
+
+    def fresh(self) -> grpc.ServerCertificateConfiguration | None:
+        """None: nothing new."""
+        serving = self._own.serving
+        if serving is self._given:
+            return None
+        time.sleep(self._drain)  # without the GIL: the loop goes on
+        self._given = serving
+        return _configuration(serving)
+
+
+def _configuration(serving: Serving) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(serving.key, serving.chain)])
 
 
 class Security:
@@ -61,11 +94,7 @@ class Security:
         except ExpiredError:
             raise StoreError(f"the certificate of the authority in {self._authority.source.where} has ended; give another") from None
 
-        def current() -> grpc.ServerCertificateConfiguration:  # asked before each handshake, by a thread of gRPC's
-            serving = own.serving
-            return grpc.ssl_server_certificate_configuration([(serving.key, serving.chain)])
-
-        return Network(grpc.dynamic_ssl_server_credentials(current(), current), self._admit)
+        return Network(lambda: Handshakes(own).credentials(), self._admit)
 
     async def follow(self) -> None:
         """Keeps authority, own certificate and audit current; never returns."""

@@ -36,6 +36,7 @@ OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.so_reuseport", 0),  # a second control plane on the same port is a mistake, not a share
+    ("grpc.server_handshake_timeout_ms", 10_000),  # who connects and says nothing holds a descriptor that long
     ("grpc.max_concurrent_streams", 1000),  # of one connection; an agent has one, and 8 certificate requests
 ]
 Metadata = Iterable[tuple[str, str | bytes]] | None
@@ -56,9 +57,10 @@ class UnknownCallerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """How a port is guarded: TLS, and who may follow. `admit` returns the caller's node, or raises UnknownCallerError."""
+    """How a port is guarded: TLS (`credentials` makes those of one port), and who may follow. `admit` returns the caller's node, or raises
+    UnknownCallerError."""
 
-    credentials: grpc.ServerCredentials
+    credentials: Callable[[], grpc.ServerCredentials]
     admit: Callable[[Metadata], Awaitable[str]]
 
 
@@ -96,7 +98,7 @@ class Server:
             elif self._network is None:
                 raise ListenError(f"cannot listen at {listen}: a port is served with TLS only, and there is no certificate authority")
             else:
-                port = server.add_secure_port(listen, self._network.credentials)
+                port = server.add_secure_port(listen, self._network.credentials())
         except RuntimeError as error:
             raise ListenError(f"cannot listen at {listen}: {error}") from None
         finally:

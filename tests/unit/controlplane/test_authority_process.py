@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import stat
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -76,16 +77,23 @@ async def refused(one: Any, what: Any = None, metadata: Any = None) -> tuple[grp
     return told.value.code(), told.value.details() or ""
 
 
+class Ended(Exception):
+    """The stream's status and its text."""
+
+
 async def addresses(one: Any, metadata: Any, node: str = "") -> dict[str, workload_pb2.Address]:
-    """The first answer of a delta stream."""
+    """The first answer of a delta stream. Raises Ended."""
     call = one.stream_stream(
         DELTA, discovery_pb2.DeltaDiscoveryRequest.SerializeToString, discovery_pb2.DeltaDiscoveryResponse.FromString
     )(metadata=metadata, timeout=10)
     asked = discovery_pb2.DeltaDiscoveryRequest(type_url=TypeUrl.ADDRESS, node={"id": "x"})
     if node:
         asked.node.metadata.update({"NODE_NAME": node})
-    await call.write(asked)
-    answer = await call.read()
+    try:
+        await call.write(asked)
+        answer = await call.read()
+    except grpc.aio.AioRpcError:  # writing to a stream that has ended is INTERNAL, whatever it ended with
+        raise Ended(await call.code(), await call.details()) from None
     call.cancel()
     return {found.name: workload_pb2.Address.FromString(found.resource.value) for found in answer.resources}
 
@@ -109,9 +117,9 @@ async def test_over_the_network_the_mesh_is_followed_with_a_token_of_the_own_nod
             ((("authorization", "Bearer x"),), "n1", grpc.StatusCode.UNAUTHENTICATED, "not known here"),
             (bearer("n1"), "n2", grpc.StatusCode.PERMISSION_DENIED, "the token is that of the node n1, and the client says it is n2"),
         ):
-            with pytest.raises(grpc.aio.AioRpcError) as told:
+            with pytest.raises(Ended) as told:
                 await addresses(one, metadata, node)
-            assert told.value.code() is code and said in (told.value.details() or "")
+            assert told.value.args[0] is code and said in told.value.args[1]
     async with channel(plane, tls=False) as one:  # who may open the socket may follow the mesh
         assert len(await addresses(one, ())) >= 3
 
@@ -131,6 +139,33 @@ async def test_a_port_speaks_tls_with_a_certificate_of_the_mesh_root_and_nothing
         assert told.value.code() is grpc.StatusCode.UNAVAILABLE
     async with channel(plane, tls=True, root=authority("stranger").pem) as one:
         assert (await refused(one))[0] is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_who_connects_and_says_nothing_is_let_go(plane: ControlPlane) -> None:
+    host, _, number = plane.ports[0].rpartition(":")
+    with socket.create_connection((host, int(number)), timeout=30) as silent:
+        begin = time.monotonic()
+        assert await asyncio.to_thread(silent.recv, 1) == b""
+        assert 5 < time.monotonic() - begin < 25  # 10 s
+
+
+async def test_connections_that_go_before_their_handshake_do_no_harm_also_while_the_certificate_changes(tmp_path: Path) -> None:
+    """gRPC issue 36693: with a certificate given anew to each handshake, the first round of this ended the process."""
+    with control_plane(tmp_path, REVIEWS, more=options(tmp_path), ports=["127.0.0.1:0", "127.0.0.1:0"]) as plane:
+        for step in ("", "prepare", "switch", ""):
+            if step:
+                done = CliRunner().invoke(narrows_ca, [step, str(tmp_path / "ca"), *(["--now"] if step == "switch" else [])])
+                assert done.exit_code == 0, done.output
+            for port in plane.ports * 3:
+                host, _, number = port.rpartition(":")
+                held = [socket.create_connection((host, int(number)), timeout=10) for _ in range(200)]
+                for one in held:
+                    one.close()
+            if step:
+                until(lambda: served(plane, tmp_path) == (tmp_path / "ca/current/ca-cert.pem").read_bytes(), f"{step} reached the port")
+            async with channel(plane, tls=True) as tls:
+                await create(tls)
+        assert plane.process is not None and plane.process.poll() is None
 
 
 async def test_pages_metrics_and_the_record_tell_what_was_done(plane: ControlPlane) -> None:
