@@ -65,6 +65,7 @@ def _of_authority(service: CertificateService) -> Iterator[Metric]:
             ("authentication_failure_count", "Requests refused for who asks, or for whom.",
              refused["token"] + refused["impersonation"]),
             ("csr_parsing_err_count", "Requests refused for what they hold.", refused["request"]),
+            ("csr_sign_err_count", "Requests that were in order and could not be signed.", refused["expired"] + refused["audit"]),
             ("id_extraction_err_count", "Requests that name nobody who can be.", refused["identity"])):
         found = Metric(f"citadel_server_{name}", about, "unknown")
         found.add_sample(found.name, {}, value)

@@ -10,6 +10,7 @@ from controlplane.ca import sign
 from controlplane.ca.material import Material, MaterialError, fingerprint, name_of, show
 from controlplane.ca.store import StoreError
 
+WARN_BEFORE = timedelta(days=30)  # a rotation takes two days, and people have holidays
 SERVING_LIFETIME = timedelta(hours=24)  # renewed at half of it
 
 log = logging.getLogger("narrows.controlplane.ca")
@@ -38,10 +39,12 @@ class Authority:
         self._stamp = source.stamp()
         self.material = source.read(clock())
         self.problem = ""
+        self._warned: datetime | None = None
         self._tell("the certificate authority signs with")
 
     def refresh(self) -> bool:
         """Look at the files again. Returns whether something else is in force now."""
+        self._warn()
         try:
             stamp = self.source.stamp()
             if stamp == self._stamp and not self.problem:
@@ -59,6 +62,16 @@ class Authority:
         self.material = fresh
         self._tell("the certificate authority changed; it signs with")
         return True
+
+    def _warn(self) -> None:
+        """Once a day while the end is near: what is signed gets shorter and shorter, and then nothing is."""
+        now = self.clock()
+        left = self.material.not_after - now
+        if left > WARN_BEFORE or (self._warned is not None and now - self._warned < timedelta(days=1)):
+            return
+        self._warned = now
+        log.warning("the certificate authority ends soon; replace it (controlplane/README.md, a new root)", extra={
+            "where": self.source.where, "expires": show(self.material.not_after), "days": round(left / timedelta(days=1), 1)})
 
     def _tell(self, what: str) -> None:
         log.info(f"{what} {name_of(self.material.certificate)}", extra={

@@ -210,6 +210,19 @@ def test_changed_files_come_into_force_whole_and_unusable_ones_change_nothing(tm
     assert not one.refresh() and one.problem == ""
 
 
+def test_an_authority_that_ends_soon_is_warned_of_once_a_day(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    now, root = [NOW], authority("root", lasts=timedelta(days=40))
+    one = Authority(plugged(tmp_path, root, root), lambda: now[0])
+    warned = []
+    for hours in range(0, 24 * 15, 6):
+        now[0] = NOW + timedelta(hours=hours)
+        caplog.clear()
+        one.refresh()
+        if any("ends soon" in line.message for line in caplog.records):
+            warned.append(hours // 24)
+    assert warned == [10, 11, 12, 13, 14]
+
+
 def test_our_own_certificate_is_renewed_at_half_of_its_time_and_when_the_authority_changes(tmp_path: Path) -> None:
     now = [NOW]
     root = authority("root")
