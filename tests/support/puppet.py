@@ -6,8 +6,8 @@ It speaks the worker's end of ext/core/protocol.pxd on descriptor 3. A transacti
     silence      not answer at all            crash               end with status 3
     greedy       ask for sockets of a pod that it does not have, and of an unknown family
 
-    noise            say random things with random descriptors for ever (`-only-INDEX` works for these two as well)
-    flood            send MISS and NEED_SOCKETS of its pods as fast as the keeper takes them
+    noise-only-INDEX SEED    say random things with random descriptors for ever, by the seed and the number of its life
+    flood-only-INDEX         send MISS and NEED_SOCKETS of its pods as fast as the keeper takes them
 
 Of a captured connection it reads nothing; it writes `INDEX PID` and closes. Sockets that it gets it keeps, keys until it is to
 forget them.
@@ -18,6 +18,7 @@ import contextlib
 import mmap
 import os
 import random
+import re
 import select
 import socket
 import struct
@@ -25,12 +26,15 @@ import sys
 import time
 
 HEAD = struct.Struct("<HHI")
+LIVES = 4080  # in the page of the statistics' header, where nobody counts: it outlives a worker, so that each is another
 COMMIT, READY, APPLIED, FAILED, ATTACH, DETACH, SOCKETS, NEED, DRAINED, DRAIN, MISS = 7, 64, 65, 66, 67, 68, 69, 70, 71, 10, 32
 KEY, KEY_FORGET = 72, 13
 
 
-def noise(control: socket.socket, header: mmap.mmap) -> None:
-    dice = random.Random()
+def noise(control: socket.socket, header: mmap.mmap, seed: int) -> None:
+    life = struct.unpack_from("<Q", header, LIVES)[0]
+    struct.pack_into("<Q", header, LIVES, life + 1)
+    dice = random.Random(seed * 1_000_003 + life)
     fds = [os.open("/dev/null", os.O_RDWR), *os.pipe(), os.memfd_create("noise")]
     while True:
         struct.pack_into("<Q", header, 16, time.monotonic_ns())
@@ -43,7 +47,7 @@ def noise(control: socket.socket, header: mmap.mmap) -> None:
                         [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(given)}i", *given))] if given else [])
 
 
-def flood(control: socket.socket, header: mmap.mmap) -> None:
+def flood(control: socket.socket, header: mmap.mmap, _: int) -> None:
     while True:
         struct.pack_into("<Q", header, 16, time.monotonic_ns())
         with contextlib.suppress(BlockingIOError):
@@ -99,13 +103,12 @@ def main() -> None:
                     os._exit(3)
                 if b"silence" in words:
                     continue
-                only_me = b"-only-%d " % index
                 for way in (noise, flood):
-                    if way.__name__.encode() + only_me in words:
+                    if told := re.search(rb"%s-only-%d (\d+)" % (way.__name__.encode(), index), words):
                         send(APPLIED, sequence, txn_id)
                         if not ready:
                             send(READY, 0, txn_id)
-                        way(control, header)
+                        way(control, header, int(told[1]))
                 if b"greedy" in words:
                     send(NEED, 0, struct.pack("<IBH", 4711, 4, 65535))
                 only = b"poison-only-%d" % index
