@@ -317,7 +317,7 @@ class Pods:
         captured = one.state is State.CAPTURED
         if not captured:
             one.step(State.ENTERING, "being captured")
-        await self._listen(one, families)
+        await self._listen(one)
         self._know(one)
         refused = await _unless_changed(one, self._committer.in_force())
         if said := next((text for key, text in refused.items() if key[1] == pod.uid), None):
@@ -335,8 +335,8 @@ class Pods:
             self._events.add("Captured", one.about, f"captured by {self.method} in {outcome.seconds * 1000:.0f} ms: "
                              f"{len(outcome.changed)} changes")
 
-    async def _listen(self, one: Tracked, families: tuple[int, ...]) -> None:
-        """Have the keeper hold listeners inside the pod's namespace, once.
+    async def _listen(self, one: Tracked) -> None:
+        """Have the keeper hold listeners inside the pod's namespace, once: for both families, since IPv6 may be switched on later.
 
         Redirects may be there already, of an earlier agent or keeper: without listeners their connections are refused,
         with listeners before workers know the mesh they would pass by its routes. So the mesh comes first.
@@ -359,7 +359,7 @@ class Pods:
                 del self._attached[uid]
                 self._store.remove_pod(uid)
             handle = self._store.handle(uid)
-            await keeper.add_pod(handle, uid, families, netns)
+            await keeper.add_pod(handle, uid, (4, 6), netns)
             self._attached[uid] = Attached(handle, inode)
         finally:
             os.close(netns)
@@ -478,6 +478,9 @@ class Pods:
         wish = one.plan
         if wish is None or one.state is not State.CAPTURED or one.changed.is_set():
             return
+        if await asyncio.to_thread(_other_families, one.pod.netns, wish):
+            one.changed.set()  # IPv6 was switched on or off: `_enter` makes another plan
+            return
         try:
             wrong = await self._reconciler.repair(one.pod.netns, wish, lambda: one.plan is wish)
         except (CaptureError, OSError) as error:
@@ -528,6 +531,14 @@ class Pods:
             "repairs": one.repairs,
             "events": self._events.about(one.about),
         }
+
+
+def _other_families(netns: str, plan: Plan) -> bool:
+    """Whether the namespace has other families now than those of the plan. Blocking; a namespace that is going has no others."""
+    try:
+        return set(netlink.families(netns)) != {table.family for table in plan.tables}
+    except OSError:
+        return False
 
 
 def _target(plan: Plan, backend: Backend | None) -> watch.Target:

@@ -1,11 +1,12 @@
 """What capture does to one pod, as pure data: the iptables rules, policy rules and routes, in the order of application.
 
-The rules are ztunnel's, with four differences:
+The rules are ztunnel's, with five differences:
 - A redirect takes SYNs alone. In a pod without rules nothing is tracked, so the next packet of a connection that lives
   when the pod is enrolled is new to conntrack; redirecting it would end the connection.
 - Our own connections have a conntrack zone of their own on the way out (`_raw`).
 - A filter rule refuses (reset) every connection whose original destination is 15001 or 15006, from outside and from
   the pod itself alike: what REDIRECT brings there still has its own original port.
+- A connection to an IPv6 link-local address is not captured on its way out, and is on its way in: see LINK_LOCAL.
 - Nothing of ours listens on 15008 yet, so a connect to it is captured like any other.
 
     app -> OUTPUT      nat: REDIRECT 15001, unless ours (mark), on lo, excluded, or a probe's answer
@@ -38,6 +39,8 @@ OUR_ZONE = "1337"  # conntrack zone; Istio uses 1 for DNS
 # Source of probes: the node rewrites the kubelet's (and the lab's) address to it. Istio's values.
 PROBE_SOURCES = {4: "169.254.7.127/32", 6: "fd16:9254:7127:1337:ffff:ffff:ffff:ffff/128"}
 LOCALHOST = {4: "127.0.0.1/32", 6: "::1/128"}
+# RFC 4291 2.5.6. REDIRECT sends a connection to ::1, where a link-local source is not accepted: captured it would time out
+LINK_LOCAL = "fe80::/10"
 EVERYTHING = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 _OURS = Extension("mark", (("mark", MARK_OURS),))
@@ -111,9 +114,11 @@ def _raw(family: int, prefix: str) -> Table:
 
 def _mangle(family: int, prefix: str) -> Table:
     set_mark = Extension("CONNMARK", (("set-xmark", MARK_LOCAL),))
+    # a link-local hop keeps no client's address (ext/proxy/upstream.pxd, kept_source), and rerouting its answer would lose the link
+    where = f"!{LINK_LOCAL}" if family == 6 else ""
     restore = Extension("CONNMARK", (("restore-mark", ""), ("nfmask", "0xffffffff"), ("ctmask", "0xffffffff")))
     return Table(family, "mangle", (
-        _chain(prefix, "PREROUTING", [Rule(set_mark, matches=(_OURS,))]),
+        _chain(prefix, "PREROUTING", [Rule(set_mark, destination=where, matches=(_OURS,))]),
         _chain(prefix, "OUTPUT", [Rule(restore, matches=(Extension("connmark", (("mark", MARK_LOCAL),)),))])))
 
 
@@ -135,6 +140,8 @@ def _nat(family: int, prefix: str, settings: CaptureSettings) -> Table:
         Rule(_ACCEPT, protocol="tcp", matches=(Extension("mark", (("mark", MARK_LOCAL),)),)),
         Rule(_ACCEPT, destination=f"!{local}", out_interface="lo"),
     ]
+    if family == 6:
+        outbound.append(Rule(_RETURN, destination=LINK_LOCAL, protocol="tcp"))
     outbound += [_port(port) for port in settings.exclude_outbound_ports]
     outbound += [Rule(_RETURN, destination=_written(network), protocol="tcp")
                  for network in _of(family, settings.exclude_outbound_ranges)]

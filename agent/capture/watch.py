@@ -46,6 +46,7 @@ class Layout(NamedTuple):
 LAYOUTS = {4: Layout(socket.AF_INET, socket.SOL_IP, 90, 92, 96),
            6: Layout(socket.AF_INET6, socket.IPPROTO_IPV6, 142, 144, 152)}
 _COUNTERS_BYTES = 16
+_IPV6_SWITCH = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
 
 
 class Target(NamedTuple):
@@ -62,6 +63,7 @@ def prints(targets: Mapping[str, Target]) -> dict[str, bytes]:
 
 def _read(target: Target) -> bytes:
     digest = blake2b(digest_size=16)
+    digest.update(_switch())
     if not target.tables:
         digest.update(generation().to_bytes(4, "big"))
     for family in target.families:
@@ -74,6 +76,15 @@ def _read(target: Target) -> bytes:
         for part in _ways(layout.af):
             digest.update(part)
     return digest.digest()
+
+
+def _switch() -> bytes:
+    """IPv6 may be switched on or off while a pod runs, and its plan is for what was on (netlink.families)."""
+    try:
+        with open(_IPV6_SWITCH, "rb") as switch:
+            return switch.read()
+    except FileNotFoundError:  # a kernel without IPv6
+        return b""
 
 
 def _table(fd: int, layout: Layout, name: str) -> Iterable[bytes]:

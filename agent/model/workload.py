@@ -3,9 +3,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 IPAddress = IPv4Address | IPv6Address
+
+
+def address_of(said: str | bytes) -> IPAddress:
+    """An address as text or as its 4 or 16 bytes. An IPv4-mapped one (RFC 4291 2.5.5.2) is the IPv4 address: so packets have it, and so a
+    worker looks it up. Raises ValueError."""
+    address = ip_address(said)
+    return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
 
 
 class Protocol(StrEnum):

@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import os
-from ipaddress import ip_address
 from pathlib import Path
 
 import msgspec
 
 from agent.model.pod import LocalPod
+from agent.model.workload import address_of
 
 SIZE_LIMIT = 1 << 20  # bytes; etcd does not take an object of more than 1.5 MiB, and a pod's annotations 256 KiB
 
@@ -97,7 +97,7 @@ def parse_pod(raw: bytes, path: Path) -> LocalPod:
     addresses = []
     for number, entry in enumerate(pod.status.pod_ips):
         try:
-            addresses.append(ip_address(entry.ip))
+            addresses.append(address_of(entry.ip))
         except ValueError as error:
             raise PodFileError(f"{path}: status.podIPs[{number}].ip is {entry.ip[:80]!r}, expected an IP address") from error
     return LocalPod(uid=meta.uid, namespace=meta.namespace, name=meta.name, service_account=pod.spec.service_account_name,

@@ -4,10 +4,9 @@ an unknown enum value must not drop a workload (mesh-facts 8.3). Strict where tr
 """
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import Any
 
-from agent.model.workload import IPAddress, Protocol, Service, ServicePort, Tunnel, Workload, WorkloadPort
+from agent.model.workload import IPAddress, Protocol, Service, ServicePort, Tunnel, Workload, WorkloadPort, address_of
 from agent.xds.strict import Refused
 
 DEFAULT_TRUST_DOMAIN = "cluster.local"  # Istio's, when a workload names none
@@ -82,7 +81,7 @@ def _service(one: Any) -> Service:
     virtual = []
     for network_address in one.addresses:
         address = _address(network_address.address)
-        if network_address.HasField("length") and network_address.length != address.max_prefixlen:
+        if network_address.HasField("length") and network_address.length != 8 * len(network_address.address):
             raise Refused(f"its virtual address {address}/{network_address.length} is a range, which is not supported")
         if address not in virtual:
             virtual.append(address)
@@ -101,7 +100,7 @@ def _addresses(raw: Any) -> tuple[IPAddress, ...]:
 def _address(raw: bytes) -> IPAddress:
     if len(raw) not in (4, 16):
         raise Refused(f"an address of {len(raw)} bytes; IPv4 has 4, IPv6 16")
-    return ip_address(raw)
+    return address_of(raw)
 
 
 def _port(number: int, whose: str) -> int:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Any
 
 import re2
@@ -21,6 +20,7 @@ from agent.model.routing import (
     VirtualHost,
     WeightedCluster,
 )
+from agent.model.workload import address_of
 from agent.xds import messages
 from agent.xds.strict import Refused, check
 from agent.xds.tree import ClusterPart, EndpointsPart, ListenerPart, RoutePart
@@ -317,7 +317,7 @@ def _endpoints(assignment: Any) -> tuple[Endpoint, ...]:
         for one in locality.lb_endpoints:
             socket = one.endpoint.address.socket_address
             try:
-                address = ip_address(socket.address)
+                address = address_of(socket.address)
             except ValueError:
                 raise Refused(f"the endpoint {socket.address!r} is no IP address") from None
             if not 0 < socket.port_value < 65536:

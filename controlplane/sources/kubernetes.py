@@ -2,7 +2,7 @@
 does not know is a warning only, since a cluster may be newer than we are."""
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 from controlplane.model.objects import (
     IPAddress,
@@ -170,6 +170,8 @@ def _addresses(holder: Fields, key: str, texts: list[str]) -> tuple[IPAddress, .
         except ValueError:
             holder.error(key, f"{describe(text)} is no IP address")
             continue
+        if isinstance(address, IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped  # packets have that
         if address.is_unspecified or address.is_multicast or address.is_loopback:
             holder.error(key, f"{text} can be no address of a pod or service")
         elif address not in found:

@@ -2,7 +2,6 @@
 from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from ext.core.buffer cimport buffer_reserve, buffer_room, buffer_used
-from ext.core.protocol cimport LISTEN_INBOUND
 from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NO_CONFIG, DETAIL_CONNECT_FAILURE, DETAIL_CONNECT_TIMEOUT,
                            DETAIL_NO_HEALTHY_UPSTREAM,
                            DETAIL_NO_SOCKET, DETAIL_OVERLOAD, DETAIL_HELD_OVERFLOW, FLAG_DC, FLAG_NC, FLAG_OM, FLAG_UF, FLAG_UH, FLAG_UO)
@@ -18,13 +17,12 @@ from ext.proxy.relay cimport relay_advance, relay_expire, relay_start
 from ext.proxy.state cimport (C_DEAD, C_DETECT, C_DIAL, C_HELD, C_HTTP, C_LINGER, C_RELAY, GO_DETECT, GO_HTTP, GO_TCP, Q_HELD,
                               Q_STOCK, STOCK_WAIT_MS, U_DEAD, U_READY, Conn)
 from ext.proxy.stock cimport stock_forget
-from ext.proxy.upstream cimport FAILED, QUEUED, upstream_drop, upstream_get, upstream_keep
+from ext.proxy.upstream cimport FAILED, QUEUED, kept_source, upstream_drop, upstream_get, upstream_keep
 from ext.route.balance cimport balance_pick, endpoint_begin
 from ext.route.match cimport tcp_pick
 from ext.route.shapes cimport (PROTO_AUTO, PROTO_HTTP, Address, Cluster, Destination, Weighted, endpoint_address, endpoint_workload,
                                weighted_cluster)
 from ext.route.tables cimport cluster_hold, destination_hold, tables_random
-from ext.sys.stream cimport Peer, same_ip
 from ext.wire.sniff cimport SNIFF_HTTP1, SNIFF_MAX, SNIFF_MORE, sniff
 
 
@@ -214,7 +212,6 @@ cdef void go_tcp(Conn* c) noexcept nogil:
 
 cdef void dial(Conn* c) noexcept nogil:
     """Until the upstream is connected. The client's address is kept on the last hop, except when a pod calls itself."""
-    cdef const Peer* source = NULL
     cdef int error = 0, got
     if c.source.failed:
         conn_end(c, FLAG_DC, DETAIL_DOWNSTREAM_CLOSED, True)
@@ -222,9 +219,7 @@ cdef void dial(Conn* c) noexcept nogil:
     if c.up == NULL:
         if c.queue == Q_STOCK:
             return
-        if c.kind == LISTEN_INBOUND and not same_ip(&c.client, &c.target):
-            source = &c.client
-        got = upstream_get(c, &c.goal, source, c.connect_ms, False, &error)
+        got = upstream_get(c, &c.goal, kept_source(c), c.connect_ms, False, &error)
         if got == QUEUED:
             conn_timer(c, STOCK_WAIT_MS)
             return

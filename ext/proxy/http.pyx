@@ -4,7 +4,6 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 from ext.core.buffer cimport buffer_drop, buffer_reserve, buffer_room, buffer_used
 from ext.core.loop cimport clock_ns, loop_again, loop_over, wall_us
-from ext.core.protocol cimport LISTEN_INBOUND
 from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NO_CLUSTER, DETAIL_NO_CONFIG, DETAIL_CONNECT_FAILURE, DETAIL_CONNECT_TIMEOUT,
                            DETAIL_NO_HEALTHY_UPSTREAM, DETAIL_NO_SOCKET, DETAIL_OVERLOAD,
                            DETAIL_REQUEST_BODY_TIMEOUT, DETAIL_REQUEST_HEAD_TIMEOUT,
@@ -22,12 +21,11 @@ from ext.proxy.exchange cimport exchange_flow, tunnel_advance
 from ext.proxy.request cimport request_begin, request_feed
 from ext.proxy.state cimport (C_HTTP, Q_HELD, Q_STOCK, STOCK_WAIT_MS, U_CONNECTING, U_DEAD, X_FLOW, X_HEAD, X_HELD, X_IDLE,
                               X_REPLY, X_TUNNEL, X_UPSTREAM, Conn, Exchange)
-from ext.proxy.upstream cimport FAILED, QUEUED, upstream_get
+from ext.proxy.upstream cimport FAILED, QUEUED, kept_source, upstream_get
 from ext.route.balance cimport balance_pick, endpoint_begin
 from ext.route.match cimport route_find, route_pick
 from ext.route.shapes cimport Address, Cluster, Destination, endpoint_address, endpoint_workload, weighted_cluster
 from ext.route.tables cimport cluster_hold, tables_random
-from ext.sys.stream cimport Peer, same_ip
 from ext.wire.body cimport body_start
 from ext.wire.http1 cimport M_CONNECT, parse_request
 
@@ -205,7 +203,6 @@ cdef bint choose(Conn* c) noexcept nogil:
 
 
 cdef bint find_upstream(Conn* c) noexcept nogil:
-    cdef const Peer* source = NULL
     cdef int error = 0, got
     if c.queue == Q_HELD or c.queue == Q_STOCK:
         if c.source.failed:
@@ -222,9 +219,7 @@ cdef bint find_upstream(Conn* c) noexcept nogil:
                 return False
             return True
         start_clock(c)
-        if c.kind == LISTEN_INBOUND and not same_ip(&c.client, &c.target):
-            source = &c.client
-        got = upstream_get(c, &c.goal, source, c.connect_ms, not c.x.retried, &error)
+        got = upstream_get(c, &c.goal, kept_source(c), c.connect_ms, not c.x.retried, &error)
         if got == QUEUED:
             c.w.head_of = NULL
             if c.wait_until_ns == 0:

@@ -10,8 +10,9 @@ The pool belongs to a pod; its key is (source address it is bound to, endpoint).
 or bytes that nobody asked for.
 """
 from libc.stdint cimport uint8_t, uint32_t
+from ext.core.protocol cimport LISTEN_INBOUND
 from ext.proxy.state cimport Captured, Conn, Upstream
-from ext.sys.stream cimport Peer
+from ext.sys.stream cimport Peer, link_local, same_ip
 from ext.wire.http1 cimport M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE
 
 cdef enum Got:
@@ -32,3 +33,11 @@ cdef void pool_shed(Captured* pod) noexcept nogil
 # connection that the kernel still calls open.
 cdef inline bint idempotent(uint8_t method) noexcept nogil:
     return method == M_GET or method == M_HEAD or method == M_PUT or method == M_DELETE or method == M_OPTIONS or method == M_TRACE
+
+# The address that the last hop is made from: the client's, or NULL where it cannot be kept. A pod that calls itself, and link-local
+# addresses on either side: sockets of these are tied to their link, and the answer would come over lo, or leave the pod
+# (rt6_need_strict: such a destination is looked up on its link alone, past our rule).
+cdef inline const Peer* kept_source(const Conn* c) noexcept nogil:
+    if c.kind != LISTEN_INBOUND or same_ip(&c.client, &c.target) or link_local(&c.client) or link_local(&c.target):
+        return NULL
+    return &c.client

@@ -62,6 +62,7 @@ cdef int capture_listen(uint8_t family, uint16_t port, int backlog, const char**
         any.ip[error] = 0
     any.family = family
     any.port = port
+    any.scope = 0
     if family == 6:
         step[0] = b"setsockopt IPV6_V6ONLY"
         error = option(fd, SOL_IPV6, IPV6_V6ONLY, 0)

@@ -88,6 +88,7 @@ cdef struct Peer:               # an address and a port; IPv4-mapped IPv6 is IPv
     uint8_t family              # 4 or 6; 0: none
     uint8_t ip[16]              # network order; for IPv4 ip[4:] is zero
     uint16_t port               # host order
+    uint32_t scope              # the link of a link-local IPv6 address (RFC 4007), which means nothing without; else 0
 
 cdef inline void peer_from(Peer* out, const SocketAddress* address) noexcept nogil:
     memset(out, 0, sizeof(Peer))
@@ -109,6 +110,7 @@ cdef inline void peer_from(Peer* out, const SocketAddress* address) noexcept nog
                 memcpy(out.ip, six + 12, 4)
                 return
         out.family = 6
+        out.scope = address.v6.sin6_scope_id
         memcpy(out.ip, six, 16)
 
 cdef inline socklen_t peer_to(const Peer* peer, uint16_t port, SocketAddress* out) noexcept nogil:
@@ -120,6 +122,7 @@ cdef inline socklen_t peer_to(const Peer* peer, uint16_t port, SocketAddress* ou
         return sizeof(sockaddr_in)
     out.v6.sin6_family = <sa_family_t>AF_INET6
     out.v6.sin6_port = htons(port)
+    out.v6.sin6_scope_id = peer.scope
     memcpy(&out.v6.sin6_addr, peer.ip, 16)
     return sizeof(sockaddr_in6)
 
@@ -127,7 +130,10 @@ cdef inline bint same_ip(const Peer* a, const Peer* b) noexcept nogil:
     return a.family == b.family and memcmp(a.ip, b.ip, 16) == 0
 
 cdef inline bint same_peer(const Peer* a, const Peer* b) noexcept nogil:
-    return a.port == b.port and same_ip(a, b)
+    return a.port == b.port and a.scope == b.scope and same_ip(a, b)
+
+cdef inline bint link_local(const Peer* peer) noexcept nogil:
+    return peer.family == 6 and peer.ip[0] == 0xfe and (peer.ip[1] & 0xc0) == 0x80     # fe80::/10
 
 # The next connection (non-blocking, close-on-exec; no delay, as its listener) and its client's address; -errno.
 cdef inline int stream_accept(int listener, Peer* client) noexcept nogil:

@@ -1,6 +1,7 @@
 """Answers `served <path> to <client>`; `/hold` only once somebody asks for `/go`."""
 from __future__ import annotations
 
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -15,7 +16,7 @@ class Handler(BaseHTTPRequestHandler):
             go.wait(60)
         elif self.path == "/go":
             go.set()
-        body = f"served {self.path} to {self.client_address[0]}".encode()
+        body = f"served {self.path} to {self.client_address[0].removeprefix('::ffff:')}".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -25,6 +26,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-server = ThreadingHTTPServer(("0.0.0.0", 8080), Handler)
+class Server(ThreadingHTTPServer):
+    address_family = socket.AF_INET6  # and IPv4 through it
+
+
+server = Server(("::", 8080), Handler)
 print("listening", flush=True)
 server.serve_forever()

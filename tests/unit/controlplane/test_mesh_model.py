@@ -216,3 +216,8 @@ def test_addresses_are_compared_as_addresses() -> None:
     assert mesh.service("b.default.svc.cluster.local") is None
     found = mesh.service("a.default.svc.cluster.local")
     assert found is not None and found.addresses == (ip_address("fd00::1"),)
+
+
+def test_a_mapped_address_is_the_ipv4_address_it_stands_for() -> None:
+    found = mesh_of(service("a", ip="::ffff:10.96.0.1")).service("a.default.svc.cluster.local")
+    assert found is not None and found.addresses == (ip_address("10.96.0.1"),)

@@ -44,6 +44,11 @@ def test_every_field_arrives() -> None:
         namespace_labels={"l": "m"}, namespace_annotations={"n": "o"})
 
 
+def test_a_mapped_address_is_the_ipv4_address_it_stands_for() -> None:
+    pod = parse_pod(changed("status.podIPs", [{"ip": "::ffff:10.244.1.5"}]), Path("default.reviews-v1-0.json"))
+    assert pod.addresses == (ip_address("10.244.1.5"),)
+
+
 def test_what_a_pod_may_leave_out_has_its_default() -> None:
     raw = {"metadata": {"name": "a", "namespace": "b", "uid": "c"}, "narrows": {"netns": "/x"}}
     pod = parse_pod(json.dumps(raw).encode(), Path("b.a.json"))

@@ -110,6 +110,19 @@ def test_a_service_keeps_its_addresses_ports_and_protocols() -> None:
         (ServicePort(9080, 9080, Protocol.HTTP), ServicePort(9090, 0, Protocol.AUTO)))
 
 
+def test_a_mapped_address_is_the_ipv4_address_it_stands_for() -> None:
+    """In services, workloads and endpoints: the wire has it as IPv4, and a worker would never find the other form."""
+    mapped, plain = ip_address("::ffff:10.96.0.1"), ip_address("10.96.0.1")
+    message = service()
+    message.addresses[0].address = mapped.packed
+    message.addresses[0].length = 128
+    decoded = decode(TypeUrl.ADDRESS, KEY, address(service=message))
+    assert isinstance(decoded, Service) and decoded.addresses == (plain, ip_address("fd00::1"))
+    pod = decode(TypeUrl.ADDRESS, UID, address(workload=workload_pb2.Workload(uid=UID, addresses=[mapped.packed, plain.packed])))
+    assert isinstance(pod, Workload) and pod.addresses == (plain,)
+    assert of(TypeUrl.ENDPOINTS, assignment((str(mapped), 9080)), V1).endpoints == (Endpoint(plain, 9080),)
+
+
 def _with_range(message: Any) -> Any:
     message.addresses[0].length = 24
     return message
