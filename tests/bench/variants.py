@@ -1,0 +1,165 @@
+"""What our own settings cost, beside ourselves in the same run.
+
+    python -m tests.bench.variants seccomp [--rounds 15] [--seconds 1]   http1k and pingpong, `--seccomp required` and `off`
+    python -m tests.bench.variants workers [--rounds 7] [--seconds 2]    http1k on four pods, 1, 2 and 4 workers
+
+A pod has one worker, so several workers need several pods: four namespaces, each with 16 connections in a load process of its own,
+which a keeper spreads evenly (or the run stops). Workers float over all cores; loads and origin keep the load core. On a machine of
+two cores the second worker shares its core with them: the figure to read there is the CPU of a request, not the rate.
+"""
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
+from pathlib import Path
+
+from agent import netlink
+from agent.dataplane import blobs
+from agent.dataplane.client import connect
+from tests.bench import proxies, report
+from tests.bench.__main__ import foremost
+from tests.bench.cases import CASES, Sample, request
+from tests.bench.tools import ECHO_PORT, HTTP_PORT, SOURCE_PORT, load, start_origin
+from tests.bench.topology import CAPTURED_PORT, PROXY_CORE, BenchError, Site, Topology, cpu_ns, family, pin, wait_listening
+from tests.support.keeper import Keeper
+from tests.support.wait import until
+
+PODS, CONNECTIONS = 4, 64
+WORKERS = (1, 2, 4)
+
+
+class Ground:
+    """A topology with an origin, and keepers in it; `close` ends all."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="narrows-variants-", dir="/dev/shm"))
+        self.folder.chmod(0o755)
+        self.topology = Topology()
+        self.stops: list[Keeper] = []
+        try:
+            start_origin(self.topology.origin, self.folder / "origin.log")
+            for port in (HTTP_PORT, ECHO_PORT, SOURCE_PORT):
+                wait_listening(self.topology.origin, port, self.topology.origin.started[0], self.folder / "origin.log")
+        except BaseException:
+            self.close()
+            raise
+
+    def keeper(self, label: str, mode: str, port: int, pods: int, *options: str, workers: int = 1) -> tuple[Keeper, list[Site]]:
+        """One with its workers ready and its pods enrolled."""
+        sites = [self.topology.site(f"{label}-{number}", captured=True) for number in range(pods)]
+        keeper = Keeper(self.folder / label, "--workers", str(workers), *options).wait()
+        self.stops.append(keeper)
+        until(lambda: keeper.text.count("is ready") >= workers, "the workers are ready", timeout=15)
+        asyncio.run(enrol(keeper, mode, port, sites, workers))
+        for site in sites:
+            wait_listening(site.netns, CAPTURED_PORT, None, keeper.log)
+        return keeper, sites
+
+    def close(self) -> None:
+        for keeper in self.stops:
+            keeper.stop()
+        self.topology.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+async def enrol(keeper: Keeper, mode: str, port: int, sites: list[Site], workers: int) -> None:
+    client = await connect(keeper.path)
+    try:
+        await client.commit([*proxies.entries(mode, sites[0], port), *(
+            blobs.put_pod(f"pod-{handle}", handle, "w-client", proxies.SCOPE, (ip_address(site.netns.ip),))
+            for handle, site in enumerate(sites, 1))])
+        for handle, site in enumerate(sites, 1):
+            fd = netlink.open_namespace(site.netns.path)
+            try:
+                await client.add_pod(handle, f"pod-{handle}", (4,), fd)
+            finally:
+                os.close(fd)
+        spread = [one.pods for one in await client.workers()]
+        if spread != [len(sites) // workers] * workers:
+            raise BenchError(f"the pods are not spread evenly over {workers} workers: {spread}")
+    finally:
+        await client.close()
+
+
+def together(keeper: Keeper, sites: list[Site], seconds: float) -> Sample:
+    """All pods ask at the same time: CPU s of keeper and workers for each 100,000 requests, and requests/s of all."""
+    pids = family(keeper.pid)
+    before = cpu_ns(pids)
+    with ThreadPoolExecutor(len(sites)) as pool:
+        runs = [pool.submit(load, site, HTTP_PORT, seconds, do="exchange", connections=CONNECTIONS // len(sites), request=request("/1k"))
+                for site in sites]
+        found = [run.result() for run in runs]
+    work = sum(one["work"] for one in found)
+    return Sample((cpu_ns(pids) - before) / 1e9 / work * 100_000, sum(one["work"] / one["seconds"] for one in found))
+
+
+def workers(ground: Ground, rounds: int, seconds: float) -> str:
+    ready = {count: ground.keeper(f"w{count}", "http", HTTP_PORT, PODS, workers=count) for count in WORKERS}
+    found: dict[int, list[Sample]] = {count: [] for count in WORKERS}
+    for count in WORKERS:
+        together(*ready[count], 0.5)
+    for number in range(rounds):
+        for at in range(len(WORKERS)):
+            count = WORKERS[(at + number) % len(WORKERS)]
+            found[count].append(together(*ready[count], seconds))
+        print(f"workers: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    lines = ["| workers | requests/s | CPU s per 100,000 requests |", "|---|---|---|"]
+    for count, samples in found.items():
+        rates, figures = [one.rate for one in samples], [one.figure or 0 for one in samples]
+        lines.append(f"| {count} | {statistics.median(rates):,.0f} ({min(rates):,.0f} - {max(rates):,.0f}) | "
+                     f"{statistics.median(figures):.3f} ({min(figures):.3f} - {max(figures):.3f}) |")
+    return "\n".join(lines)
+
+
+def seccomp(ground: Ground, rounds: int, seconds: float) -> str:
+    lines = ["| case | required | off | required / off (95 % interval) |", "|---|---|---|---|"]
+    for case in (CASES["http1k"], CASES["pingpong"]):
+        ready = {}
+        for how in ("required", "off"):
+            keeper, sites = ground.keeper(f"{case.name}-{how}", case.mode, case.port, 1, "--seccomp", how)
+            ready[how] = proxies.Proxy("narrows", sites[0], case.port, keeper.pid, lambda: None)
+            pin(ready[how].pids(), PROXY_CORE)
+            case.measure(ready[how], 0.5)
+        found: report.Samples = {"narrows": [], "off": []}
+        for number in range(rounds):
+            for how in ("required", "off") if number % 2 else ("off", "required"):
+                found["narrows" if how == "required" else how].append(case.measure(ready[how], seconds))
+        print(f"seccomp: {case.name} done", file=sys.stderr, flush=True)
+        ratio = report.ratio(found, "off")
+        assert ratio is not None
+        cells = [f"{statistics.median(one.figure or 0 for one in found[name]):.3f}" for name in found]
+        lines.append(f"| {case.title}: {case.unit} | {' | '.join(cells)} | "
+                     f"{ratio['ratio']:.3f} ({ratio['low']:.3f} - {ratio['high']:.3f}) |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("what", choices=("seccomp", "workers"))
+    options.add_argument("--rounds", type=int, default=0, help="default: 15, 7")
+    options.add_argument("--seconds", type=float, default=0, help="of load in each turn; default: 1, 2")
+    given = options.parse_args()
+    ground = Ground()
+    try:
+        with foremost():
+            if given.what == "seccomp":
+                print(seccomp(ground, given.rounds or 15, given.seconds or 1.0))
+            else:
+                print(workers(ground, given.rounds or 7, given.seconds or 2.0))
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    finally:
+        ground.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
