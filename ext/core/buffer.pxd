@@ -26,7 +26,7 @@ cdef struct Buffers:
     uint32_t n_large
     uint32_t idle_small         # free ones that nobody needed since the last trim
     uint32_t idle_large
-    uint64_t taken              # bytes now in buffers
+    uint64_t taken              # bytes now in buffers, and what was counted with them
     uint64_t soft
     uint64_t limit
     Buffers* whole              # of a share: the pool that it is a part of
@@ -42,6 +42,22 @@ cdef inline uint32_t buffer_used(const Buffer* b) noexcept nogil:
 
 cdef inline uint32_t buffer_room(const Buffer* b) noexcept nogil:
     return b.size - b.end
+
+# Memory of a connection that is not in a Buffer (a pipe's pages, which are the kernel's) counts like one. False: it does not fit.
+cdef inline bint buffers_count(Buffers* share, uint32_t size) noexcept nogil:
+    cdef Buffers* pool = share.whole if share.whole != NULL else share
+    if pool.taken + size > pool.limit or share.taken + size > share.limit:
+        return False
+    pool.taken += size
+    if pool != share:
+        share.taken += size
+    return True
+
+cdef inline void buffers_uncount(Buffers* share, uint32_t size) noexcept nogil:
+    cdef Buffers* pool = share.whole if share.whole != NULL else share
+    pool.taken -= size
+    if pool != share:
+        share.taken -= size
 
 # Memory for at least `size` bytes in all (0: any), keeping what is in it, moved to the front when that makes the room. 0, or -1: no memory.
 cdef int buffer_reserve(Buffers* pool, Buffer* b, uint32_t size) noexcept nogil

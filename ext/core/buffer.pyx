@@ -7,7 +7,7 @@ from libc.string cimport memcpy, memmove
 cdef char* take(Buffers* share, uint32_t size) noexcept nogil:
     cdef Buffers* pool = share.whole if share.whole != NULL else share
     cdef FreeBlock* block
-    if pool.taken + size > pool.limit or share.taken + size > share.limit:
+    if not buffers_count(share, size):
         return NULL
     if size == BUFFER_SMALL and pool.small != NULL:
         block = pool.small
@@ -24,19 +24,15 @@ cdef char* take(Buffers* share, uint32_t size) noexcept nogil:
     else:
         block = <FreeBlock*>malloc(size)
         if block == NULL:
+            buffers_uncount(share, size)
             return NULL
-    pool.taken += size
-    if pool != share:
-        share.taken += size
     return <char*>block
 
 
 cdef void give(Buffers* share, char* data, uint32_t size) noexcept nogil:
     cdef Buffers* pool = share.whole if share.whole != NULL else share
     cdef FreeBlock* block = <FreeBlock*>data
-    pool.taken -= size
-    if pool != share:
-        share.taken -= size
+    buffers_uncount(share, size)
     if size == BUFFER_SMALL and pool.n_small < KEEP_FREE:
         block.next = pool.small
         pool.small = block

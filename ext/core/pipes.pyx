@@ -25,6 +25,7 @@ cdef void pipes_init(Pipes* pipes) noexcept nogil:
 cdef Pipe* pipe_take(Pipes* pipes, uint64_t now_ns) noexcept nogil:
     cdef Pipe* pipe = pipes.idle
     cdef int[2] ends
+    cdef int size
     if pipe != NULL:
         pipes.idle = pipe.next
         return pipe
@@ -34,7 +35,10 @@ cdef Pipe* pipe_take(Pipes* pipes, uint64_t now_ns) noexcept nogil:
     if pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0:
         pipes.refused_ns = now_ns
         return NULL
-    if fcntl(ends[1], F_SETPIPE_SZ, PIPE_BYTES) < PIPE_LEAST and fcntl(ends[1], F_GETPIPE_SZ) < PIPE_LEAST:
+    size = fcntl(ends[1], F_SETPIPE_SZ, PIPE_BYTES)
+    if size < PIPE_LEAST:
+        size = fcntl(ends[1], F_GETPIPE_SZ)
+    if size < PIPE_LEAST:
         close(ends[0])
         close(ends[1])
         pipes.refused_ns = now_ns
@@ -43,6 +47,7 @@ cdef Pipe* pipe_take(Pipes* pipes, uint64_t now_ns) noexcept nogil:
     pipe.out = ends[0]
     pipe.into = ends[1]
     pipe.held = 0
+    pipe.size = <uint32_t>size
     pipes.n_open += 1
     return pipe
 
@@ -53,7 +58,6 @@ cdef void pipe_close(Pipes* pipes, Pipe* pipe) noexcept nogil:
     pipe.next = pipes.closed
     pipes.closed = pipe
     pipes.n_open -= 1
-    pipes.held -= pipe.held
 
 
 cdef void pipe_give(Pipes* pipes, Pipe* pipe) noexcept nogil:

@@ -2,14 +2,14 @@
 from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from posix.unistd cimport close
-from ext.core.buffer cimport buffer_drop
+from ext.core.buffer cimport buffer_drop, buffers_count, buffers_uncount
 from ext.core.loop cimport Source, flow_forget, loop_add, loop_again, loop_bury, loop_listen, loop_over, source_close, wall_us
 from ext.core.pipes cimport Pipe, pipe_give, pipe_take
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.source cimport source_abort, source_read, source_shut
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.account cimport account_end
-from ext.proxy.budget cimport admission, memory_forget
+from ext.proxy.budget cimport admission, memory_forget, memory_tight
 from ext.proxy.held cimport held_forget
 from ext.proxy.state cimport (C_DEAD, C_LINGER, LINGER_BYTES, LINGER_MS, PAUSED_FULL, POD_PIPES, PORTS, PUMP_ROUNDS, RUNNING, Acceptor,
                               Bulk, Captured, Conn, Worker)
@@ -85,15 +85,23 @@ cdef void conn_release(Conn* c) noexcept nogil:
 
 
 cdef Pipe* bulk_pipe(Conn* c) noexcept nogil:
-    cdef Pipe* pipe = NULL
-    if c.pod.pipes < POD_PIPES:
-        pipe = pipe_take(&c.w.pipes, c.w.loop.now_ns)
-        c.pod.pipes += pipe != NULL
+    """Counted as the pod's memory with all that it may hold: what is in it now may be more in the next call."""
+    cdef Pipe* pipe
+    if c.pod.pipes >= POD_PIPES or memory_tight(c.pod):
+        return NULL
+    pipe = pipe_take(&c.w.pipes, c.w.loop.now_ns)
+    if pipe == NULL:
+        return NULL
+    if not buffers_count(&c.pod.buffers, pipe.size):
+        pipe_give(&c.w.pipes, pipe)
+        return NULL
+    c.pod.pipes += 1
     return pipe
 
 
 cdef void bulk_drop(Conn* c, Bulk* bulk) noexcept nogil:
     if bulk.pipe != NULL:
+        buffers_uncount(&c.pod.buffers, bulk.pipe.size)
         pipe_give(&c.w.pipes, bulk.pipe)
         bulk.pipe = NULL
         c.pod.pipes -= 1

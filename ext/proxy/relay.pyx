@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from ext.core.buffer cimport (BUFFER_LARGE, BUFFER_SMALL, Buffer, buffer_compact, buffer_drop, buffer_reserve, buffer_room,
                               buffer_used)
 from ext.core.loop cimport Source, loop_again, loop_over
-from ext.core.pipes cimport PIPE_BYTES, Pipe, pipe_count
+from ext.core.pipes cimport PIPE_BYTES, Pipe
 from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NONE, DETAIL_OVERLOAD, DETAIL_IDLE, DETAIL_UPSTREAM_RESET,
                            FLAG_DC, FLAG_DT, FLAG_OM,
                            FLAG_UC)
@@ -34,7 +34,7 @@ cdef int flush(Worker* w, Source* sink, Buffer* b, Pipe* pipe) noexcept nogil:
         elif pipe != NULL and pipe.held > 0:
             n = stream_splice(pipe.out, sink.fd, pipe.held)
             if n > 0:
-                pipe_count(&w.pipes, pipe, -n)
+                pipe.held -= <uint32_t>n
         else:
             break
         if n == -EAGAIN:
@@ -53,7 +53,7 @@ cdef int64_t draw(Conn* c, Source* source, Bulk* bulk) noexcept nogil:
             return -ENOBUFS
     n = stream_splice(source.fd, bulk.pipe.into, PIPE_BYTES)
     if n > 0:
-        pipe_count(&c.w.pipes, bulk.pipe, n)
+        bulk.pipe.held += <uint32_t>n
         bulk.small = 0 if n >= BULK_LEAST else bulk.small + 1
         if bulk.small == BULK_UNTIL:
             bulk.large = bulk.small = 0

@@ -1,5 +1,5 @@
 """See shed.pxd."""
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from ext.core.buffer cimport buffer_used, buffers_trim
 from ext.core.loop cimport clock_ns, loop_again
 from ext.core.shm cimport DETAIL_POD_MEMORY, DETAIL_STALLED, FLAG_OM, gauge
@@ -9,7 +9,7 @@ from ext.proxy.answer cimport answer
 from ext.proxy.budget cimport memory_forget, memory_short, worker_descriptors
 from ext.proxy.conn cimport conn_end
 from ext.proxy.request cimport give_up_replay
-from ext.proxy.state cimport (C_DETECT, C_HTTP, C_RELAY, U_READY, X_FLOW, X_HEAD, X_IDLE, Captured, Conn, Worker)
+from ext.proxy.state cimport (C_DETECT, C_HTTP, C_RELAY, U_READY, X_FLOW, X_HEAD, X_IDLE, Bulk, Captured, Conn, Worker)
 from ext.proxy.stock cimport stock_rest
 
 cdef enum:
@@ -44,10 +44,14 @@ cdef bint shed_idle(Captured* pod) noexcept nogil:
     return True
 
 
+cdef inline uint32_t in_pipe(const Bulk* bulk) noexcept nogil:
+    return bulk.pipe.held if bulk.pipe != NULL else 0
+
+
 cdef bint stalled(const Conn* c) noexcept nogil:
-    if buffer_used(&c.dhead) + buffer_used(&c.uin) > 0 and not c.source.writable:
+    if buffer_used(&c.dhead) + buffer_used(&c.uin) + in_pipe(&c.back) > 0 and not c.source.writable:
         return True
-    return buffer_used(&c.uhead) + buffer_used(&c.din) > 0 and c.up != NULL and c.up.state == U_READY and \
+    return buffer_used(&c.uhead) + buffer_used(&c.din) + in_pipe(&c.onward) > 0 and c.up != NULL and c.up.state == U_READY and \
         not c.up.source.writable
 
 

@@ -121,7 +121,7 @@ cdef void worker_run(Worker* w) noexcept nogil:
             control_check_drained(w)
         gauge(&w.stats.heartbeat_ns, w.loop.now_ns)
         gauge(&w.stats.loop_turns, w.loop.turns)
-        gauge(&w.stats.buffered_bytes, w.memory.taken + w.pipes.held)
+        gauge(&w.stats.buffered_bytes, w.memory.taken)
 
 
 cdef void block_signals() noexcept nogil:

@@ -6,6 +6,8 @@ slower the victim gets is measured by tests/bench/starvation.py; here it must be
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import select
 import socket
 import struct
@@ -262,6 +264,54 @@ def test_a_pod_that_opens_and_never_reads_holds_its_share_of_buffers(mesh: Mesh,
     assert mesh.worker.resident() < resident + 16 * MEBIBYTE
     close(flood)
     comes_back(mesh, resident)
+
+
+def pipes(mesh: Mesh) -> int:
+    """What the pipes of the worker may hold, in bytes, asked of the kernel. What it inherited is among them."""
+    folder = f"/proc/{mesh.worker.pid}/fd"
+    sizes: dict[str, int] = {}
+    for fd in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):  # the victim's connections come and go
+            name = os.readlink(f"{folder}/{fd}")
+            if name.startswith("pipe:") and name not in sizes:
+                with open(f"{folder}/{fd}", "rb", opener=lambda path, _: os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as end:
+                    sizes[name] = fcntl.fcntl(end, fcntl.F_GETPIPE_SZ)
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize(("share", "most"), [(128 * MEBIBYTE, 32 * 262_144), (2 * MEBIBYTE, MEBIBYTE + 262_144)])
+def test_bulk_to_readers_that_sleep_counts_with_all_that_its_pipes_may_hold(mesh: Mesh, victim: Victim, share: int, most: int) -> None:
+    """Half of the share at most goes to pipes; what is relayed beyond it goes through buffers, which are counted too."""
+    mesh.settings(buffered_bytes_per_pod=share, hold_timeout_ms=500)
+    wake = threading.Event()
+
+    def sleeper(connection: socket.socket) -> None:
+        connection.recv(1 << 20, socket.MSG_WAITALL)
+        wake.wait(20)
+
+    mesh.origin(8080, sleeper, mesh.pods.other)
+    before = pipes(mesh)
+    full = attack(mesh, 60)
+    moved = 0
+
+    def stuck() -> bool:
+        nonlocal moved
+        last = moved
+        for one in full:
+            with contextlib.suppress(OSError):
+                while True:
+                    moved += one.send(b"z" * MEBIBYTE)
+        return moved == last > 60 * MEBIBYTE
+
+    until(stuck, "all readers sleep, and everything before them is full", timeout=30)
+    until(lambda: mesh.worker.header["pod_buffered"] >= pipes(mesh) - before > 0, "every pipe is counted")
+    assert most // 2 <= pipes(mesh) - before <= most
+    assert mesh.worker.header["pod_buffered"] <= share * 5 // 4
+    victim.served()
+    wake.set()
+    close(full)
+    until(lambda: mesh.worker.header["downstream_open"] <= 8, "the attacker's connections are gone", timeout=DEADLINE)
+    until(lambda: mesh.worker.header["buffered_bytes"] <= 8 * 65_536, "and what was counted for them", timeout=DEADLINE)
 
 
 def test_bodies_that_a_server_does_not_take_are_shed_and_say_why(mesh: Mesh, victim: Victim) -> None:
