@@ -53,7 +53,8 @@ class ProxySettings:
     # shorter than nginx' keepalive_timeout of 75 s, so that the pool closes before most servers do
     pool_idle_timeout_ms: int = MINUTE_MS
 
-    # Bytes in all buffers of a worker, and what the pipes in use may hold: with the descriptors' kernel memory beside it, it stays below a 1 GiB container.
+    # Bytes in all buffers of a worker, and what the pipes in use may hold: with the descriptors' kernel memory beside it, it stays
+    # below a 1 GiB container.
     buffered_bytes_per_worker: int = 512 * MEBIBYTE
     # And in those of one pod, which also gets no more than is still free: 2,048 of its connections can be stopped by slow readers,
     # or 8,192 requests wait for their answers. Above it stops reading, then stalled connections end (OM)
