@@ -8,6 +8,8 @@ from ext.core.text cimport Span
 
 if sizeof(Series) != 640 or sizeof(SeriesKey) != 24 or sizeof(LogRecord) != 159 or sizeof(LogAddress) != 19:
     raise ImportError("ext.core.shm: a struct has not the size that both sides agreed on")
+if sizeof(Series) - COPIED_WORDS * 8 != 2 * sizeof(uint32_t) + 9 * sizeof(uint64_t):
+    raise ImportError("ext.core.shm: what a reader copies does not end where a series' counters do")
 if sizeof(StatsHeader) > HEADER_BYTES or sizeof(LogHeader) > HEADER_BYTES:
     raise ImportError("ext.core.shm: a header is larger than the room reserved for it")
 
@@ -105,7 +107,9 @@ cdef Series* stats_series(Stats* stats, const SeriesKey* key) noexcept nogil:
     cdef uint32_t i = <uint32_t>words_hash(words) & (STATS_SLOTS - 1)
     cdef Series* one
     cdef Series* gone = NULL
+    cdef uint64_t* place
     cdef uint64_t state
+    cdef uint32_t n
     while True:                                 # ends: at least an eighth of the slots is free
         one = &stats.series[i]
         state = one.used & SLOT_STATE
@@ -125,8 +129,10 @@ cdef Series* stats_series(Stats* stats, const SeriesKey* key) noexcept nogil:
         return &stats.series[overflow_slot(key.reporter, key.protocol)]
     else:
         stats.taken += 1
-    state = one.used                            # free or gone: no reader takes what is written now
-    memcpy(&one.key, key, 24)
+    state = one.used                            # free or gone: no reader keeps what is written now, but one may be looking
+    place = <uint64_t*>&one.key
+    for n in range(3):
+        nrw_store(&place[n], words[n])
     nrw_store_release(&one.used, ((state & ~<uint64_t>SLOT_STATE) + SLOT_LIFE) | SLOT_VALID)
     return one
 
@@ -382,6 +388,10 @@ def read_header(memory) -> dict:
     return found
 
 
+cdef enum:
+    COPIED_WORDS = sizeof(SeriesKey) // 8 + 7 + 3 * BUCKETS      # up to `holders`: what follows is the worker's own
+
+
 cdef int copy_series(const Series* shared, Series* out) noexcept nogil:
     """One life of a series, whole words; 1, or 0: free, or it ended meanwhile."""
     cdef const uint64_t* words = <const uint64_t*>shared
@@ -390,7 +400,7 @@ cdef int copy_series(const Series* shared, Series* out) noexcept nogil:
     cdef uint32_t i
     if before & SLOT_STATE != SLOT_VALID:
         return 0
-    for i in range(1, sizeof(Series) // 8):
+    for i in range(1, COPIED_WORDS):
         mine[i] = nrw_load(&words[i])
     nrw_fence_acquire()
     out.used = nrw_load(&shared.used)

@@ -8,6 +8,9 @@ from ext.core.shm cimport (
     bump, gauge, log_append, log_attach, series_drop, series_hold, series_request, stats_attach, stats_forget_service,
     stats_forget_workload, stats_series)
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 
 cdef class Writer:
     """One worker's view. `stats` and `log` are writable buffers that were formatted; ValueError: they were not."""
@@ -90,6 +93,25 @@ cdef class Writer:
                     series_request(stats_series(&self.stats, &raw), i, i, i)
                 if keys > 1:
                     stats_forget_workload(&self.stats, 2 + n % (keys - 1))
+
+    def pour(self, uint32_t records) -> None:
+        """Records of growing `start_us` and length, without the GIL; waits while the ring is full."""
+        cdef LogRecord record
+        cdef Span spans[10]
+        cdef char[600] filling
+        cdef uint32_t i
+        memset(&record, 0, sizeof(LogRecord))
+        memset(&spans, 0, sizeof(spans))
+        memset(filling, 121, 600)
+        record.reporter = 1
+        record.protocol = 2
+        spans[1].p = filling
+        with nogil:
+            for i in range(records):
+                record.start_us = i
+                spans[1].n = i % 600
+                while log_append(&self.log, &self.stats, &record, spans) == 0:
+                    sched_yield()
 
     def append(self, dict entry, list texts) -> bool:
         """entry: fields of LogRecord by name, `addresses` as 95 bytes. texts: TEXT_COUNT bytes objects."""

@@ -296,6 +296,28 @@ def test_a_reader_beside_a_writer_sees_sums_that_neither_go_back_nor_mix() -> No
     assert by_source(stats)[1]["sent"] == 40_000
 
 
+def test_a_reader_shares_no_plain_memory_with_a_writer_thread(segments, writer) -> None:
+    """Neither waits for the other: under ThreadSanitizer every word that both touch must be atomic, or published before it is read."""
+    stats, log = segments
+    counting = threading.Thread(target=writer.churn, args=(50, 10_000))
+    counting.start()
+    while counting.is_alive():
+        shm.read_series(stats)
+        shm.read_header(stats)
+    counting.join()
+    assert by_source(stats)[1]["closed"] == 10_000
+    logging = threading.Thread(target=writer.pour, args=(20_000,))
+    logging.start()
+    seen = 0
+    while seen < 20_000:
+        records, damaged = shm.drain_log(log, 500)
+        assert damaged == 0
+        for record in records:
+            assert (record["start_us"], len(record["path"])) == (seen, seen % 600)
+            seen += 1
+    logging.join()
+
+
 def test_a_log_reader_beside_a_writer_gets_every_record_once_and_whole(segments, writer) -> None:
     done = threading.Event()
 
