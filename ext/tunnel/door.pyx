@@ -12,7 +12,7 @@ from ext.tunnel.shapes cimport Asked, Ops, Pad, Session, Stream
 from ext.tunnel.stream cimport (hbone_abort, hbone_accept, hbone_answer, hbone_drop, hbone_open, hbone_read, hbone_refuse, hbone_shut,
                                 hbone_write)
 from ext.tunnel.tls cimport (TLS_ERROR_BYTES, TLS_RECORD, Credentials, Sink, Tls, credentials_new, credentials_release, tls_end, tls_free,
-                             tls_handshake, tls_init, tls_open, tls_read, tls_text, tls_write)
+                             tls_handshake, tls_init, tls_open, tls_read, tls_revoked, tls_text, tls_write)
 
 FAULTS = ("fine", "no_memory", "no_certificate", "untrusted", "expired", "not_yet", "revoked", "purpose", "no_identity", "trust_domain",
           "other_identity", "version", "alpn", "alert", "closed", "broken")
@@ -99,6 +99,10 @@ cdef class Connection:
             if n <= 0:
                 return self.taken(), b"".join(parts)
             parts.append(plain[:n])
+
+    def revoked(self, Identity identity):
+        """Whether the peer is, by the lists of newer credentials."""
+        return bool(tls_revoked(&self.tls, identity.credentials))
 
     def write(self, bytes data):
         """Bytes to send, or None."""

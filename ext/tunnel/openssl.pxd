@@ -101,6 +101,12 @@ cdef extern from "<openssl/x509_vfy.h>" nogil:
     int X509_STORE_add_cert(X509_STORE* store, X509* certificate)
     int X509_STORE_add_crl(X509_STORE* store, X509_CRL* crl)
     int X509_STORE_set_flags(X509_STORE* store, unsigned long flags)
+    ctypedef struct X509_CHAIN "STACK_OF(X509)":
+        pass
+    X509_STORE_CTX* X509_STORE_CTX_new()
+    void X509_STORE_CTX_free(X509_STORE_CTX* context)
+    int X509_STORE_CTX_init(X509_STORE_CTX* context, X509_STORE* store, X509* certificate, X509_CHAIN* others)
+    int X509_STORE_CTX_set_default(X509_STORE_CTX* context, const char* name)
     int X509_verify_cert(X509_STORE_CTX* context)
     X509* X509_STORE_CTX_get0_cert(X509_STORE_CTX* context)
     int X509_STORE_CTX_get_error(X509_STORE_CTX* context)
@@ -164,6 +170,9 @@ cdef extern from "<openssl/ssl.h>" nogil:
     void SSL_CTX_set_verify_depth(SSL_CTX* context, int depth)
     void SSL_CTX_set_cert_verify_callback(SSL_CTX* context, int (*verify)(X509_STORE_CTX*, void*) noexcept nogil, void* owner)
     void SSL_CTX_set_cert_store(SSL_CTX* context, X509_STORE* store)
+    X509_STORE* SSL_CTX_get_cert_store(const SSL_CTX* context)
+    X509* SSL_get0_peer_certificate(const SSL* ssl)
+    X509_CHAIN* SSL_get_peer_cert_chain(const SSL* ssl)
     int SSL_CTX_use_certificate(SSL_CTX* context, X509* certificate)
     int SSL_CTX_use_PrivateKey(SSL_CTX* context, EVP_PKEY* key)
     int SSL_CTX_check_private_key(const SSL_CTX* context)

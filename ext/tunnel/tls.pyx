@@ -467,6 +467,29 @@ cdef void tls_end(Tls* tls) noexcept nogil:
         SSL_shutdown(tls.ssl)
 
 
+cdef bint tls_revoked(Tls* tls, const Credentials* credentials) noexcept nogil:
+    cdef X509_STORE_CTX* context
+    cdef X509* peer = SSL_get0_peer_certificate(tls.ssl) if tls.ssl != NULL else NULL
+    cdef int error = X509_V_OK
+    if peer == NULL:
+        return False
+    ERR_clear_error()
+    context = X509_STORE_CTX_new()
+    if context != NULL \
+            and X509_STORE_CTX_init(context, SSL_CTX_get_cert_store(credentials.context), peer, SSL_get_peer_cert_chain(tls.ssl)) == 1:
+        X509_STORE_CTX_set_default(context, b"ssl_client" if tls.server else b"ssl_server")
+        X509_STORE_CTX_set_verify_cb(context, forgive)
+        if X509_verify_cert(context) != 1:              # it looks for revocation before it looks at times
+            error = X509_STORE_CTX_get_error(context)
+    X509_STORE_CTX_free(context)
+    ERR_clear_error()
+    if error != X509_V_ERR_CERT_REVOKED:
+        return False
+    tls.why = error
+    tls.fault = TLS_REVOKED
+    return True
+
+
 cdef const char* cause(uint8_t fault, bint server) noexcept nogil:
     if fault == TLS_NO_CERTIFICATE:
         return b"the peer showed no certificate"

@@ -10,6 +10,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from ext.tunnel.door import Connection, Identity
 
 from tests.support.pki import SPIFFE, Authority, Issued
+from tests.support.wait import until
 
 WEB, DB = f"{SPIFFE}web", f"{SPIFFE}db"
 ELSEWHERE = "spiffe://other.example/ns/default/sa/web"
@@ -263,3 +264,41 @@ def test_credentials_say_who_and_how_long_and_are_held_by_connections() -> None:
     assert made.facts[3] == 3
     del connections
     assert made.facts[3] == 1
+
+
+@pytest.mark.parametrize("we_serve", [True, False], ids=["server", "client"])
+@pytest.mark.parametrize("deep", [False, True], ids=["root signs", "an intermediate signs"])
+def test_a_peer_that_is_revoked_while_its_connection_is_open_is_found_by_the_new_list_and_nobody_else(we_serve: bool, deep: bool) -> None:
+    root = Authority("own")
+    signer = Authority("between", above=root) if deep else root
+    mine, theirs, other = signer.issue(WEB), signer.issue(DB), signer.issue(DB)
+    here, there = ours(mine, root=root), ours(theirs, root=root)
+    a = Connection(here, we_serve, () if we_serve else (DB.encode(),))
+    b = Connection(there, not we_serve, (WEB.encode(),) if we_serve else ())
+    exchange(*((b, a) if we_serve else (a, b)))
+    assert a.state[0] and b.state[0]
+    lists = {"other": signer.revoke(other), "none": signer.revoke(), "old": signer.revoke(theirs, days=(-3, -1)),
+             "elsewhere": STRANGER.revoke(theirs), "hit": signer.revoke(other, theirs)}
+    for name in ("other", "none", "elsewhere"):
+        assert not a.revoked(ours(mine, root=root, crls=(lists[name],))), name
+    assert not a.revoked(ours(mine, root=STRANGER)), "a root that went is no reason"
+    assert a.feed(b.write(b"alive"))[1] == b"alive"
+    assert a.revoked(ours(mine, root=root, crls=(lists["old"], lists["elsewhere"], lists["hit"])))
+    assert a.state[2] == "revoked" and DB in a.state[3]
+    if deep:
+        fresh = Connection(here, we_serve, () if we_serve else (DB.encode(),))
+        again = Connection(there, not we_serve, (WEB.encode(),) if we_serve else ())
+        exchange(*((again, fresh) if we_serve else (fresh, again)))
+        assert fresh.revoked(ours(mine, root=root, crls=(root.revoke(Issued(signer.private, (signer.certificate,))),)))
+
+
+def test_a_connection_outlives_its_peers_certificate() -> None:
+    brief = ROOT.issue(DB, days=(-1, 2 / 86400))
+    mine = ROOT.issue(WEB)
+    a, b = Connection(ours(mine), True), Connection(ours(brief), False, (WEB.encode(),))
+    exchange(b, a)
+    assert a.state[0]
+    end = brief.certificates[0].not_valid_after_utc
+    until(lambda: datetime.datetime.now(datetime.UTC) > end, "the certificate has expired")
+    assert not a.revoked(ours(mine))
+    assert a.revoked(ours(mine, crls=(ROOT.revoke(brief),)))
