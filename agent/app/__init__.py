@@ -14,6 +14,13 @@ import click
 @click.option("--xds", required=True, metavar="unix:PATH|HOST:PORT", help="Where the control plane serves ADS.")
 @click.option("--cluster-id", "cluster", default="Kubernetes", show_default=True, help="Part of every workload's uid.")
 @click.option("--trust-domain", default="cluster.local", show_default=True, help="Of the identities of this node's pods.")
+@click.option("--ca", metavar="unix:PATH|HOST:PORT", help="Where certificates are signed (default: the control plane of --xds).")
+@click.option("--ca-token", type=click.Path(path_type=Path, dir_okay=False),
+              help="Token for control plane and CA, read anew for each call. Sent over TLS or a unix socket only.")
+@click.option("--ca-root", type=click.Path(path_type=Path, dir_okay=False),
+              help="Roots (PEM) of control plane and CA over a network, read anew for each connection; without: no TLS.")
+@click.option("--ca-crl", type=click.Path(path_type=Path, dir_okay=False),
+              help="Revocation lists (PEM) of the trust domain; followed, the last good ones stay.")
 @click.option("--metrics-address", help="Address for metrics and readiness (default: all).")
 @click.option("--metrics-port", type=click.IntRange(1, 65535), default=15020, show_default=True)
 @click.option("--readiness-port", type=click.IntRange(1, 65535), default=15021, show_default=True)

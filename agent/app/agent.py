@@ -17,7 +17,7 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from prometheus_client.registry import CollectorRegistry
 
 from agent.admin.server import AdminServer
 from agent.app import dump, logs
+from agent.app.access import Access
+from agent.app.certificates import Certificates
 from agent.app.commit import Committer
 from agent.app.events import Events
 from agent.app.keeper import KeeperLink, open_link
@@ -43,6 +45,7 @@ from agent.state.store import Store
 from agent.telemetry.accesslog import AccessLog
 from agent.telemetry.capture import CaptureCollector, ConntrackCollector
 from agent.telemetry.collector import DataPathCollector
+from agent.telemetry.identity import CertificateCollector
 from agent.telemetry.process import KeeperCollector, ProcessCollector
 from agent.telemetry.server import Ports
 from agent.workloads.enrol import enrol
@@ -65,6 +68,10 @@ class Options:
     xds: str
     cluster: str = "Kubernetes"
     trust_domain: str = "cluster.local"
+    ca: str | None = None  # None: where the control plane serves ADS
+    ca_token: Path | None = None
+    ca_root: Path | None = None
+    ca_crl: Path | None = None
     metrics_address: str | None = None
     metrics_port: int = 15020
     readiness_port: int = 15021
@@ -86,12 +93,15 @@ class Agent:
         self._committer = Committer(self._store)
         self._mesh = Mesh(self._store, self._committer, idle_seconds=options.idle_seconds)
         self._session = Session([TypeUrl.ADDRESS], NAMED)
+        plane = Access(options.xds, options.cluster, options.ca_token, options.ca_root)
         self._xds = Client(options.xds, Node(options.node, options.cluster), self._session, self._mesh.apply,
-                           self._acknowledged)
+                           self._acknowledged, open_channel=plane.open, credentials=plane.metadata)
+        self._certificates = Certificates(self._store, self._committer, self._events, trust_domain=options.trust_domain,
+                                          access=replace(plane, target=options.ca or options.xds), lists=options.ca_crl)
         instance = str(options.run_dir)
         self._pods = Pods(node=options.node, cluster=options.cluster, trust_domain=options.trust_domain, instance=instance,
                           store=self._store, committer=self._committer, events=self._events, decide=enrol,
-                          reconciler=Reconciler(instance, backend=options.capture))
+                          reconciler=Reconciler(instance, backend=options.capture), identities=self._certificates.identities)
         self._tracking = Tracking(self._events, self._pods.captured)
         self._access_log = (AccessLog(str(options.run_dir / "access.log"), options.access_log)
                             if options.access_log != "off" else None)
@@ -112,6 +122,7 @@ class Agent:
         registry.register(ProcessCollector(self._pids))
         registry.register(KeeperCollector(self._keeper_silent))
         registry.register(CaptureCollector(self._pods.figures))
+        registry.register(CertificateCollector(self._certificates.figures))
         registry.register(ConntrackCollector(self._tracking.figures))
         async with AsyncExitStack() as stack:
             ports = Ports(registry, lambda: "; ".join(self.readiness()))
@@ -127,6 +138,7 @@ class Agent:
                 ("keeper", self._follow_keeper()),
                 ("pods", self._follow_pods()),
                 ("watch", self._pods.watch()),
+                ("revocation", self._certificates.watch()),
                 ("conntrack", self._tracking.watch()),
                 ("access-log", self._data_path.drain()),
                 ("use", self._data_path.watch_use(self._mesh.used, self._sweep)),
@@ -141,6 +153,7 @@ class Agent:
                     task.cancel()
                 await asyncio.gather(*tasks, stop, return_exceptions=True)
                 await self._pods.close()
+                await self._certificates.identities.close()
                 if self._link is not None:
                     await self._link.close()
         log.info("agent ended; the data path serves on")
@@ -174,6 +187,8 @@ class Agent:
     def _sweep(self) -> None:
         self._mesh.sweep()
         settle_inheritance(self._store, self._mesh)
+        if self._pods.settled:
+            self._certificates.identities.settle()
         self._committer.nudge()
 
     # -- the keeper -------------------------------------------------------------------------------------------------
@@ -209,6 +224,7 @@ class Agent:
                 finally:
                     self._link = None
                     self._pods.detach()
+                    self._certificates.identities.detach()
                     self._data_path.detach()
                     await link.close()
         finally:
@@ -230,6 +246,7 @@ class Agent:
                 self._inform()
                 log.info("restored what an earlier agent left in the keeper",
                          extra={"resources": sum(map(len, versions.values())), "pods": len(inventory.pods)})
+        await self._certificates.attach(link, inventory.puts)
         self._data_path.attach(await link.readers())
         first = difference(self._store, inventory.puts)
         self._link = link
@@ -301,7 +318,7 @@ class Agent:
         if not self._informed:
             reason = self._xds.status.error or "no answer yet"
             missing.append(f"the control plane ({self._options.xds}) has not told who is in the mesh: {reason}")
-        return missing + self._pods.missing()
+        return missing + self._pods.missing() + self._certificates.problems()
 
     def server_info(self) -> dict[str, Any]:
         try:
@@ -362,6 +379,7 @@ class Agent:
                               "state": f"waits for {', '.join(waiting)}" if waiting else "in force"})
         return shape | {
             "listeners": listeners,
+            "certificates": self._certificates.shown(),
             "config": {"node": self._options.node, "clusterId": self._options.cluster,
                        "trustDomain": self._options.trust_domain, "xds": self._options.xds,
                        "runDir": str(self._options.run_dir)},

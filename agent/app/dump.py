@@ -89,7 +89,6 @@ def everything(store: Store, destinations: Iterable[Destination], clusters: Iter
         "workloads": [workload(one) for _, one in sorted(store.workloads.items())],
         "services": [service(one, members.get(key, {}).values()) for key, one in sorted(store.services.items())],
         "policies": [],
-        "certificates": [],
         "destinations": [destination(one) for one in sorted(destinations, key=lambda one: one.key)],
         "clusters": [cluster(one) for one in sorted(clusters, key=lambda one: one.key)],
     }

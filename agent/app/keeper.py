@@ -63,11 +63,21 @@ class KeeperLink:
         except KeeperRefused as error:
             raise Refused(str(error)) from None
 
-    async def add_pod(self, handle: int, uid: str, families: tuple[int, ...], netns: int) -> None:
-        await self._client.add_pod(handle, uid, families, netns)
+    async def add_pod(self, handle: int, uid: str, families: tuple[int, ...], netns: int, identity: str) -> None:
+        await self._client.add_pod(handle, uid, families, netns, identity)
 
     async def delete_pod(self, handle: int) -> None:
         await self._client.delete_pod(handle)
+
+    async def make_key(self, identity: str) -> tuple[int, bytes]:
+        return await self._client.make_key(identity)
+
+    async def forget_key(self, key: int) -> None:
+        await self._client.forget_key(key)
+
+    async def keys(self) -> dict[int, str]:
+        """Number -> identity."""
+        return {one.id: one.identity for one in await self._client.keys()}
 
     async def workers(self) -> list[dict[str, Any]]:
         found = await self._client.workers()

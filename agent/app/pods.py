@@ -74,9 +74,17 @@ class Superseded(Exception):
 class PodKeeper(Protocol):
     """What the keeper does for pods. Each raises ConnectionError when it is away, and an OSError when it refuses."""
 
-    async def add_pod(self, handle: int, uid: str, families: tuple[int, ...], netns: int) -> None: ...
+    async def add_pod(self, handle: int, uid: str, families: tuple[int, ...], netns: int, identity: str) -> None: ...
 
     async def delete_pod(self, handle: int) -> None: ...
+
+
+class PodIdentities(Protocol):
+    """Who sees to certificates. Enrolment does not wait for them; connections do."""
+
+    def hold(self, owner: str, identity: str) -> None: ...
+
+    def release(self, owner: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +128,8 @@ class Pods:
     """See the head of this file. `follow` takes wishes, `attach` a keeper connection."""
 
     def __init__(self, *, node: str, cluster: str, trust_domain: str, instance: str, store: Store, committer: Committer,
-                 events: Events, decide: Callable[[LocalPod], Enrolment], reconciler: Reconciler) -> None:
+                 events: Events, decide: Callable[[LocalPod], Enrolment], reconciler: Reconciler,
+                 identities: PodIdentities) -> None:
         self._node = node
         self._cluster = cluster
         self._trust_domain = trust_domain
@@ -130,9 +139,11 @@ class Pods:
         self._events = events
         self._decide = decide
         self._reconciler = reconciler
+        self._identities = identities
         self._pods: dict[str, Tracked] = {}  # by uid
         self._keeper: PodKeeper | None = None
         self._attached: dict[str, Attached] = {}  # by pod uid
+        self._named: set[str] = set()  # uids whose identity this keeper has from us
         self._news = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         self._synced = False  # the first list of pods was taken
@@ -195,6 +206,7 @@ class Pods:
     def attach(self, keeper: PodKeeper, attached: Mapping[str, Attached]) -> None:
         """A keeper is there, and holds these pods already."""
         self._keeper, self._attached = keeper, dict(attached)
+        self._named.clear()
         for tracked in self._pods.values():
             tracked.final = False
             tracked.changed.set()
@@ -212,6 +224,11 @@ class Pods:
         found = [f"pod {one.pod.ref} is not captured: {one.reason}" for one in self._pods.values()
                  if not one.deleted and (not one.final or (one.wanted and one.state is not State.CAPTURED))]
         return found if self._synced else ["the list of this node's pods has not been read yet", *found]
+
+    @property
+    def settled(self) -> bool:
+        """Whether every pod of the node was decided on."""
+        return self._synced and all(one.final for one in self._pods.values())
 
     def shown(self) -> list[dict[str, Any]]:
         return [self._show(one) for one in sorted(self._pods.values(), key=lambda one: one.pod.ref)
@@ -352,15 +369,18 @@ class Pods:
         try:
             inode = os.fstat(netns).st_ino
             attached = self._attached.get(uid)
-            if attached is not None and attached.netns == inode:
+            same = attached is not None and attached.netns == inode
+            if same and uid in self._named:
                 return
-            if attached is not None:  # the runtime made the namespace again
+            if attached is not None and not same:  # the runtime made the namespace again
                 await keeper.delete_pod(attached.handle)
                 del self._attached[uid]
                 self._store.remove_pod(uid)
-            handle = self._store.handle(uid)
-            await keeper.add_pod(handle, uid, (4, 6), netns)
+            # of one that is there already it learns the identity only: an agent before this one may have named none
+            handle = attached.handle if attached is not None and same else self._store.handle(uid)
+            await keeper.add_pod(handle, uid, (4, 6), netns, self._identity(one.pod))
             self._attached[uid] = Attached(handle, inode)
+            self._named.add(uid)
         finally:
             os.close(netns)
 
@@ -372,10 +392,14 @@ class Pods:
             return False
         return any(names and "nat" in table for table, names in chains.items())
 
+    def _identity(self, pod: LocalPod) -> str:
+        return spiffe(self._trust_domain, pod.namespace, pod.service_account or "default")
+
     def _know(self, one: Tracked) -> None:
         pod = one.pod
+        self._identities.hold(pod.uid, self._identity(pod))
         self._store.put_pod(pod.uid, f"{self._cluster}//Pod/{pod.namespace}/{pod.name}", f"ns={pod.namespace}",
-                            pod.addresses, spiffe(self._trust_domain, pod.namespace, pod.service_account or "default"))
+                            pod.addresses, self._identity(pod))
 
     async def _leave(self, one: Tracked, reason: str) -> None:
         pod = one.pod
@@ -420,6 +444,8 @@ class Pods:
         await self._decided(one)
 
     async def _detach(self, uid: str) -> None:
+        self._identities.release(uid)
+        self._named.discard(uid)
         attached = self._attached.pop(uid, None)
         if attached is not None and self._keeper is not None:
             with suppress(OSError):  # it is away: the next connection's inventory shows what is left

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import uvloop
 
+from agent.app.access import Access, AccessError
 from agent.app.agent import Options, serve
 
 log = logging.getLogger("narrows.agent")
@@ -38,6 +39,12 @@ def run(options: dict[str, Any]) -> int:
     if not chosen.run_dir.is_dir():
         click.echo(f"narrows: {chosen.run_dir} is no directory; make it (mode 0700) before keeper and agent start", err=True)
         return os.EX_CONFIG
+    try:
+        Access(chosen.xds, chosen.cluster, chosen.ca_token, chosen.ca_root)
+        Access(chosen.ca or chosen.xds, chosen.cluster, chosen.ca_token, chosen.ca_root)
+    except AccessError as error:
+        click.echo(f"narrows: {error}", err=True)
+        return os.EX_USAGE
     lock = os.open(chosen.run_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not locked(lock):
         click.echo(f"narrows: another agent serves {chosen.run_dir} (agent.lock); end it first. Two would take the keeper "

@@ -17,7 +17,7 @@ Row = tuple[Any, ...]
 
 @click.group()
 def command() -> None:
-    """Show what is in force: services, workloads, routes, clusters, endpoints, listeners."""
+    """Show what is in force: services, workloads, routes, clusters, endpoints, listeners, certificates."""
 
 
 def _services(dump: Json) -> Iterable[Row]:
@@ -65,6 +65,13 @@ def _listeners(dump: Json) -> Iterable[Row]:
         yield one["kind"], one["where"], one["address"], one["state"]
 
 
+def _certificates(dump: Json) -> Iterable[Row]:
+    for one in dump["certificates"]:
+        leaf = one["certChain"][0] if one["certChain"] else {}
+        yield (one["identity"], one["state"], one["pods"], leaf.get("serialNumber", ""), leaf.get("expirationTime", ""),
+               one["renewal"] or "", len(one["rootCerts"]), one["error"])
+
+
 def _sections(view: str, dump: Json) -> Any:
     """What `-o json` shows of a view: a list of objects."""
     if view != "endpoints":
@@ -102,12 +109,15 @@ VIEWS: dict[str, tuple[str, Callable[[Json], Iterable[Row]], tuple[str, ...]]] =
     "clusters": ("clusters", _clusters, ("CLIENTS", "CLUSTER", "BALANCER", "CONNECT", "ENDPOINTS", "HEALTHY")),
     "endpoints": ("clusters", _endpoints, ("CLIENTS", "CLUSTER", "ENDPOINT", "WORKLOAD", "WEIGHT", "STATUS")),
     "listeners": ("listeners", _listeners, ("KIND", "WHERE", "ADDRESS", "STATE")),
+    "certificates": ("certificates", _certificates,
+                     ("IDENTITY", "STATE", "PODS", "SERIAL", "UNTIL", "RENEWAL", "ROOTS", "ERROR")),
 }
 EMPTY = {
     "routes": "none yet: routes come when a captured pod first talks to a destination",
     "clusters": "none yet: clusters come with the routes that name them",
     "endpoints": "none yet: endpoints come with the routes that name them",
     "listeners": "none: no pod of this node is captured",
+    "certificates": "none: no pod of this node is captured",
 }
 
 

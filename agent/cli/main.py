@@ -24,7 +24,7 @@ ABOUT = {
     "agent": "Run the agent of a node.",
     "ca": "Show the certificate authority of a control plane, and replace its root.",
     "capture": "Plan, verify or remove the capture of a pod.",
-    "config": "Show what is in force: services, workloads, routes, clusters, endpoints, listeners.",
+    "config": "Show what is in force: services, workloads, routes, clusters, endpoints, listeners, certificates.",
     "control-plane": "Run the control plane.",
     "doctor": "Check what this machine offers, and say what to do about what is missing.",
     "keeper": "Run the keeper of a node.",

@@ -111,7 +111,7 @@ def keeper(place: Place, node: str, workers: int | None, event: Callable[[str, s
 
 def agent(place: Place, node: str, access_log: str, capture: str, event: Callable[[str, str], None]) -> Process:
     argv = narrows("agent", "--run-dir", str(place.node(node)), "--node", node, "--xds", f"unix:{place.xds}",
-                   "--access-log", access_log, "--capture", capture)
+                   "--access-log", access_log, "--capture", capture, "--ca-token", str(place.token(node)))
     return Process(f"agent {node}", argv, place.system_cgroup(f"agent.{node}"), place.node(node) / "agent.log",
                    f"/run/netns/{place.node_netns(node)}", event)
 

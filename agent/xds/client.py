@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +44,8 @@ OPTIONS = [
 log = logging.getLogger("narrows.xds")
 
 Apply = Callable[[Update], Awaitable[Mapping[str, str]]]
+Open = Callable[[Sequence[tuple[str, Any]]], Any]
+Metadata = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +88,17 @@ class Status:
 class Client:
     """Keeps one stream to `target` (`unix:/path` or `host:port`) for as long as `run` runs.
 
-    `apply(update)` must start its work before it returns; what it returns is awaited for the names it rejects.
-    `acknowledged(type_url)` is called after each ACK was made up. Not for several threads.
+    `open_channel(options)` makes its channels, plain ones by default; `credentials()` gives the metadata of a stream. Either may raise
+    OSError or ValueError, which is why there is no stream. `apply(update)` must start its work before it returns; what it returns is
+    awaited for the names it rejects. `acknowledged(type_url)` is called after each ACK was made up. Not for several threads.
     """
 
     def __init__(self, target: str, node: Node, session: Session, apply: Apply,
-                 acknowledged: Callable[[str], None] = lambda _: None) -> None:
+                 acknowledged: Callable[[str], None] = lambda _: None, *, open_channel: Open | None = None,
+                 credentials: Callable[[], Metadata] = tuple) -> None:
         self._target = target
+        self._open = open_channel or (lambda options: grpc.aio.insecure_channel(target, options))
+        self._credentials = credentials
         self._node = node
         self._session = session
         self._apply = apply
@@ -141,14 +147,18 @@ class Client:
 
     async def _stream(self) -> str:
         """One stream from dial to end. Returns why it ended, "" when the server closed it in order."""
-        async with grpc.aio.insecure_channel(self._target, OPTIONS) as channel:
+        try:
+            metadata, opened = self._credentials(), self._open(OPTIONS)
+        except (OSError, ValueError) as error:
+            return f"{self._target} cannot be called: {error}"
+        async with opened as channel:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     await channel.channel_ready()
             except TimeoutError:
                 return f"nobody answers at {self._target} (is the control plane running?)"
             call = channel.stream_stream(METHOD, request_serializer=messages.to_wire,
-                                         response_deserializer=messages.from_wire)()
+                                         response_deserializer=messages.from_wire)(metadata=metadata)
             self.status.streams += 1
             while not self._outgoing.empty():
                 self._outgoing.get_nowait()

@@ -133,7 +133,7 @@ class Instance:
     def logs(self) -> str:
         return "".join(f"--- {path.name}\n{path.read_text()[-4000:]}" for path in sorted(self.run_dir.glob("*.log")))
 
-    def ready(self, timeout: float = 20) -> None:
+    def ready(self, timeout: float = 60) -> None:
         said: list[str] = []
 
         def check() -> bool:
