@@ -312,11 +312,14 @@ class KeeperClient:
     def _on_readable(self) -> None:
         """One message a turn of the loop: a flood of events does not starve the agent's other work."""
         try:
-            data, fds, flags, _ = socket.recv_fds(self._peer, DATAGRAM_BYTES, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC)
+            # not socket.recv_fds: that of Python 3.11 does not pass the flag on, and every child would inherit these
+            data, control, flags, _ = self._peer.recvmsg(DATAGRAM_BYTES, socket.CMSG_SPACE(4 * DESCRIPTORS_MAX), socket.MSG_CMSG_CLOEXEC)
         except _RETRY:
             return
         except OSError as error:
             return self._end(KeeperAway(f"the keeper is gone: {error.strerror}"))
+        fds = [fd for level, kind, packed in control if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+               for (fd,) in struct.iter_unpack("=i", packed[:len(packed) & ~3])]
         answer = _Answer(Message.OK, data[HEAD.size :], fds)
         if not data:
             answer.close()

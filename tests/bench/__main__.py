@@ -132,7 +132,8 @@ def main() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         os.sched_setaffinity(0, {LOAD_CORE})
         if given.cases == "starvation":  # two pods of one worker instead of one pod and many proxies
-            return starvation.main(given.rounds or 3, given.seconds or 2.0)
+            with foremost():
+                return starvation.main(given.rounds or 3, given.seconds or 2.0)
         cases = [CASES[name] for name in wanted(given.cases, tuple(CASES), "case")]
         with foremost():
             samples = run(cases, wanted(given.proxies, (*NAMES, *pairs.FILES), "proxy"), given.rounds, given.seconds)

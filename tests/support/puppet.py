@@ -26,6 +26,7 @@ import sys
 import time
 
 HEAD = struct.Struct("<HHI")
+GOT = 4072  # beside it: sockets that a flood got
 LIVES = 4080  # in the page of the statistics' header, where nobody counts: it outlives a worker, so that each is another
 COMMIT, READY, APPLIED, FAILED, ATTACH, DETACH, SOCKETS, NEED, DRAINED, DRAIN, MISS = 7, 64, 65, 66, 67, 68, 69, 70, 71, 10, 32
 KEY, KEY_FORGET = 72, 13
@@ -48,16 +49,22 @@ def noise(control: socket.socket, header: mmap.mmap, seed: int) -> None:
 
 
 def flood(control: socket.socket, header: mmap.mmap, _: int) -> None:
+    got = 0
     while True:
         struct.pack_into("<Q", header, 16, time.monotonic_ns())
         with contextlib.suppress(BlockingIOError):
             while True:
-                data, fds, _, _ = socket.recv_fds(control, 65536, 253, socket.MSG_DONTWAIT)
+                # socket.recv_fds of Python 3.11 takes flags and does not pass them on: it would wait here for ever
+                data, control_data, _, _ = control.recvmsg(65536, socket.CMSG_SPACE(253 * 4), socket.MSG_DONTWAIT)
+                fds = [fd for _, _, packed in control_data for (fd,) in struct.iter_unpack("=i", packed)]
                 for fd in fds:
                     os.close(fd)
                 if not data:
                     os._exit(0)
                 kind, _, sequence = HEAD.unpack_from(data)
+                if kind == SOCKETS:
+                    got += len(fds)
+                    struct.pack_into("<Q", header, GOT, got)
                 if kind == COMMIT:
                     control.send(HEAD.pack(APPLIED, 1, sequence) + bytes(8))
         for _ in range(20):

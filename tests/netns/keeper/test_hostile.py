@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import random
 import socket
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ext.keeper.slot import Slot
 
 from agent import netlink
 from agent.dataplane import blobs
@@ -27,12 +29,14 @@ from agent.dataplane.client import KeeperClient, connect
 from agent.dataplane.protocol import HEAD, Message, WorkerState, text
 from tests.support.keeper import Keeper
 from tests.support.netns import Namespaces
+from tests.support.puppet import GOT
 from tests.support.wait import until
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
 SECONDS = float(os.environ.get("NARROWS_KEEPER_SECONDS") or 20)
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 UID = 64_323
+A_SECOND = 30_000  # sockets for one worker
 CLOSES = (Message.DRAIN, Message.SHUTDOWN)  # do as they are told when they are well-formed: always sent with a byte too many
 
 
@@ -213,6 +217,52 @@ async def test_a_worker_that_sends_what_it_likes_harms_itself_alone(
     await client.close()
     assert keeper.process.poll() is None and "Traceback" not in keeper.text
     assert keeper.descriptors() < 64, "one set for each worker, and no more"
+
+
+async def test_a_worker_gets_30000_sockets_a_second_and_no_more_however_many_it_asks_for(keeper: Keeper, namespaces: Namespaces) -> None:
+    """Without a bound a hostile worker would have all of the keeper's time, which answers the agent meanwhile."""
+    client = await connect(keeper.path)
+    fd = netlink.open_namespace(namespaces.make("pod").path)
+    await client.add_pod(1, "pod-1", (4, 6), fd)
+    os.close(fd)
+    served = next(worker.index for worker in await client.workers() if worker.pods)
+    segments = await client.shm()
+    statistics = next(one.statistics for one in segments if one.index == served)
+    with mmap.mmap(statistics, mmap.PAGESIZE, prot=mmap.PROT_READ) as header:
+        def got() -> int:
+            return int(struct.unpack_from("<Q", header, GOT)[0])
+
+        await client.commit([blobs.Put(6, f"flood-only-{served} 1", b"y")])
+        first, began = until(got, "it gets some", timeout=20), time.monotonic()
+        assert first <= A_SECOND
+        seen = []
+        while time.monotonic() < began + 4:
+            await client.workers()
+            seen.append((time.monotonic() - began, got()))
+    for seconds, sockets in seen:
+        assert sockets - first <= A_SECOND * (seconds + 1), "what it saves up is one second's"
+    seconds, sockets = seen[-1]
+    print(f"{(sockets - first) / seconds:,.0f} sockets a second")
+    assert sockets > first + 1_000, "it was given some"
+    assert [worker.restarts for worker in await client.workers()] == [0, 0]
+    for one in segments:
+        one.close()
+    await client.close()
+
+
+def test_the_bound_on_sockets_is_30000_a_second_and_what_was_not_asked_for_in_one_second() -> None:
+    """The keeper's own count, by the real clock and asked as fast as can be."""
+    slot = Slot(0)
+    try:
+        began = time.monotonic()
+        given = slot.allowed(1 << 20)
+        assert given == A_SECOND, "one second's is saved up"
+        while (seconds := time.monotonic() - began) < 0.5:
+            given += slot.allowed(253)
+            assert given <= A_SECOND * (1 + time.monotonic() - began)
+        assert given >= A_SECOND * (1 + seconds) - 253, "and nothing is lost"
+    finally:
+        slot.close()
 
 
 def test_a_connection_of_another_user_is_refused_with_a_line_in_the_log(keeper: Keeper) -> None:

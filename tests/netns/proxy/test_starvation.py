@@ -19,7 +19,9 @@ import pytest
 
 from agent import netlink
 from agent.dataplane import blobs
-from tests.support.mesh import HTTP_PORT, Mesh, Web, destination, everything, read_message, request, response
+from tests.support import conntrack
+from tests.support.halfopen import half_open
+from tests.support.mesh import HTTP_PORT, VIP, Mesh, Web, destination, everything, read_message, request, response
 from tests.support.netns import Netns
 from tests.support.wait import until
 
@@ -215,39 +217,28 @@ def test_a_pod_that_takes_descriptors_leaves_half_to_the_others(mesh: Mesh, vict
     close(flood)
 
 
-def test_a_hundred_thousand_connects_that_nobody_accepts_harm_only_their_pod(mesh: Mesh, victim: Victim) -> None:
-    """SYNs with addresses that never answer, by a raw socket: what the kernel keeps of them is the namespace's own backlog."""
+def test_a_hundred_thousand_half_open_connections_harm_only_their_pod(mesh: Mesh, victim: Victim) -> None:
+    """SYNs to a service, whose answers never come: what the kernel keeps of them is the namespace's own, and the worker sees none."""
     mesh.settings(connections_per_pod=64)
     resident, accepted = mesh.worker.resident(), mesh.worker.header["accepted"]
-    flood = mesh.pods.client.start("python3", "-c", SYN_FLOOD, mesh.pods.client.ip, "15001", "100000")
-    while flood.poll() is None:
-        victim.served(5)
-    assert flood.returncode == 0
-    victim.served()
-    assert mesh.worker.resident() < resident + 8 * MEBIBYTE
-    assert mesh.worker.header["pod_connections"] <= 64
-    assert mesh.worker.header["accepted"] - accepted < victim.asked + 64
+    with half_open(mesh.pods.client, VIP, HTTP_PORT):
+        for _ in range(10):
+            victim.served(5)
+        waiting = mesh.pods.client.run("ss", "-Htn", "state", "syn-recv").stdout.splitlines()
+        assert 100 < len(waiting) <= 512 + 1, "as many as the listener's backlog"
+        assert conntrack.count(mesh.pods.client) > 90_000
+        assert mesh.worker.resident() < resident + 8 * MEBIBYTE
+        assert mesh.worker.header["pod_connections"] <= 64
+        assert mesh.worker.header["accepted"] - accepted <= victim.asked + 1
+    connection = until(lambda: reached(mesh), "the attacker's own connections are served again", timeout=DEADLINE)
+    connection.close()
+    mesh.pods.client.run("conntrack", "-F")
 
 
-SYN_FLOOD = """
-import os, socket, struct, sys
-def checksum(data):
-    total = sum(struct.unpack(f'!{len(data) // 2}H', data))
-    total = (total >> 16) + (total & 0xffff)
-    return ~(total + (total >> 16)) & 0xffff
-ip, port, many = socket.inet_aton(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
-for number in range(many):
-    source = struct.pack('!I', (10 << 24) | (244 << 16) | (1 << 8) | 200 + number % 50)
-    tcp = struct.pack('!HHIIBBHHH', 1024 + number % 60000, port, number, 0, 0x50, 2, 1024, 0, 0)
-    sum_ = checksum(source + ip + struct.pack('!BBH', 0, 6, len(tcp)) + tcp)
-    tcp = tcp[:16] + struct.pack('!H', sum_) + tcp[18:]
-    head = struct.pack('!BBHHHBBH4s4s', 0x45, 0, 40, 0, 0, 64, 6, 0, source, ip)
-    try:
-        raw.sendto(head + tcp, (sys.argv[1], 0))
-    except OSError:
-        pass
-"""
+def reached(mesh: Mesh) -> socket.socket | None:
+    with contextlib.suppress(TimeoutError):
+        return netlink.in_netns(mesh.pods.client.path, lambda: socket.create_connection((VIP, HTTP_PORT), timeout=2))
+    return None
 
 
 # ---- bytes --------------------------------------------------------------------------------------------------------------------
@@ -375,6 +366,37 @@ def test_slow_bodies_end_with_408(mesh: Mesh, victim: Victim) -> None:
     until(lambda: mesh.worker.header["refused_body_timeout"] >= 20, "counted")
     assert any(record["details"] == "request_body_timeout" for record in mesh.worker.records())
     victim.served()
+
+
+def test_bodies_that_trickle_may_take_for_ever_within_their_pods_share_and_harm_nobody_else(mesh: Mesh, victim: Victim) -> None:
+    """A byte now and then is no silence: as with Envoy and nginx an upload may last for hours. Who fills the share with such bodies gets no
+    more connections; others get theirs as before."""
+    mesh.settings(connections_per_pod=64, request_body_timeout_ms=1_000, hold_timeout_ms=500)
+    mesh.origin(8080, Silent())
+    slow = http_attack(mesh, 48, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")   # three quarters: all that go out
+    until(lambda: mesh.worker.header["pod_connections"] >= 48, "the share is full", timeout=DEADLINE)
+    slowest = victim.slowest
+    end = time.monotonic() + 4                      # four times the bound on silence
+    while time.monotonic() < end:
+        for one in slow:
+            one.sendall(b"x")
+        victim.served(2)
+        with contextlib.suppress(ConnectionResetError), mesh.dial() as late:
+            late.settimeout(3)
+            late.sendall(request())
+            assert late.recv(1) == b"", "beyond the share"
+    for one in slow:
+        one.setblocking(False)
+        with pytest.raises(BlockingIOError):        # neither answered nor ended
+            one.recv(1)
+    header = mesh.worker.header
+    assert header["refused_body_timeout"] == 0 and header["refused_connections"] > 0
+    assert header["pod_connections"] <= 64
+    assert victim.slowest < max(1.0, 20 * slowest)
+    for one in slow[:10]:                           # and who falls silent ends
+        one.setblocking(True)
+        assert read_message(one).status == 408
+    close(slow)
 
 
 def test_heads_of_a_mebibyte_are_refused_as_soon_as_they_are_too_long(mesh: Mesh, victim: Victim) -> None:

@@ -237,3 +237,12 @@ def test_options_that_make_no_sense_are_refused_before_anything_starts(tmp_path:
     assert keeper.process.wait(5) != 0
     assert said in keeper.text
     assert not keeper.run_dir.exists()
+
+
+async def test_no_child_of_the_agent_inherits_what_the_keeper_gave_it(client: KeeperClient) -> None:
+    segments = await client.shm()
+    try:
+        assert [os.get_inheritable(fd) for one in segments for fd in (one.statistics, one.log)] == [False] * 4
+    finally:
+        for one in segments:
+            one.close()
