@@ -371,7 +371,7 @@ class Agent:
         destinations = [one for key in tree if (one := tree.published(key)) is not None]
         shape = dump.everything(self._store, destinations, tree.clusters().values())
         listeners = [{"kind": kind, "where": f"pod {pod.ref}", "address": f"*:{port}", "state": "listening"}
-                     for pod in self._pods.captured() for kind, port in (("outbound", 15001), ("inbound", 15006))]
+                     for pod in self._pods.captured() for kind, port in (("outbound", 15001), ("inbound", 15006), ("hbone", 15008))]
         for key in sorted(tree):
             scope, _, authority = key.partition("|")
             waiting = tree.missing(key)

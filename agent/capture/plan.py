@@ -7,7 +7,7 @@ The rules are ztunnel's, with five differences:
 - A filter rule refuses (reset) every connection whose original destination is 15001 or 15006, from outside and from
   the pod itself alike: what REDIRECT brings there still has its own original port.
 - A connection to an IPv6 link-local address is not captured on its way out, and is on its way in: see LINK_LOCAL.
-- Nothing of ours listens on 15008 yet, so a connect to it is captured like any other.
+- What an application itself dials at 15008 is captured like any other connect; what comes to 15008 is a tunnel and goes to its listener.
 
     app -> OUTPUT      nat: REDIRECT 15001, unless ours (mark), on lo, excluded, or a probe's answer
     peer -> PREROUTING nat: REDIRECT 15006, unless ours, excluded, or from a probe
@@ -32,6 +32,7 @@ from agent.model.pod import CaptureSettings, Network
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
+HBONE_PORT = 15008
 ROUTE_TABLE = 100
 RULE_PRIORITY = 32764
 OUR_ZONE = "1337"  # conntrack zone; Istio uses 1 for DNS
@@ -133,7 +134,7 @@ def _filter(family: int, prefix: str) -> Table:
 def _nat(family: int, prefix: str, settings: CaptureSettings) -> Table:
     probe, local = PROBE_SOURCES[family], LOCALHOST[family]
     inbound = [Rule(_ACCEPT, source=probe, protocol="tcp")]
-    inbound += [_port(port) for port in settings.exclude_inbound_ports]
+    inbound += [_port(port) for port in (HBONE_PORT, *settings.exclude_inbound_ports)]
     inbound += [Rule(_redirect(INBOUND_PORT), destination=f"!{local}", protocol="tcp", matches=(_SYN, _NOT_OURS))]
     outbound = [
         Rule(_ACCEPT, destination=probe, protocol="tcp"),

@@ -95,10 +95,12 @@ cdef enum Family:
 cdef enum Listener:
     LISTEN_OUTBOUND = 1   # 15001
     LISTEN_INBOUND = 2    # 15006
+    LISTEN_HBONE = 3      # 15008: tunnels from other nodes
 
 cdef enum:
     PORT_OUTBOUND = 15001
     PORT_INBOUND = 15006
+    PORT_HBONE = 15008
     SOCKET_MARK = 0x539
 
 cdef enum:

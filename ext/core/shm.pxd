@@ -256,6 +256,7 @@ cdef enum Detail:
     DETAIL_POD_MEMORY               # OM: and all the buffers
     DETAIL_STALLED                  # OM: ended because its peer does not read while the pod has no buffers left
     DETAIL_REQUEST_BODY_TIMEOUT     # SI, 408
+    DETAIL_DISTRUST                 # DPE: who opened a tunnel is not believed; the failure says why
     DETAIL_COUNT
 
 # ---- the worker's side -------------------------------------------------------------------------------------------

@@ -313,6 +313,7 @@ DETAILS = (
     "overload{pod_memory}",
     "overload{stalled}",
     "request_body_timeout",
+    "peer_not_trusted",
 )
 if len(FLAGS) != FLAG_COUNT or len(DETAILS) != DETAIL_COUNT:
     raise ImportError("ext.core.shm: FLAGS or DETAILS do not match their enum")

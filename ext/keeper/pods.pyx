@@ -9,14 +9,15 @@ import socket
 import time
 
 from libc.stdint cimport uint8_t
-from ext.core.protocol cimport (FAMILY_IPV6, LISTEN_INBOUND, LISTEN_OUTBOUND, PORT_INBOUND, PORT_OUTBOUND, SOCKET_MARK)
+from ext.core.protocol cimport (FAMILY_IPV6, LISTEN_HBONE, LISTEN_INBOUND, LISTEN_OUTBOUND, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND,
+                                SOCKET_MARK)
 from ext.sys.capture cimport capture_listen, capture_socket
 from ext.sys.namespace cimport namespace_enter, namespace_inode, namespace_is
 
 from ext.keeper.link import close_all
 from ext.keeper.log import log
 
-PORTS = ((LISTEN_OUTBOUND, PORT_OUTBOUND), (LISTEN_INBOUND, PORT_INBOUND))
+PORTS = ((LISTEN_OUTBOUND, PORT_OUTBOUND), (LISTEN_INBOUND, PORT_INBOUND), (LISTEN_HBONE, PORT_HBONE))
 
 cdef enum:
     BACKLOG = 4096                  # the namespace's somaxconn bounds it
@@ -86,7 +87,7 @@ def check_namespace(int fd) -> int:
 
 
 def listen_in(int home, int netns, int families) -> dict:
-    """Listeners of both kinds inside a namespace. Raises PodError; nothing is left then."""
+    """Listeners of every kind inside a namespace. Raises PodError; nothing is left then."""
     cdef uint8_t family
     cdef const char* step = b""
     cdef int fd = -1, port = 0

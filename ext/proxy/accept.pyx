@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from posix.unistd cimport close
 from ext.core.loop cimport Source, loop_listen, loop_over, source_close
 from ext.core.pipes cimport pipes_shed
-from ext.core.protocol cimport LISTEN_INBOUND, LISTEN_OUTBOUND, PORT_INBOUND, PORT_OUTBOUND
+from ext.core.protocol cimport LISTEN_HBONE, LISTEN_OUTBOUND, PORT_INBOUND, PORT_OUTBOUND
 from ext.core.shm cimport DETAIL_POD_CONNECTIONS, DETAIL_POD_DESCRIPTORS, DETAIL_POD_MEMORY, FLAG_OM, FLAG_UO
 from ext.core.slab cimport slab_take
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
@@ -17,6 +17,8 @@ from ext.proxy.shed cimport shed_idle
 from ext.proxy.state cimport (ACCEPT_BATCH, ACCEPT_PAUSE_MS, PAUSED_DESCRIPTORS, PAUSED_FULL, PORTS, REFUSING, RUNNING, Acceptor,
                               Captured, Conn, Worker)
 from ext.proxy.stock cimport stock_close, stock_open, stock_shed
+from ext.proxy.tunnel cimport tunnels_finish
+from ext.proxy.tunnel_in cimport tunnel_accept
 from ext.proxy.upstream cimport pool_close, pool_shed
 from ext.sys.stream cimport Peer, stream_abort, stream_accept, stream_original
 
@@ -102,6 +104,17 @@ cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
             shed(w)
             pause(acceptor, PAUSED_DESCRIPTORS)
             return
+        if acceptor.kind == LISTEN_HBONE:
+            if why != 0:
+                w.stats.refused_connections += 1
+                refuse(fd)
+            else:
+                acceptor.paused = RUNNING
+                acceptor.full_ns = 0
+                tunnel_accept(acceptor, fd, &client)
+            if source.fd < 0 or loop_over(&w.loop):
+                return
+            continue
         if stream_original(fd, client.family, &target) != 0 or target.port == PORT_OUTBOUND or target.port == PORT_INBOUND:
             refuse(fd)
             continue
@@ -166,7 +179,7 @@ cdef int pod_attach(Worker* w, uint32_t handle, const uint8_t* kinds, const int*
         close_listeners(pod)
     pod.attached = 1
     for i in range(n):
-        if i >= PORTS or (kinds[i] != LISTEN_OUTBOUND and kinds[i] != LISTEN_INBOUND) or w.draining:
+        if i >= PORTS or kinds[i] < LISTEN_OUTBOUND or kinds[i] > LISTEN_HBONE or w.draining:
             close(fds[i])
             continue
         acceptor = &pod.acceptors[i]
@@ -190,5 +203,6 @@ cdef void pod_detach(Captured* pod) noexcept nogil:
     pod.attached = 0
     pool_close(pod)
     stock_close(pod)
+    tunnels_finish(pod)
     pipes_shed(&pod.w.pipes)
     pod_retire(pod)

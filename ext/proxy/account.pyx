@@ -32,6 +32,7 @@ cdef Series* series_of(Conn* c, uint8_t flag) noexcept nogil:
     key.protocol = c.facts.protocol
     key.flag = flag
     key.grpc_status = NO_GRPC_STATUS
+    key.security = c.secure
     return stats_series(&c.w.table, &key)
 
 
@@ -138,6 +139,15 @@ cdef void account_text(Conn* c, const Head* head) noexcept nogil:
     add_text(c.texts, TEXT_PATH, head.target)
 
 
+cdef void account_failure(Conn* c, Span why) noexcept nogil:
+    if not c.w.tables.settings.access_log:
+        return
+    if c.texts == NULL:
+        c.texts = <Texts*>slab_take(&c.w.texts)
+    if c.texts != NULL:
+        add_text(c.texts, TEXT_FAILURE, why)
+
+
 cdef void write_log(Conn* c, uint64_t took_us) noexcept nogil:
     cdef LogRecord record
     cdef Span[10] texts
@@ -181,7 +191,7 @@ cdef void write_log(Conn* c, uint64_t took_us) noexcept nogil:
     elif c.kind == LISTEN_INBOUND:
         texts[<int>TEXT_CLUSTER].p = inbound
         texts[<int>TEXT_CLUSTER].n = inbound_name(inbound, c.target.port)
-    if c.facts.failure != 0:
+    if c.facts.failure != 0 and texts[<int>TEXT_FAILURE].n == 0:
         failure_text(&texts[<int>TEXT_FAILURE], -c.facts.failure)
     log_append(&c.w.log, &c.w.table, &record, texts)
 

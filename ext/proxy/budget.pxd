@@ -8,7 +8,7 @@ aside for each, and nobody has to know how many pods there are.
     buffers       who would read looks first (memory_wait) and waits in its pod's queue; ext/proxy/shed makes room and wakes
     held          connections that wait for configuration (ext/proxy/held)
 """
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from ext.proxy.state cimport Q_MEMORY, Acceptor, Captured, Conn, Worker
 
 cdef enum:
@@ -19,15 +19,17 @@ cdef void budget_apply(Worker* w) noexcept nogil
 cdef void budget_share(Captured* pod) noexcept nogil        # of a new pod
 # 0: this listener may accept one more; else the Detail that says why not.
 cdef uint16_t admission(const Acceptor* acceptor) noexcept nogil
+# The same for one that comes by a tunnel.
+cdef uint16_t admits(const Captured* pod, uint8_t kind) noexcept nogil
 cdef void memory_forget(Conn* c) noexcept nogil             # out of the queue
 cdef bint memory_queue(Conn* c) noexcept nogil
 
 # A captured connection is counted with the connection to the server that it will need: none is accepted that could not be served.
 cdef inline uint32_t pod_descriptors(const Captured* pod) noexcept nogil:
-    return 2 * pod.conns + pod.idle + pod.stock[0].n + pod.stock[1].n
+    return 2 * pod.conns + pod.idle + pod.tunnels + pod.stock[0].n + pod.stock[1].n
 
 cdef inline uint32_t worker_descriptors(const Worker* w) noexcept nogil:
-    return 2 * w.n_conns + <uint32_t>w.stats.upstream_idle + <uint32_t>w.stats.sockets_ready
+    return 2 * w.n_conns + w.n_tunnels + <uint32_t>w.stats.upstream_idle + <uint32_t>w.stats.sockets_ready
 
 # True: `more` would be beyond the pod's share.
 cdef inline bint descriptors_short(const Captured* pod, uint32_t more) noexcept nogil:

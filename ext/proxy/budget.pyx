@@ -1,5 +1,5 @@
 """See budget.pxd."""
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from ext.core.shm cimport DETAIL_POD_CONNECTIONS, DETAIL_POD_DESCRIPTORS, DETAIL_POD_MEMORY, gauge
 from ext.proxy.state cimport Q_MEMORY, Q_NONE, Acceptor, Captured, Conn, Worker
 from ext.route.shapes cimport Settings
@@ -35,9 +35,12 @@ cdef void budget_apply(Worker* w) noexcept nogil:
 
 
 cdef uint16_t admission(const Acceptor* acceptor) noexcept nogil:
-    cdef const Captured* pod = acceptor.pod
+    return admits(acceptor.pod, acceptor.kind)
+
+
+cdef uint16_t admits(const Captured* pod, uint8_t kind) noexcept nogil:
     cdef uint32_t most = pod.w.tables.settings.connections_per_pod
-    if pod.conns >= most or pod.of_kind[acceptor.kind] >= most - most // 4:
+    if pod.conns >= most or pod.of_kind[kind] >= most - most // 4:
         return DETAIL_POD_CONNECTIONS
     if descriptors_short(pod, 2):
         return DETAIL_POD_DESCRIPTORS

@@ -1,11 +1,15 @@
 """The life of a captured connection's memory: taken at accept, given back in exactly one place."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from ext.core.pipes cimport Pipe
-from ext.proxy.state cimport Acceptor, Bulk, Captured, Conn, Worker
+from ext.proxy.state cimport Acceptor, Bulk, Captured, Conn, Tunnel, Worker
 from ext.sys.stream cimport Peer
 
 # Takes the descriptor over; NULL: no memory, and it is closed.
 cdef Conn* conn_new(Acceptor* acceptor, int fd, const Peer* client, const Peer* target) noexcept nogil
+# One that came by a tunnel; its Source is to be set. NULL: no memory.
+cdef Conn* conn_carried(Tunnel* t, const Peer* client, const Peer* target) noexcept nogil
+# One that was refused before it was one, to be told of. NULL: no memory.
+cdef Conn* conn_refused(Captured* pod, const Peer* client, const Peer* target) noexcept nogil
 # The one end: what is open is accounted with this flag and reason, and everything is let go. `abort` resets the client.
 cdef void conn_end(Conn* c, uint8_t flag, uint16_t details, bint abort) noexcept nogil
 # The answer is out: end our side, read what still comes for a bounded while, then close.

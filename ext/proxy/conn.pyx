@@ -5,6 +5,7 @@ from posix.unistd cimport close
 from ext.core.buffer cimport buffer_drop, buffers_count, buffers_uncount
 from ext.core.loop cimport Source, flow_forget, loop_add, loop_again, loop_bury, loop_listen, loop_over, source_close, wall_us
 from ext.core.pipes cimport Pipe, pipe_give, pipe_take
+from ext.core.protocol cimport LISTEN_INBOUND
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.source cimport source_abort, source_read, source_shut
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
@@ -12,8 +13,9 @@ from ext.proxy.account cimport account_end
 from ext.proxy.budget cimport admission, memory_forget, memory_tight
 from ext.proxy.held cimport held_forget
 from ext.proxy.state cimport (C_DEAD, C_LINGER, LINGER_BYTES, LINGER_MS, PAUSED_FULL, POD_PIPES, PORTS, PUMP_ROUNDS, RUNNING, Acceptor,
-                              Bulk, Captured, Conn, Worker)
+                              Bulk, Captured, Conn, Tunnel, Worker)
 from ext.proxy.stock cimport stock_close, stock_forget
+from ext.proxy.tunnel cimport tunnel_leave
 from ext.proxy.upstream cimport pool_close, upstream_drop
 from ext.route.balance cimport endpoint_end
 from ext.route.tables cimport cluster_release, destination_release
@@ -31,18 +33,18 @@ cdef void on_timer(Timer* timer) noexcept nogil:
     c.w.expire(c, timer)
 
 
-cdef Conn* conn_new(Acceptor* acceptor, int fd, const Peer* client, const Peer* target) noexcept nogil:
-    cdef Worker* w = acceptor.w
+cdef Conn* make(Captured* pod, uint8_t kind, const Peer* client, const Peer* target) noexcept nogil:
+    cdef Worker* w = pod.w
     cdef Conn* c = <Conn*>slab_take(&w.conns)
     if c == NULL:
-        close(fd)
         return NULL
-    c.source.fd = fd
+    c.source.fd = -1
     c.source.ready = on_event
-    c.source.flow = &acceptor.pod.flow
+    c.source.flow = &pod.flow
     c.w = w
-    c.pod = acceptor.pod
-    c.kind = acceptor.kind
+    c.pod = pod
+    c.kind = kind
+    c.refusal = 503
     c.client = client[0]
     c.target = target[0]
     timer_init(&c.timer, on_timer, c)
@@ -50,10 +52,11 @@ cdef Conn* conn_new(Acceptor* acceptor, int fd, const Peer* client, const Peer* 
     c.active_ns = w.loop.now_ns
     c.facts.start_ns = w.loop.now_ns
     c.facts.start_us = wall_us()
-    if loop_add(&w.loop, &c.source) != 0:
-        close(fd)
-        slab_give(&w.conns, c)
-        return NULL
+    return c
+
+
+cdef void count(Conn* c) noexcept nogil:
+    cdef Worker* w = c.w
     c.next = c.pod.first_conn
     if c.next != NULL:
         c.next.prev = c
@@ -63,6 +66,36 @@ cdef Conn* conn_new(Acceptor* acceptor, int fd, const Peer* client, const Peer* 
     c.pod.of_kind[c.kind] += 1
     w.stats.downstream_open += 1
     w.stats.accepted += 1
+
+
+cdef Conn* conn_new(Acceptor* acceptor, int fd, const Peer* client, const Peer* target) noexcept nogil:
+    cdef Conn* c = make(acceptor.pod, acceptor.kind, client, target)
+    if c == NULL:
+        close(fd)
+        return NULL
+    c.source.fd = fd
+    if loop_add(&c.w.loop, &c.source) != 0:
+        close(fd)
+        slab_give(&c.w.conns, c)
+        return NULL
+    count(c)
+    return c
+
+
+cdef Conn* conn_carried(Tunnel* t, const Peer* client, const Peer* target) noexcept nogil:
+    cdef Conn* c = make(t.pod, LISTEN_INBOUND, client, target)
+    if c != NULL:
+        c.tunnel = t
+        c.secure = 1
+        t.users += 1
+        count(c)
+    return c
+
+
+cdef Conn* conn_refused(Captured* pod, const Peer* client, const Peer* target) noexcept nogil:
+    cdef Conn* c = make(pod, LISTEN_INBOUND, client, target)
+    if c != NULL:
+        count(c)
     return c
 
 
@@ -134,6 +167,8 @@ cdef void conn_end(Conn* c, uint8_t flag, uint16_t details, bint abort) noexcept
     if abort:
         source_abort(&c.source)
     source_close(&w.loop, &c.source)
+    if c.tunnel != NULL:
+        tunnel_leave(c.tunnel)          # `tunnel` stays for whoever looks at a dead one within this turn
     if c.prev != NULL:
         c.prev.next = c.next
     else:
@@ -208,10 +243,10 @@ cdef void pod_resume(Captured* pod) noexcept nogil:
 
 
 cdef void pod_retire(Captured* pod) noexcept nogil:
-    """A detached pod goes with its last connection."""
+    """A detached pod goes with its last connection and its last tunnel."""
     cdef Worker* w = pod.w
     cdef Captured** at
-    if pod.attached or pod.conns > 0:
+    if pod.attached or pod.conns > 0 or pod.first_tunnel != NULL:
         return
     pool_close(pod)
     stock_close(pod)

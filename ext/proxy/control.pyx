@@ -233,7 +233,7 @@ cdef void control_drain(Worker* w, unsigned int milliseconds) noexcept nogil:
 
 
 cdef void control_check_drained(Worker* w) noexcept nogil:
-    if w.draining and w.n_conns == 0 and not w.stop:
+    if w.draining and w.n_conns == 0 and w.n_tunnels == 0 and not w.stop:
         finish(w)
 
 

@@ -2,6 +2,7 @@
 from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from ext.core.buffer cimport buffer_reserve, buffer_room, buffer_used
+from ext.core.protocol cimport LISTEN_OUTBOUND
 from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NO_CONFIG, DETAIL_CONNECT_FAILURE, DETAIL_CONNECT_TIMEOUT,
                            DETAIL_NO_HEALTHY_UPSTREAM,
                            DETAIL_NO_SOCKET, DETAIL_OVERLOAD, DETAIL_HELD_OVERFLOW, FLAG_DC, FLAG_NC, FLAG_OM, FLAG_UF, FLAG_UH, FLAG_UO)
@@ -14,9 +15,11 @@ from ext.proxy.decide cimport FOUND_FULL, FOUND_LATER, FOUND_NONE, find_destinat
 from ext.proxy.held cimport held_expire
 from ext.proxy.http cimport http_advance, http_expire, http_start
 from ext.proxy.relay cimport relay_advance, relay_expire, relay_start
-from ext.proxy.state cimport (C_DEAD, C_DETECT, C_DIAL, C_HELD, C_HTTP, C_LINGER, C_RELAY, GO_DETECT, GO_HTTP, GO_TCP, Q_HELD,
+from ext.proxy.state cimport (C_DEAD, C_DETECT, C_DIAL, C_HELD, C_HTTP, C_LINGER, C_NEW, C_RELAY, GO_DETECT, GO_HTTP, GO_TCP, Q_HELD,
                               Q_STOCK, STOCK_WAIT_MS, U_DEAD, U_READY, Conn)
 from ext.proxy.stock cimport stock_forget
+from ext.proxy.tunnel_in cimport tunnel_accepted
+from ext.proxy.tunnel_out cimport secure_way
 from ext.proxy.upstream cimport FAILED, QUEUED, kept_source, upstream_drop, upstream_get, upstream_keep
 from ext.route.balance cimport balance_pick, endpoint_begin
 from ext.route.match cimport tcp_pick
@@ -60,7 +63,9 @@ cdef void decide_service(Conn* c, uint8_t protocol) noexcept nogil:
 
 
 cdef void proceed(Conn* c) noexcept nogil:
-    if c.intent == GO_HTTP:
+    if c.tunnel != NULL:
+        start_dial(c)                   # 200 comes behind the application's connection, whatever will be spoken
+    elif c.intent == GO_HTTP:
         conn_release(c)
         http_start(c)
     elif c.intent == GO_DETECT:
@@ -201,10 +206,20 @@ cdef int choose_tcp(Conn* c) noexcept nogil:
 
 cdef void go_tcp(Conn* c) noexcept nogil:
     cdef int why = choose_tcp(c)
+    if why == 0 and c.kind == LISTEN_OUTBOUND:
+        c.secure = secure_way(c, &c.goal)
     account_begin_tcp(c)
     if why != 0:
         conn_end(c, <uint8_t>why, DETAIL_NO_CONFIG if why == FLAG_NC else DETAIL_NO_HEALTHY_UPSTREAM, True)
         return
+    start_dial(c)
+
+
+cdef void start_dial(Conn* c) noexcept nogil:
+    if c.tunnel != NULL:
+        choose_tcp(c)
+        if c.intent != GO_HTTP:
+            account_begin_tcp(c)
     c.state = C_DIAL
     c.wait_until_ns = c.w.loop.now_ns + <uint64_t>STOCK_WAIT_MS * 1000000
     dial(c)
@@ -225,14 +240,22 @@ cdef void dial(Conn* c) noexcept nogil:
             return
         if got == FAILED:
             c.facts.failure = error
+            account_begin_tcp(c)
             conn_end(c, FLAG_UF, DETAIL_CONNECT_FAILURE, True)
             return
         timer_clear(&c.w.loop.timers, &c.timer)
     if c.up.state == U_DEAD:
         c.facts.failure = c.up.error
+        account_begin_tcp(c)
         conn_end(c, FLAG_UF, DETAIL_CONNECT_TIMEOUT if c.up.error == -ETIMEDOUT else DETAIL_CONNECT_FAILURE, True)
     elif c.up.state == U_READY:
-        relay_start(c)
+        tunnel_accepted(c)
+        if c.intent == GO_HTTP:
+            upstream_keep(c.up)         # the first request finds it in the pool
+            c.up = NULL
+            http_start(c)
+        else:
+            relay_start(c)
 
 
 # ---- every event and deadline of a connection --------------------------------------------------------------------------------------
@@ -248,6 +271,8 @@ cdef void flow_advance(Conn* c) noexcept nogil:
         detect(c)
     elif c.state == C_LINGER:
         linger_advance(c)
+    elif c.state == C_NEW:
+        flow_start(c)                   # came by a tunnel
     elif c.state == C_HELD:
         if c.source.failed:
             account_begin_tcp(c)

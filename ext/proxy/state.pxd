@@ -32,11 +32,13 @@ from ext.core.buffer cimport Buffer, Buffers
 from ext.core.loop cimport Flow, Grave, Loop, Source
 from ext.core.pipes cimport Pipe, Pipes
 from ext.core.slab cimport Slab
+from ext.core.text cimport Span
 from ext.core.timer cimport Timer
 from ext.core.shm cimport LogRing, Series, Stats, StatsHeader
-from ext.route.shapes cimport Cluster, Destination, Endpoint, Route, Slot, Weighted
+from ext.route.shapes cimport Cluster, Destination, Endpoint, Identity, Route, Slot, Weighted
 from ext.route.tables cimport Tables
 from ext.sys.stream cimport Peer
+from ext.tunnel.shapes cimport Ops, Pad, Session
 from ext.tunnel.tls cimport Credentials
 from ext.wire.body cimport Body
 from ext.wire.http1 cimport Head
@@ -95,8 +97,55 @@ cdef enum:
     HALF_CLOSED_MS = 60000  # a client that closed its side after a whole request gets its answer within this silence
     PUMP_ROUNDS = 2         # reads of one direction before the clock is looked at
     POD_PIPES = 32          # of a pod at a time: half of the worker's, so that its slow readers leave some to the others
-    PORTS = 4               # listeners of a pod: two kinds, two families
+    PORTS = 6               # listeners of a pod: three kinds, two families
     TEXT_BYTES = 1536
+
+cdef enum TunnelState:
+    T_CONNECTING = 0        # a client's: the socket
+    T_SHAKING               # TLS
+    T_OPEN
+    T_DEAD
+
+cdef enum:
+    TUNNEL_OPEN_MS = 10000  # connect and handshake, as connect_timeout_ms
+    TUNNEL_PING_MS = 10000  # so often
+    TUNNEL_PONG_MS = 20000  # and so long is waited for the answer
+    TUNNEL_IDLE_MS = 300000     # without a stream: what ztunnel keeps too
+    TUNNELS_EACH = 4        # of one key at most; more than one where a bulk transfer has the others
+    TUNNELS_POD = 1024      # that a pod serves and has dialled, together
+    BUSY_BYTES = 4194304    # within a second: a bulk transfer, which small requests stay away from
+
+cdef struct Tunnel:         # one HBONE connection; see ext/proxy/tunnel.pxd
+    Source source           # first
+    Grave grave
+    Worker* w
+    Captured* pod
+    Tunnel* prev            # all of its pod
+    Tunnel* next
+    uint8_t state
+    uint8_t server
+    uint8_t finishing       # takes no more streams: ends with its last
+    uint8_t told            # draining: GOAWAY was said so often
+    uint32_t users          # Conns (server) and Upstreams (client) that point here
+    Timer timer             # T_CONNECTING, T_SHAKING: the deadline; T_OPEN: the next PING
+    Peer remote             # client: who is dialled; server: who came
+    Peer local              # server: the address that was dialled
+    Identity* own           # client: both held
+    Identity* wanted
+    Span expected           # its name
+    Upstream* waits_first   # client: for it to open
+    Upstream* waits_last
+    char* left              # encrypted bytes that the socket did not take
+    uint32_t left_at
+    uint32_t left_end
+    uint32_t left_size
+    uint64_t pinged_ns
+    uint64_t used_ns        # the last time that it had a stream
+    uint64_t second_ns      # since when `moved` is counted
+    uint64_t second_moved
+    uint64_t rate           # bytes of the second before
+    int error               # -errno of a connect
+    Session session
 
 cdef struct Texts:          # of one exchange, for its log record; taken only when logging is on
     uint16_t at[10]
@@ -139,6 +188,10 @@ cdef struct Upstream:
     Peer remote
     Peer local              # for the log; family 0: not asked
     Peer source_ip          # inbound: the client's address that it is bound to; family 0: none
+    Tunnel* tunnel          # that carries it, used; NULL: a socket of its own
+    Upstream* wait_prev     # for the tunnel to open
+    Upstream* wait_next
+    uint8_t waits
     uint64_t dialled_ns
     uint32_t exchanges      # finished on it
     uint8_t state
@@ -207,6 +260,9 @@ cdef struct Conn:
     uint8_t stock_family
     uint8_t unlogged        # one of many that were refused: counted, not logged
     uint8_t promised        # a socket of the stock is this one's, in its pod's next turn
+    uint8_t secure          # mutual TLS to the other proxy: it came by a tunnel, or goes by one
+    uint16_t refusal        # of a CONNECT that is not answered yet, when it ends: 503 unless somebody says otherwise
+    Tunnel* tunnel          # it came by, used; NULL: by a socket
     Peer client
     Peer target             # original destination
     Peer goal               # what the dial in progress connects to
@@ -257,7 +313,7 @@ cdef struct Captured:       # one pod of this worker
     uint32_t handle
     uint8_t attached
     uint32_t conns
-    uint32_t[3] of_kind     # of these, by LISTEN_OUTBOUND and LISTEN_INBOUND
+    uint32_t[4] of_kind     # of these, by Listener; what comes by a tunnel is LISTEN_INBOUND
     uint32_t upstreams      # open ones
     uint32_t pipes          # held by its connections
     uint32_t n_held         # connections that wait for configuration
@@ -269,7 +325,9 @@ cdef struct Captured:       # one pod of this worker
     uint64_t looked_ns
     uint64_t told_ns        # refusals logged since then
     uint32_t told
-    Acceptor acceptors[4]
+    Acceptor acceptors[6]
+    Tunnel* first_tunnel
+    uint32_t tunnels        # with a descriptor
     Stock stock[2]          # 0: IPv4, 1: IPv6
     uint32_t idle
     Upstream* oldest
@@ -279,6 +337,8 @@ cdef struct Captured:       # one pod of this worker
 
 ctypedef void (*Advance)(Conn* c) noexcept nogil
 ctypedef void (*Expire)(Conn* c, Timer* timer) noexcept nogil
+ctypedef void (*Retire)(Captured* pod) noexcept nogil
+ctypedef void (*Distrusts)(Tunnel* t) noexcept nogil
 
 cdef struct Outbox:         # datagrams to the keeper that its socket did not take yet
     char* data
@@ -309,6 +369,10 @@ cdef struct Worker:
     Slab upstreams
     Slab pods
     Slab texts
+    Slab tunnels
+    Pad pad                 # of all tunnels
+    char* sealed            # SEALED_BYTES, what a tunnel's socket gave
+    uint32_t n_tunnels
     Tables* tables
     Stats table             # of series
     StatsHeader* stats      # its header: gauges and counters of the worker
@@ -328,6 +392,8 @@ cdef struct Worker:
     uint64_t rested_ns      # when what is kept was last looked at
     Advance advance         # goes on with a connection: flow, relay, http
     Expire expire           # one of its timers is due
+    Retire retire           # a detached pod lost what it had
+    Distrusts distrusts     # a handshake that was begun to us failed
     Head head               # scratch: the head parsed last
     Conn* head_of           # whose request it is, with spans still valid; NULL: nobody's
     uint8_t ready           # READY was sent

@@ -7,8 +7,11 @@ from ext.core.protocol cimport PORT_INBOUND, PORT_OUTBOUND
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.source cimport source_abort, source_error, source_silent
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
-from ext.proxy.state cimport POOL_BUCKETS, U_CONNECTING, U_DEAD, U_IDLE, U_READY, Captured, Conn, Upstream, Worker
+from ext.proxy.state cimport POOL_BUCKETS, U_CONNECTING, U_DEAD, U_IDLE, U_READY, Captured, Conn, Tunnel, Upstream, Worker
 from ext.proxy.stock cimport stock_take, stock_wait
+from ext.proxy.tunnel cimport tunnel_busy
+from ext.proxy.tunnel_out cimport (TUNNEL_GOT, TUNNEL_QUEUED, WAY_PLAIN, WAY_TUNNEL, Asking, GotTunnel, Way, tunnel_fits, tunnel_get,
+                                   tunnel_join, way_of)
 from ext.sys.stream cimport Peer, same_ip, same_peer, stream_bind, stream_connect, stream_local
 
 
@@ -24,9 +27,12 @@ cdef uint32_t bucket_of(const Peer* to) noexcept nogil:
     return (hash ^ (hash >> 15)) % POOL_BUCKETS
 
 
-cdef bint serves(const Upstream* up, const Peer* to, const Peer* source) noexcept nogil:
-    if not same_peer(&up.remote, to):
+cdef bint serves(const Upstream* up, const Peer* to, const Peer* source, const Asking* asking) noexcept nogil:
+    """`asking`: what its tunnel must be; NULL: it must be a socket of its own."""
+    if not same_peer(&up.remote, to) or (asking == NULL) != (up.tunnel == NULL):
         return False
+    if asking != NULL:
+        return tunnel_fits(up.tunnel, asking) and not up.tunnel.finishing and not tunnel_busy(up.tunnel)
     if source == NULL:
         return up.source_ip.family == 0
     return same_ip(&up.source_ip, source)
@@ -70,12 +76,12 @@ cdef inline bint unchanged(Upstream* up, bint again) noexcept nogil:
     return (again and not up.source.readable) or still_open(up)
 
 
-cdef Upstream* pool_find(Captured* pod, const Peer* to, const Peer* source, bint again) noexcept nogil:
+cdef Upstream* pool_find(Captured* pod, const Peer* to, const Peer* source, const Asking* asking, bint again) noexcept nogil:
     cdef Upstream* up = pod.pool[bucket_of(to)]
     cdef Upstream* after
     while up != NULL:
         after = up.next
-        if serves(up, to, source):
+        if serves(up, to, source, asking):
             pool_take(up)
             if unchanged(up, again):
                 return up
@@ -148,7 +154,7 @@ cdef void on_event(Source* source, uint32_t events) noexcept nogil:
     cdef Upstream* up = <Upstream*>source
     cdef int error
     if up.state == U_IDLE:
-        if events == 0 or source.readable or source.hung or source.failed:
+        if (events == 0 and up.tunnel == NULL) or source.readable or source.hung or source.failed:
             upstream_drop(up, False)
         return
     if up.state == U_CONNECTING:
@@ -158,7 +164,7 @@ cdef void on_event(Source* source, uint32_t events) noexcept nogil:
         error = source_error(source)
         up.error = error
         up.state = U_READY if error == 0 else U_DEAD
-        if error == 0 and up.w.tables.settings.access_log:
+        if error == 0 and up.tunnel == NULL and up.w.tables.settings.access_log:
             stream_local(source.fd, &up.local)
     if up.conn != NULL:
         up.w.advance(up.conn)
@@ -217,16 +223,60 @@ cdef Upstream* dial(Conn* c, int fd, const Peer* to, const Peer* source, uint32_
     return up
 
 
+cdef int carried(Conn* c, const Asking* asking, const Peer* to, uint32_t connect_ms, bint pooled, int* error) noexcept nogil:
+    """A stream of a tunnel."""
+    cdef Worker* w = c.w
+    cdef Upstream* up
+    cdef Tunnel* t
+    cdef GotTunnel got
+    if pooled:
+        up = pool_find(c.pod, to, NULL, asking, c.x.request_done and idempotent(c.x.method))
+        if up != NULL:
+            up.conn = c
+            c.up = up
+            return DIALLED
+    got = tunnel_get(c, asking, connect_ms, &t, error)
+    if got != TUNNEL_GOT:
+        return QUEUED if got == TUNNEL_QUEUED else FAILED
+    up = <Upstream*>slab_take(&w.upstreams)
+    if up == NULL:
+        error[0] = -ENOMEM
+        return FAILED
+    up.source.ready = on_event
+    up.source.flow = &c.pod.flow
+    up.w = w
+    up.pod = c.pod
+    up.conn = c
+    up.state = U_CONNECTING
+    up.remote = to[0]
+    up.dialled_ns = w.loop.now_ns
+    timer_init(&up.timer, on_timer, up)
+    if not tunnel_join(t, up):
+        error[0] = -ENOMEM
+        slab_give(&w.upstreams, up)
+        return FAILED
+    timer_set(&w.loop.timers, &up.timer, w.loop.now_ns + <uint64_t>connect_ms * 1000000)
+    c.pod.upstreams += 1
+    w.stats.upstream_open += 1
+    c.up = up
+    return DIALLED
+
+
 cdef int upstream_get(Conn* c, const Peer* to, const Peer* source, uint32_t connect_ms, bint pooled,
                       int* error) noexcept nogil:
     cdef int fd
     cdef Upstream* up
+    cdef Asking asking
+    cdef Way way
     error[0] = 0
     if to.port == PORT_OUTBOUND or to.port == PORT_INBOUND:
         error[0] = -EHOSTUNREACH        # ourselves: a loop
         return FAILED
+    way = way_of(c, to, &asking, error)
+    if way != WAY_PLAIN:                # never by a socket instead
+        return carried(c, &asking, to, connect_ms, pooled, error) if way == WAY_TUNNEL else FAILED
     if pooled:
-        up = pool_find(c.pod, to, source, c.x.request_done and idempotent(c.x.method))
+        up = pool_find(c.pod, to, source, NULL, c.x.request_done and idempotent(c.x.method))
         if up != NULL:
             up.conn = c
             c.up = up

@@ -8,16 +8,18 @@ from ext.core.pipes cimport pipes_init
 from ext.core.protocol cimport FD_CONTROL, FD_LOG, FD_STATS
 from ext.core.shm cimport gauge, log_attach, stats_attach
 from ext.proxy.budget cimport budget_apply
+from ext.proxy.conn cimport pod_retire
 from ext.proxy.control cimport control_apply, control_check_drained, control_open
 from ext.proxy.flow cimport flow_advance, flow_expire
 from ext.proxy.forget cimport forget_turn
 from ext.proxy.outbox cimport OUTBOX_BYTES
 from ext.proxy.shed cimport shed_open, shed_turn
+from ext.proxy.tunnel cimport tunnels_open
+from ext.proxy.tunnel_in cimport tunnel_distrusts
 from ext.sys.privilege cimport privilege_drop
 from ext.sys.seccomp cimport (CONFINED, CONFINED_OFF, CONFINED_SANITIZER, Tell, sanitizer_loaded, seccomp_install)
 from ext.proxy.state cimport Captured, Conn, Texts, Upstream, Worker
 from ext.route.tables cimport tables_new
-from ext.tunnel.tls cimport tls_open
 
 import os
 import sys
@@ -105,6 +107,8 @@ cdef Worker* worker_new(int control, int stats, int log) noexcept nogil:
     w.texts.size = sizeof(Texts)
     w.advance = flow_advance
     w.expire = flow_expire
+    w.retire = pod_retire
+    w.distrusts = tunnel_distrusts
     if control_open(w, control) != 0:
         return NULL
     return w
@@ -171,7 +175,7 @@ def main():
     if w == NULL:
         sys.exit(f"worker {index}: descriptor 3, 4 or 5 is not the keeper's control socket, statistics and log "
                  f"(errno {errno}: {os.strerror(errno)}); was it started by hand?")
-    if tls_open() != 0:
+    if tunnels_open(w) != 0:
         sys.exit(f"worker {index}: OpenSSL cannot be set up; is its library another one than it was built with?")
     error = privilege_drop(uid, gid, &step)
     if error != 0:

@@ -99,6 +99,9 @@ CALLS = (
     ("madvise", (((2, INT, MADV_DONTNEED),),)),                 # malloc_trim
     # --- libc
     ("futex", (((1, INT & ~1, FUTEX_PRIVATE),),)),              # call_once of a regular expression: WAIT and WAKE, private
+    # --- libcrypto
+    ("getrandom", ()),              # seeds
+    ("getpid", ()),                 # has the process forked since?
     ("clock_gettime", (((0, INT & ~1, 0),),)),                  # where the vDSO cannot: REALTIME and MONOTONIC
     ("exit_group", ()),
 )

@@ -27,7 +27,8 @@ from tests.support.netns import Netns
 from tests.support.wait import until
 
 MARK = 0x539
-OUTBOUND, INBOUND = 15001, 15006
+OUTBOUND, INBOUND, HBONE = 15001, 15006, 15008
+KINDS = {OUTBOUND: 1, INBOUND: 2, HBONE: 3}
 COMMIT, READY, APPLIED, FAILED, ATTACH, DETACH, SOCKETS, NEED, DRAINED, DRAIN, MISS = \
     7, 64, 65, 66, 67, 68, 69, 70, 71, 10, 32
 START = "import sys; sys.path.insert(0, {!r}); from ext.proxy.worker import main; main()"
@@ -141,10 +142,10 @@ class Worker:
         kind, payload = until(lambda: self.answers.get(sequence), "the worker answers the commit", timeout=5)
         assert kind == APPLIED, payload[12:].decode()
 
-    def attach(self, handle: int, netns: Netns, ports: tuple[int, ...] = (OUTBOUND, INBOUND)) -> None:
+    def attach(self, handle: int, netns: Netns, ports: tuple[int, ...] = (OUTBOUND, INBOUND, HBONE)) -> None:
         made = [self._listener(netns, port) for port in ports]
         self._pods[handle] = netns
-        kinds = bytes(1 if port == OUTBOUND else 2 for port in ports)
+        kinds = bytes(KINDS[port] for port in ports)
         self.send(ATTACH, struct.pack("<II", handle, len(kinds)) + kinds, [s.fileno() for s in made])
         for one in made:
             one.close()

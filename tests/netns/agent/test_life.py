@@ -31,7 +31,7 @@ def test_one_request_end_to_end_is_routed_and_counted_on_both_sides(instance: In
     until(lambda: instance.requests("source") == instance.requests("destination") == 10, "10 requests counted twice")
     dump = instance.ask("/config_dump")
     assert [one["authority"] for one in dump["destinations"]] == [f"web.default.svc.cluster.local:{PORT}"]
-    assert {one["kind"] for one in dump["listeners"]} == {"outbound", "inbound", "api"}
+    assert {one["kind"] for one in dump["listeners"]} == {"outbound", "inbound", "hbone", "api"}
     lines = until(lambda: whole_lines(instance.run_dir / "access.log"), "an access log")
     assert any('"response_code":200' in line and '"reporter":"source"' in line for line in lines)
 

@@ -104,13 +104,15 @@ async def test_the_proxys_ports_are_refused_from_outside_and_from_inside(
 
 
 @FAMILIES
-async def test_a_port_of_a_later_feature_is_a_port_like_any_other(
-        world: World, reconciler: Reconciler, family: int) -> None:
-    """Nothing listens on 15008 until mutual TLS is there: the connection is captured, and ends when nobody answers."""
+async def test_a_tunnel_comes_to_its_own_listener(world: World, reconciler: Reconciler, family: int) -> None:
+    """What comes to 15008 is not redirected to 15006."""
     await reconciler.apply(world.b.netns.path, planned())
-    with world.a.dial(world.b.address(family), 15008) as connection:
-        assert connection.recv(1) == b""
-    reported(world.b, "inbound", world.a.address(family), f"{world.b.address(family)} 15008")
+    with netlink.in_netns(world.b.netns.path, lambda: socket.create_server(
+            ("::", 15008), family=socket.AF_INET6, dualstack_ipv6=True)) as listener:
+        listener.settimeout(5)
+        with world.a.dial(world.b.address(family), 15008):
+            listener.accept()[0].close()
+    assert world.b.seen == []
 
 
 @FAMILIES

@@ -24,7 +24,7 @@ from tests.support.wait import until
 
 pytestmark = pytest.mark.netns
 UID = 15001
-PORTS = ["15001", "15006"]
+PORTS = ["15001", "15006", "15008"]
 
 
 @pytest.fixture
@@ -87,11 +87,11 @@ async def until_state(client: KeeperClient, state: WorkerState) -> WorkerChange:
     raise AssertionError
 
 
-async def test_a_pod_gets_both_listeners_in_its_own_namespace_for_both_families(
+async def test_a_pod_gets_every_listener_in_its_own_namespace_for_both_families(
         client: KeeperClient, namespaces: Namespaces) -> None:
     pod, other = namespaces.make("pod"), namespaces.make("other")
     await add(client, 1, "pod-1", pod)
-    assert listening(pod) == [("*", "15001"), ("*", "15006")]
+    assert listening(pod) == [("*", "15001"), ("*", "15006"), ("*", "15008")]
     assert listening(other) == []
     assert "15001" not in subprocess.run(["ss", "-Hltn"], capture_output=True, text=True, check=True).stdout
     backlog = int(pod.run("sysctl", "-n", "net.core.somaxconn").stdout)
@@ -138,7 +138,7 @@ async def test_a_port_that_is_taken_is_refused_with_the_holders_name(client: Kee
 async def test_a_pod_without_ipv6_listens_on_ipv4(client: KeeperClient, namespaces: Namespaces) -> None:
     pod = namespaces.make("pod")
     await add(client, 1, "pod", pod, families=(4,))
-    assert listening(pod) == [("0.0.0.0", "15001"), ("0.0.0.0", "15006")]
+    assert listening(pod) == [("0.0.0.0", "15001"), ("0.0.0.0", "15006"), ("0.0.0.0", "15008")]
 
 
 async def test_an_agent_that_goes_leaves_everything_and_the_next_finds_it(
@@ -149,7 +149,7 @@ async def test_an_agent_that_goes_leaves_everything_and_the_next_finds_it(
     before, workers = await client.inventory(), await client.workers()
     await client.close()
     until(lambda: "the agent is gone" in keeper.text, "the keeper noticed")
-    assert listening(pod) == [("*", "15001"), ("*", "15006")]
+    assert listening(pod) == [("*", "15001"), ("*", "15006"), ("*", "15008")]
     again = await connect(keeper.path)
     assert await again.inventory() == before
     assert await again.workers() == workers
@@ -187,7 +187,7 @@ async def test_sockets_are_made_in_the_pods_namespace_with_mark_and_transparency
         names = {int(fd): os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)}
         return [fd for fd, name in names.items() if name.startswith("socket:") and fd > 5]
 
-    until(lambda: len(sockets()) == 2 + 3 + 2, "two listeners, three IPv4 and two IPv6 sockets are there")
+    until(lambda: len(sockets()) == 3 + 3 + 2, "three listeners, three IPv4 and two IPv6 sockets are there")
     pidfd = os.pidfd_open(worker.pid)
     libc_pidfd_getfd, siocgskns = 438, 0x894C
     import ctypes
@@ -278,7 +278,7 @@ async def test_a_real_worker_killed_with_9_is_replaced_in_under_200_ms(client: K
         assert (await until_state(client, WorkerState.REPLACED)).index == victim.index
         times.append(time.monotonic() - began)
     assert sorted(times)[10] < 0.2, times  # the median: a loaded machine has a slow one now and then
-    assert listening(pod) == [("*", "15001"), ("*", "15006")]
+    assert listening(pod) == [("*", "15001"), ("*", "15006"), ("*", "15008")]
 
 
 async def test_a_worker_that_hangs_is_replaced_and_its_pods_are_served_on(client: KeeperClient, namespaces: Namespaces) -> None:
@@ -294,7 +294,7 @@ async def test_a_worker_that_hangs_is_replaced_and_its_pods_are_served_on(client
     assert time.monotonic() - began < 14, "10 s without a turn, and a look each second"
     assert not Path(f"/proc/{victim.pid}").exists()
     assert sum(worker.pods for worker in await client.workers()) == 1
-    assert listening(pod) == [("*", "15001"), ("*", "15006")]
+    assert listening(pod) == [("*", "15001"), ("*", "15006"), ("*", "15008")]
 
 
 async def test_shutdown_leaves_no_process_socket_or_namespace(

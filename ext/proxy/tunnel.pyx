@@ -1,0 +1,335 @@
+"""See tunnel.pxd."""
+from libc.errno cimport EAGAIN, ECONNREFUSED, EINTR, ETIMEDOUT
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+from posix.unistd cimport close
+from ext.core.loop cimport Source, loop_add, loop_again, loop_bury, loop_over, source_close
+from ext.core.slab cimport slab_give, slab_take
+from ext.core.text cimport Span
+from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
+from ext.proxy.account cimport account_failure
+from ext.proxy.state cimport (BUSY_BYTES, PUMP_ROUNDS, T_CONNECTING, T_DEAD, T_OPEN, T_SHAKING, TUNNEL_IDLE_MS, TUNNEL_PING_MS,
+                              TUNNEL_PONG_MS, Captured, Tunnel, Upstream, Worker)
+from ext.route.shapes cimport Identity
+from ext.route.slots cimport identity_drop
+from ext.sys.stream cimport stream_error, stream_read, stream_write
+from ext.tunnel.session cimport (pad_open, session_close, session_end, session_feed, session_init, session_leave, session_over,
+                                 session_ping, session_pull, session_sweep, session_text)
+from ext.tunnel.shapes cimport (SEALED_BYTES, SINK_BYTES, TROUBLE_CLOSED, TROUBLE_NONE, TROUBLE_SILENT, Ops, Session)
+from ext.tunnel.tls cimport TLS_ERROR_BYTES, Credentials
+
+cdef enum:
+    LEFT_BYTES = SINK_BYTES + 65536     # what one pull makes, and an alert behind it
+    LEAVE_MS = 1000                     # between "there will be a last stream" and "this was it": a round trip, generously
+
+
+cdef int tunnels_open(Worker* w) noexcept nogil:
+    w.tunnels.size = sizeof(Tunnel)
+    w.sealed = <char*>malloc(SEALED_BYTES)
+    return 0 if w.sealed != NULL and pad_open(&w.pad) == 0 else -1
+
+
+# ---- its life ---------------------------------------------------------------------------------------------------------------------
+
+cdef Tunnel* tunnel_new(Captured* pod, int fd, const Ops* ops, Credentials* credentials, Identity* own, Identity* wanted,
+                        uint32_t open_ms) noexcept nogil:
+    cdef Worker* w = pod.w
+    cdef Tunnel* t = <Tunnel*>slab_take(&w.tunnels)
+    cdef bint server = wanted == NULL
+    if t == NULL:
+        close(fd)
+        return NULL
+    t.source.fd = fd
+    t.source.shared = not server
+    t.source.ready = on_event
+    t.source.flow = &pod.flow
+    t.w = w
+    t.pod = pod
+    t.server = server
+    t.state = T_SHAKING if server else T_CONNECTING
+    if not server:
+        t.expected = wanted.name
+    if loop_add(&w.loop, &t.source) != 0 or session_init(&t.session, &w.pad, ops, t, credentials, server, &t.expected,
+                                                         0 if server else 1) != 0:
+        close(fd)
+        slab_give(&w.tunnels, t)
+        return NULL
+    t.own = own
+    t.wanted = wanted
+    own.refs += 1
+    if wanted != NULL:
+        wanted.refs += 1
+    t.next = pod.first_tunnel
+    if t.next != NULL:
+        t.next.prev = t
+    pod.first_tunnel = t
+    pod.tunnels += 1
+    w.n_tunnels += 1
+    t.used_ns = t.second_ns = w.loop.now_ns
+    timer_init(&t.timer, on_timer, t)
+    timer_set(&w.loop.timers, &t.timer, w.loop.now_ns + <uint64_t>open_ms * 1000000)
+    return t
+
+
+cdef void bury(Tunnel* t) noexcept nogil:
+    if t.state == T_DEAD and t.users == 0:
+        t.users = 0xffffffff            # once
+        loop_bury(&t.w.loop, &t.grave, &t.w.tunnels, t)
+
+
+cdef void tunnel_leave(Tunnel* t) noexcept nogil:
+    t.users -= 1
+    bury(t)
+
+
+cdef void tell_waiters(Tunnel* t) noexcept nogil:
+    cdef char[TLS_ERROR_BYTES] text
+    cdef Span why
+    cdef Upstream* up = t.waits_first
+    why.p = text
+    why.n = 0
+    if up != NULL and t.session.trouble != TROUBLE_NONE and t.error != -ETIMEDOUT:
+        why.n = session_text(&t.session, text, sizeof(text))
+    while up != NULL:
+        t.waits_first = up.wait_next
+        up.waits = 0
+        up.wait_prev = up.wait_next = NULL
+        up.error = t.error if t.error != 0 else -ECONNREFUSED
+        up.source.failed = 1
+        if up.conn != NULL and why.n > 0:
+            account_failure(up.conn, why)
+        loop_again(&t.w.loop, &up.source)
+        up = t.waits_first
+    t.waits_last = NULL
+
+
+cdef void tunnel_fail(Tunnel* t, uint8_t trouble) noexcept nogil:
+    cdef Worker* w = t.w
+    cdef Captured* pod = t.pod
+    if t.state == T_DEAD:
+        return
+    if t.session.trouble == TROUBLE_NONE:
+        t.session.trouble = trouble
+    if t.server and t.state == T_SHAKING and t.session.tls.fault != 0:
+        w.distrusts(t)
+    t.state = T_DEAD
+    tell_waiters(t)
+    session_close(&t.session)
+    timer_clear(&w.loop.timers, &t.timer)
+    source_close(&w.loop, &t.source)
+    free(t.left)
+    t.left = NULL
+    identity_drop(&w.tables.names, t.own)
+    if t.wanted != NULL:
+        identity_drop(&w.tables.names, t.wanted)
+    if t.prev != NULL:
+        t.prev.next = t.next
+    else:
+        pod.first_tunnel = t.next
+    if t.next != NULL:
+        t.next.prev = t.prev
+    pod.tunnels -= 1
+    w.n_tunnels -= 1
+    bury(t)
+    if not pod.attached:
+        w.retire(pod)
+
+
+cdef void settle(Tunnel* t) noexcept nogil:
+    """Ends one that is finishing and has nothing left to do."""
+    if t.state == T_DEAD or not t.finishing:
+        return
+    if t.state == T_OPEN:
+        if t.session.streams == 0 and t.session.leaving != 3:
+            session_end(&t.session)
+            t.session.leaving = 3
+    elif t.waits_first == NULL:
+        tunnel_fail(t, TROUBLE_CLOSED)
+
+
+cdef void tunnel_finish(Tunnel* t) noexcept nogil:
+    if t.state == T_DEAD:
+        return
+    if not t.finishing and t.server and t.state == T_OPEN and t.session.streams > 0:
+        session_leave(&t.session)
+        timer_set(&t.w.loop.timers, &t.timer, t.w.loop.now_ns + <uint64_t>LEAVE_MS * 1000000)
+    t.finishing = 1
+    settle(t)
+
+
+cdef void tunnels_finish(Captured* pod) noexcept nogil:
+    cdef Tunnel* t = pod.first_tunnel
+    cdef Tunnel* after
+    while t != NULL:
+        after = t.next
+        tunnel_finish(t)
+        t = after
+
+
+cdef void tunnel_opened(Tunnel* t) noexcept nogil:
+    t.state = T_OPEN
+    timer_set(&t.w.loop.timers, &t.timer, t.w.loop.now_ns + <uint64_t>TUNNEL_PING_MS * 1000000)
+
+
+cdef bint tunnel_busy(Tunnel* t) noexcept nogil:
+    cdef uint64_t now = t.w.loop.now_ns
+    if now - t.second_ns >= 1000000000:
+        t.rate = (t.session.moved - t.second_moved) * 1000000000 // (now - t.second_ns)
+        t.second_moved = t.session.moved
+        t.second_ns = now
+    return t.rate > BUSY_BYTES or t.session.moved - t.second_moved > BUSY_BYTES
+
+
+cdef void tunnel_dirty(Session* session) noexcept nogil:
+    cdef Tunnel* t = <Tunnel*>session.owner
+    if t.state != T_CONNECTING:
+        loop_again(&t.w.loop, &t.source)
+
+
+cdef void tunnel_going(Session* session) noexcept nogil:
+    (<Tunnel*>session.owner).finishing = 1      # settled when what came has been fed
+
+
+cdef void tunnel_wakes(Session* session, Source* source) noexcept nogil:
+    loop_again(&(<Tunnel*>session.owner).w.loop, source)
+
+
+# ---- bytes --------------------------------------------------------------------------------------------------------------------------
+
+cdef int write_left(Tunnel* t) noexcept nogil:
+    """0: all that was left is out, or the socket takes no more. -1: it is broken."""
+    cdef int64_t n
+    while t.left_at < t.left_end and t.source.writable:
+        n = stream_write(t.source.fd, t.left + t.left_at, t.left_end - t.left_at)
+        if n > 0:
+            t.left_at += <uint32_t>n
+        elif n == -EAGAIN:
+            t.source.writable = 0
+        elif n != -EINTR:
+            return -1
+    if t.left_at == t.left_end:
+        t.left_at = t.left_end = 0
+    return 0
+
+
+cdef int send(Tunnel* t) noexcept nogil:
+    """What is in the sink, behind what was left. 0, or -1: broken, or no memory."""
+    cdef char* data = t.w.pad.sink.data
+    cdef uint32_t at = 0, n = t.w.pad.sink.n
+    cdef int64_t sent
+    t.w.pad.sink.n = 0
+    while at < n and t.left_at == t.left_end and t.source.writable:
+        sent = stream_write(t.source.fd, data + at, n - at)
+        if sent > 0:
+            at += <uint32_t>sent
+        elif sent == -EAGAIN:
+            t.source.writable = 0
+        elif sent != -EINTR:
+            return -1
+    if at == n:
+        return 0
+    if t.left == NULL:
+        t.left = <char*>malloc(LEFT_BYTES)
+        t.left_at = t.left_end = 0
+        if t.left == NULL:
+            return -1
+    if LEFT_BYTES - t.left_end < n - at:
+        return -1                       # only who never reads and never stops asking comes here
+    memcpy(t.left + t.left_end, data + at, n - at)
+    t.left_end += n - at
+    return 0
+
+
+cdef bint write(Tunnel* t) noexcept nogil:
+    """False: it is over."""
+    cdef bint more = True
+    if write_left(t) != 0:
+        return False
+    while t.left_at == t.left_end and t.session.dirty and more:
+        more = session_pull(&t.session)
+        if send(t) != 0:
+            return False
+        if more and loop_over(&t.w.loop):
+            break
+    if t.session.dirty and t.left_at == t.left_end:
+        loop_again(&t.w.loop, &t.source)
+    return not (session_over(&t.session) and t.left_at == t.left_end)
+
+
+cdef bint read(Tunnel* t) noexcept nogil:
+    """False: it is over."""
+    cdef Worker* w = t.w
+    cdef int64_t n
+    cdef int fed, rounds = 0
+    while t.source.readable:
+        if rounds >= PUMP_ROUNDS and loop_over(&w.loop):
+            loop_again(&w.loop, &t.source)
+            return True
+        rounds += 1
+        n = stream_read(t.source.fd, w.sealed, SEALED_BYTES)
+        if n == -EINTR:
+            continue
+        if n == -EAGAIN:
+            t.source.readable = 0
+            return True
+        if n <= 0:
+            return False
+        if n < SEALED_BYTES and not t.source.hung:
+            t.source.readable = 0
+        fed = session_feed(&t.session, w.sealed, <uint32_t>n, w.loop.now_ns)
+        if w.pad.sink.n > 0 and send(t) != 0:
+            return False
+        if fed != 0:
+            write(t)                    # GOAWAY, as far as the socket takes it
+            return False
+    return True
+
+
+cdef void on_event(Source* source, uint32_t events) noexcept nogil:
+    cdef Tunnel* t = <Tunnel*>source
+    if t.state == T_DEAD:
+        return
+    if t.state == T_CONNECTING:
+        if not (source.writable or source.failed or source.hung):
+            return
+        t.error = stream_error(source.fd)
+        if t.error != 0:
+            tunnel_fail(t, TROUBLE_NONE)
+            return
+        t.state = T_SHAKING
+        t.session.dirty = 1
+    if not read(t) or not write(t):
+        tunnel_fail(t, TROUBLE_CLOSED)
+        return
+    if t.finishing:
+        settle(t)
+
+
+# ---- time -----------------------------------------------------------------------------------------------------------------------------
+
+cdef void on_timer(Timer* timer) noexcept nogil:
+    cdef Tunnel* t = <Tunnel*>timer.owner
+    cdef Worker* w = t.w
+    cdef uint64_t now = w.loop.now_ns
+    if t.state != T_OPEN:
+        t.error = -ETIMEDOUT
+        tunnel_fail(t, TROUBLE_SILENT)
+        return
+    timer_set(&w.loop.timers, &t.timer, now + <uint64_t>TUNNEL_PING_MS * 1000000)
+    if t.finishing and t.server and t.session.leaving == 1:
+        session_leave(&t.session)
+    if not t.session.pinged:
+        session_ping(&t.session)
+        t.pinged_ns = now
+    elif now - t.pinged_ns >= <uint64_t>TUNNEL_PONG_MS * 1000000:
+        tunnel_fail(t, TROUBLE_SILENT)
+        return
+    session_sweep(&t.session)
+    if t.left != NULL and t.left_at == t.left_end:
+        free(t.left)
+        t.left = NULL
+    if t.session.streams > 0:
+        t.used_ns = now
+    elif not t.server and now - t.used_ns >= <uint64_t>TUNNEL_IDLE_MS * 1000000:
+        tunnel_finish(t)

@@ -1,0 +1,16 @@
+"""Tunnels from other nodes: accepted on 15008 in the pod's namespace, each CONNECT a connection like one that was captured.
+
+    CONNECT -> 400 another method, or an authority that is not an address and port of this pod
+            -> 401 the policy says no                                            (Conn.refusal)
+            -> 503 no room, or the application did not take the connection
+            -> 200 once it did
+"""
+from ext.proxy.state cimport Acceptor, Conn, Tunnel
+from ext.sys.stream cimport Peer
+
+# Takes the descriptor over.
+cdef void tunnel_accept(Acceptor* acceptor, int fd, const Peer* client) noexcept nogil
+# A server's handshake failed: one record in the log, naming who came and why it was not believed.
+cdef void tunnel_distrusts(Tunnel* t) noexcept nogil
+# The application's connection stands: 200. Does nothing for who came by a socket, or was answered.
+cdef void tunnel_accepted(Conn* c) noexcept nogil

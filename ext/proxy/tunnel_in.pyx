@@ -1,0 +1,195 @@
+"""See tunnel_in.pxd."""
+from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.string cimport strlen
+from posix.unistd cimport close
+from ext.core.loop cimport CARRIED, Carrier, Source, loop_again
+from ext.core.protocol cimport LISTEN_INBOUND, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND
+from ext.core.shm cimport DETAIL_DISTRUST, FLAG_DPE
+from ext.core.text cimport Span
+from ext.proxy.account cimport account_begin_tcp, account_failure
+from ext.proxy.budget cimport admits
+from ext.proxy.conn cimport conn_carried, conn_end, conn_refused
+from ext.proxy.decide cimport identify
+from ext.proxy.keys cimport LACK_NONE, Lack, credentials_of, lack_text
+from ext.proxy.state cimport TUNNEL_OPEN_MS, TUNNELS_POD, Acceptor, Captured, Conn, Tunnel, Worker
+from ext.proxy.tunnel cimport tunnel_dirty, tunnel_going, tunnel_new, tunnel_opened, tunnel_wakes
+from ext.proxy.words cimport authority_read
+from ext.route.shapes cimport Pod
+from ext.route.tables cimport pod_by_handle
+from ext.sys.stream cimport same_ip, stream_abort, stream_local
+from ext.tunnel.session cimport session_text
+from ext.tunnel.shapes cimport STREAM_OPENING, Asked, Ops, Session, Stream
+from ext.tunnel.stream cimport (hbone_abort, hbone_accept, hbone_answer, hbone_drop, hbone_read, hbone_refuse, hbone_shut, hbone_write)
+from ext.tunnel.tls cimport TLS_ERROR_BYTES, Credentials
+
+cdef enum:
+    TELL_A_SECOND = 64          # of one pod, as in accept
+
+
+# ---- what carries a Conn --------------------------------------------------------------------------------------------------------------
+
+cdef int64_t carried_read(Source* source, void* data, size_t size) noexcept nogil:
+    return hbone_read(<Stream*>source.stream, data, size)
+
+
+cdef int64_t carried_write(Source* source, const void* data, size_t size) noexcept nogil:
+    return hbone_write(<Stream*>source.stream, data, size)
+
+
+cdef void carried_shut(Source* source) noexcept nogil:
+    hbone_shut(<Stream*>source.stream)
+
+
+cdef void carried_abort(Source* source) noexcept nogil:
+    if (<Stream*>source.stream).state != STREAM_OPENING:        # else close answers
+        hbone_abort(<Stream*>source.stream)
+
+
+cdef void carried_close(Source* source) noexcept nogil:
+    cdef Conn* c = <Conn*>source
+    cdef Stream* stream = <Stream*>source.stream
+    if stream.state == STREAM_OPENING:
+        hbone_answer(stream, c.refusal, NULL)
+    hbone_drop(stream, &c.w.pad)
+    source.stream = NULL
+
+
+cdef int carried_error(Source* source) noexcept nogil:
+    return (<Stream*>source.stream).error
+
+
+cdef bint carried_silent(Source* source) noexcept nogil:
+    cdef Stream* stream = <Stream*>source.stream
+    return stream.error == 0 and stream.waiting == 0 and not stream.fin_in
+
+
+cdef Carrier CARRIER
+CARRIER.read = carried_read
+CARRIER.write = carried_write
+CARRIER.shut = carried_shut
+CARRIER.abort = carried_abort
+CARRIER.close = carried_close
+CARRIER.error = carried_error
+CARRIER.silent = carried_silent
+
+
+# ---- CONNECT ---------------------------------------------------------------------------------------------------------------------------
+
+cdef bint is_ours(const Tunnel* t, const Peer* target) noexcept nogil:
+    """An address of this pod, by what was dialled or by what the runtime told."""
+    cdef const Pod* pod
+    cdef uint32_t i
+    if same_ip(&t.local, target):
+        return True
+    pod = pod_by_handle(t.w.tables, t.pod.handle)
+    if pod != NULL:
+        for i in range(pod.n_addresses):
+            if same_ip(<const Peer*>&pod.addresses[i], target):
+                return True
+    return False
+
+
+cdef void on_asks(Session* session, int32_t id, Asked* asked, bint ended) noexcept nogil:
+    cdef Tunnel* t = <Tunnel*>session.owner
+    cdef Captured* pod = t.pod
+    cdef Peer target
+    cdef Conn* c
+    cdef Stream* stream
+    if not asked.method or authority_read(asked.authority, asked.authority_n, &target) != 0 or not is_ours(t, &target) or \
+            target.port == PORT_OUTBOUND or target.port == PORT_INBOUND or target.port == PORT_HBONE:
+        hbone_refuse(session, id, 400)
+        return
+    if not pod.attached or admits(pod, LISTEN_INBOUND) != 0:
+        hbone_refuse(session, id, 503)
+        return
+    c = conn_carried(t, &t.remote, &target)
+    if c == NULL:
+        hbone_refuse(session, id, 503)
+        return
+    c.source.fd = CARRIED
+    c.source.carrier = &CARRIER
+    stream = hbone_accept(session, id, ended, &c.source, &pod.buffers)
+    c.source.stream = stream
+    if stream == NULL:
+        c.source.fd = -1
+        conn_end(c, 0, 0, False)
+        return
+    loop_again(&t.w.loop, &c.source)    # begins in its own turn, not within the tunnel's
+
+
+cdef void tunnel_accepted(Conn* c) noexcept nogil:
+    if c.tunnel != NULL and (<Stream*>c.source.stream).state == STREAM_OPENING:
+        hbone_answer(<Stream*>c.source.stream, 200, NULL)
+
+
+# ---- connections -------------------------------------------------------------------------------------------------------------------------
+
+cdef void on_ready(Session* session) noexcept nogil:
+    tunnel_opened(<Tunnel*>session.owner)
+
+
+cdef Ops OPS
+OPS.ready = on_ready
+OPS.dirty = tunnel_dirty
+OPS.going = tunnel_going
+OPS.asks = on_asks
+OPS.wakes = tunnel_wakes
+
+
+cdef void tell(Captured* pod, const Peer* client, const Peer* local, Span why) noexcept nogil:
+    """Counted and, a bounded number of times, logged, as a connection that was refused."""
+    cdef Conn* c
+    cdef Worker* w = pod.w
+    if w.loop.now_ns - pod.told_ns >= 1000000000:
+        pod.told_ns = w.loop.now_ns
+        pod.told = 0
+    pod.told += 1
+    c = conn_refused(pod, client, local)
+    if c == NULL:
+        return
+    c.unlogged = pod.told > TELL_A_SECOND
+    identify(c)
+    account_begin_tcp(c)
+    account_failure(c, why)
+    conn_end(c, FLAG_DPE, DETAIL_DISTRUST, False)
+
+
+cdef void tunnel_distrusts(Tunnel* t) noexcept nogil:
+    cdef char[TLS_ERROR_BYTES] text
+    cdef Span why
+    why.p = text
+    why.n = session_text(&t.session, text, sizeof(text))
+    tell(t.pod, &t.remote, &t.local, why)
+
+
+cdef void tunnel_accept(Acceptor* acceptor, int fd, const Peer* client) noexcept nogil:
+    cdef char[TLS_ERROR_BYTES] text
+    cdef Captured* pod = acceptor.pod
+    cdef const Pod* known = pod_by_handle(acceptor.w.tables, pod.handle)
+    cdef Credentials* credentials = NULL
+    cdef Lack lack = LACK_NONE
+    cdef Peer local
+    cdef Span why
+    cdef Tunnel* t
+    if pod.tunnels >= TUNNELS_POD or stream_local(fd, &local) != 0:
+        acceptor.w.stats.refused_connections += 1
+        stream_abort(fd)
+        close(fd)
+        return
+    why.p = b"this pod has no identity: the runtime told none"
+    if known != NULL and known.identity != NULL:
+        credentials = credentials_of(acceptor.w, known.identity, &lack, text)
+        why.p = lack_text(lack)
+        if text[0] != 0:
+            why.p = text
+    if credentials == NULL:
+        stream_abort(fd)
+        close(fd)
+        why.n = <uint32_t>strlen(why.p)
+        tell(pod, client, &local, why)
+        return
+    t = tunnel_new(pod, fd, &OPS, credentials, known.identity, NULL, TUNNEL_OPEN_MS)
+    if t == NULL:
+        return
+    t.remote = client[0]
+    t.local = local
