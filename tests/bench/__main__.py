@@ -121,7 +121,7 @@ def wanted(text: str, known: tuple[str, ...], what: str) -> list[str]:
 
 def main() -> int:
     options = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    options.add_argument("--cases", default="", help=f"of {', '.join(CASES)}; default: all; or starvation alone")
+    options.add_argument("--cases", default="", help=f"of {', '.join(CASES)}; default: all; or starvation alone, or starvation:ATTACK,...")
     options.add_argument("--proxies", default="", help=f"of {', '.join((*NAMES, *pairs.FILES))}; default: all")
     options.add_argument("--rounds", type=int, default=0, help="default: the case's, 5 or 7")
     options.add_argument("--seconds", type=float, default=0, help="of load in each turn; default: the case's, 2 or 4")
@@ -131,9 +131,11 @@ def main() -> int:
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         os.sched_setaffinity(0, {LOAD_CORE})
-        if given.cases == "starvation":  # two pods of one worker instead of one pod and many proxies
+        case, _, attacks = given.cases.partition(":")
+        if case == "starvation":  # two pods of one worker instead of one pod and many proxies
             with foremost():
-                return starvation.main(given.rounds or 3, given.seconds or 2.0)
+                return starvation.main(given.rounds or 3, given.seconds or 2.0,
+                                       tuple(wanted(attacks, tuple(starvation.ATTACKS), "attack")))
         cases = [CASES[name] for name in wanted(given.cases, tuple(CASES), "case")]
         with foremost():
             samples = run(cases, wanted(given.proxies, (*NAMES, *pairs.FILES), "proxy"), given.rounds, given.seconds)

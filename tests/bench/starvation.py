@@ -1,4 +1,5 @@
-"""How much slower a pod gets while another pod of the same worker attacks: `make bench CASES=starvation`.
+"""How much slower a pod gets while another pod of the same worker attacks: `make bench CASES=starvation`, or
+`CASES=starvation:pipeline,flood` for some of ATTACKS.
 
 Two captured pods, one worker on one core. The victim asks at a fixed rate (open loop); its p99 alone, right before each attack, is
 compared with that under the attack, which has run for a second by then; the median of the rounds' ratios is to be at most 2.
@@ -170,8 +171,8 @@ def table(found: dict[str, list[tuple[float, float]]]) -> str:
     return "\n".join(lines)
 
 
-def main(rounds: int = 3, seconds: float = 2.0) -> int:
-    print(table(run(list(ATTACKS), rounds, seconds)))
+def main(rounds: int = 3, seconds: float = 2.0, names: tuple[str, ...] = ()) -> int:
+    print(table(run(list(names or ATTACKS), rounds, seconds)))
     return 0
 
 
