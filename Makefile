@@ -2,10 +2,11 @@
 SHELL := /bin/sh
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
+SANITIZE ?= address,undefined
 # meson calls `cython` by name when an import rebuilds what changed
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo test test-unit test-netns test-bpf fuzz lint build bench soak clean
+.PHONY: help setup demo test test-unit test-netns test-bpf test-sanitize fuzz lint build bench soak clean
 
 help:
 	@echo "make demo        bring up Bookinfo in a mesh on this machine, show what it sees (root)"
@@ -13,6 +14,7 @@ help:
 	@echo "make test-unit   tests that need no privilege"
 	@echo "make test-netns  tests with real namespaces, rules and processes (root)"
 	@echo "make test-bpf    the BPF tool chain: compile and load (root)"
+	@echo "make test-sanitize  ext/ and its processes under AddressSanitizer and UBSan, or SANITIZE=thread (root; tests/README.md)"
 	@echo "make bench       our proxy beside Envoy, HAProxy and nginx: CASES= PROXIES= ROUNDS= SECONDS= (root; tests/bench/README.md)"
 	@echo "make fuzz        libFuzzer with sanitizers on parsers and tables, FUZZ_SECONDS=60 each"
 	@echo "make soak        half an hour under load while routes, pods and workers come and go: MINUTES= (root)"
@@ -41,6 +43,9 @@ test-bpf: setup
 
 test-netns: setup
 	$(PYTEST) tests/netns
+
+test-sanitize: setup
+	@$(PY) tests/instrumented/sanitize.py --sanitize $(SANITIZE)
 
 bench: setup
 	@$(PY) -m tests.bench --cases "$(CASES)" --proxies "$(PROXIES)" $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT))

@@ -23,9 +23,10 @@ from typing import Any
 import pytest
 
 from agent import netlink
+from tests.support.wait import PATIENCE
 
 _TOKEN = f"NARROWS_TEST_RUN={os.getpid()}-{uuid.uuid4().hex}"
-_SETTLE = 5.0  # s; the kernel takes namespaces, links and cgroups down in the background
+_SETTLE = 5.0 * PATIENCE  # s; the kernel takes namespaces, links and cgroups down in the background
 
 
 @dataclass
