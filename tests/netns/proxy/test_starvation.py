@@ -225,7 +225,7 @@ def test_a_hundred_thousand_half_open_connections_harm_only_their_pod(mesh: Mesh
         for _ in range(10):
             victim.served(5)
         waiting = mesh.pods.client.run("ss", "-Htn", "state", "syn-recv").stdout.splitlines()
-        assert 100 < len(waiting) <= 512 + 1, "as many as the listener's backlog"
+        assert 100 < len(waiting) < 1_024, "no more than about the backlog of 512"
         assert conntrack.count(mesh.pods.client) > 90_000
         assert mesh.worker.resident() < resident + 8 * MEBIBYTE
         assert mesh.worker.header["pod_connections"] <= 64
