@@ -17,7 +17,7 @@ from ext.sys.stream cimport stream_error, stream_read, stream_write
 from ext.tunnel.session cimport (pad_open, session_close, session_end, session_feed, session_init, session_leave, session_over,
                                  session_ping, session_pull, session_sweep, session_text)
 from ext.tunnel.shapes cimport (SEALED_BYTES, SINK_BYTES, TROUBLE_CLOSED, TROUBLE_NONE, TROUBLE_SILENT, Ops, Session)
-from ext.tunnel.tls cimport TLS_ERROR_BYTES, Credentials
+from ext.tunnel.tls cimport TLS_ERROR_BYTES, Credentials, tls_keep_buffers
 
 cdef enum:
     LEFT_BYTES = SINK_BYTES + 65536     # what one pull makes, and an alert behind it
@@ -27,6 +27,7 @@ cdef enum:
 cdef int tunnels_open(Worker* w) noexcept nogil:
     w.tunnels.size = sizeof(Tunnel)
     w.sealed = <char*>malloc(SEALED_BYTES)
+    tls_keep_buffers()
     return 0 if w.sealed != NULL and pad_open(&w.pad) == 0 else -1
 
 

@@ -10,6 +10,9 @@ cdef extern from "<time.h>" nogil:
 cdef extern from "<openssl/crypto.h>" nogil:
     uint64_t OPENSSL_INIT_NO_LOAD_CONFIG
     uint64_t OPENSSL_INIT_NO_ATEXIT
+    int CRYPTO_set_mem_functions(void* (*take)(size_t, const char*, int) noexcept nogil,
+                                 void* (*change)(void*, size_t, const char*, int) noexcept nogil,
+                                 void (*give)(void*, const char*, int) noexcept nogil)
     int OPENSSL_init_crypto(uint64_t options, const void* settings)
 
 cdef extern from "<openssl/err.h>" nogil:
@@ -144,6 +147,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     uint64_t SSL_OP_CIPHER_SERVER_PREFERENCE
     uint64_t SSL_OP_NO_RENEGOTIATION
     long SSL_MODE_NO_AUTO_CHAIN
+    long SSL_MODE_RELEASE_BUFFERS
     int SSL_ERROR_WANT_READ
     int SSL_ERROR_WANT_WRITE
     int SSL_ERROR_ZERO_RETURN

@@ -75,6 +75,10 @@ cdef struct Tls:
 # Once, before seccomp: libssl loads what it needs, reads no file (no openssl.cnf), and asks no file later. 0, or -1.
 cdef int tls_open() noexcept nogil
 
+# Before tls_open, in a process of one thread that has not used OpenSSL yet: the buffers of records, which a connection has only while
+# bytes pass, come from a list instead of the allocator. Does nothing elsewhere.
+cdef void tls_keep_buffers() noexcept nogil
+
 # From DER: `key` (PKCS#8 or SEC 1), `chain` (leaf first), `roots` (one at least), `crls` (or none). The leaf's SAN has exactly one URI,
 # spiffe://<trust domain>/...; trust_domain must be that one. NULL: `error` (TLS_ERROR_BYTES) says what is wrong. Nothing of the
 # arguments is kept.

@@ -3,7 +3,7 @@
 libssl's error queue is a thread's: what one connection left there would be taken for the next one's, so it is cleared before each call.
 """
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset, strlen
 from ext.core.text cimport Span
 from ext.tunnel.openssl cimport *
@@ -14,6 +14,13 @@ cdef extern from "<stdio.h>" nogil:
 cdef enum:
     DEPTH = 8                   # intermediate certificates in a chain at most
 
+    SLOTS = 64                  # buffers that are in use at one time: some more than tunnels that are served at once
+    SLOT_LEAST = 16000
+    SLOT_BYTES = 17408          # a record, its growth and alignment
+
+cdef char* slot_memory
+cdef char* slots[64]
+cdef uint32_t n_slots
 cdef BIO_METHOD* buffers        # a BIO over Tls.given and Tls.sink
 cdef unsigned char* ALPN = b"\x02h2"
 cdef const char* SCHEME = b"spiffe://"
@@ -52,6 +59,49 @@ cdef int put(BIO* bio, const char* data, int size) noexcept nogil:
 
 cdef long control(BIO* bio, int what, long number, void* more) noexcept nogil:
     return 1 if what == BIO_CTRL_FLUSH else 0
+
+
+# ---- buffers of records -------------------------------------------------------------------------------------------------------
+
+cdef void* slot_take(size_t size, const char* file, int line) noexcept nogil:
+    global n_slots
+    if SLOT_LEAST < size <= SLOT_BYTES and n_slots > 0:
+        n_slots -= 1
+        return slots[n_slots]
+    return malloc(size)
+
+
+cdef void slot_give(void* at, const char* file, int line) noexcept nogil:
+    global n_slots
+    if slot_memory <= <char*>at < slot_memory + SLOTS * SLOT_BYTES:
+        slots[n_slots] = <char*>at
+        n_slots += 1
+    else:
+        free(at)
+
+
+cdef void* slot_change(void* at, size_t size, const char* file, int line) noexcept nogil:
+    cdef void* made
+    if at == NULL or not slot_memory <= <char*>at < slot_memory + SLOTS * SLOT_BYTES:
+        return realloc(at, size)
+    made = malloc(size)
+    if made != NULL:
+        memcpy(made, at, size if size < SLOT_BYTES else SLOT_BYTES)
+        slot_give(at, file, line)
+    return made
+
+
+cdef void tls_keep_buffers() noexcept nogil:
+    global slot_memory, n_slots
+    cdef uint32_t i
+    if slot_memory != NULL:
+        return
+    slot_memory = <char*>malloc(SLOTS * SLOT_BYTES)     # touched as it is used, the same few first
+    if slot_memory == NULL or CRYPTO_set_mem_functions(slot_take, slot_change, slot_give) != 1:
+        return
+    for i in range(SLOTS):
+        slots[SLOTS - 1 - i] = slot_memory + i * SLOT_BYTES
+    n_slots = SLOTS
 
 
 cdef int tls_open() noexcept nogil:
@@ -203,7 +253,8 @@ cdef SSL_CTX* new_context() noexcept nogil:
     if context == NULL:
         return NULL
     SSL_CTX_set_options(context, SSL_OP_NO_TICKET | SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION | SSL_OP_CIPHER_SERVER_PREFERENCE)
-    SSL_CTX_set_mode(context, SSL_MODE_NO_AUTO_CHAIN)           # send what we were given; do not look for it in each handshake
+    # send the chain that we were given, do not look for it in each handshake; an idle connection has no buffers (34 KiB)
+    SSL_CTX_set_mode(context, SSL_MODE_NO_AUTO_CHAIN | SSL_MODE_RELEASE_BUFFERS)
     SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF)
     SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL)
     SSL_CTX_set_verify_depth(context, DEPTH)
