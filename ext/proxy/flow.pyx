@@ -152,7 +152,8 @@ cdef void detect_expire(Conn* c) noexcept nogil:
 cdef void dial_early(Conn* c) noexcept nogil:
     cdef int error = 0
     if choose_tcp(c) != 0:
-        c.dialled_early = 2             # nowhere to dial: the end of detection says it
+        c.dialled_early = 2             # nowhere to dial: the end of detection chooses anew, and says it
+        forget_choice(c)
         return
     if upstream_get(c, &c.goal, NULL, c.connect_ms, False, &error) != QUEUED:
         c.dialled_early = 2

@@ -16,7 +16,7 @@ from ipaddress import ip_address
 import pytest
 
 from agent.dataplane import blobs
-from agent.model.routing import WeightedCluster
+from agent.model.routing import Endpoint, WeightedCluster
 from agent.model.workload import Protocol
 from tests.support.mesh import (
     AUTO_PORT,
@@ -358,6 +358,25 @@ def test_detection_ends_also_when_neither_speaks(mesh: Mesh) -> None:
           "the silent connection is opaque TCP")
     connection.sendall(b"GET / late")  # no longer looked at
     assert receive(connection, 10) == b"GET / late"
+
+
+def test_a_silent_connection_that_finds_no_server_keeps_nothing_of_the_configuration(mesh: Mesh) -> None:
+    """Detection dials early and finds nobody; when its time is over it chooses anew."""
+    start(mesh)
+    mesh.settings(detect_timeout_ms=1)
+    nobody = tuple(Endpoint(ip_address("10.200.0.0") + at, 8080, healthy=False) for at in range(10_000))
+
+    def another() -> None:
+        mesh.worker.commit(cluster("all", *nobody))
+        with pytest.raises(ConnectionResetError):
+            mesh.dial(port=AUTO_PORT).recv(1)
+
+    for _ in range(5):
+        another()
+    before = mesh.worker.resident()
+    for _ in range(40):
+        another()
+    assert mesh.worker.resident() - before < 4 << 20, "40 clusters of 10,000 endpoints were replaced"
 
 
 def test_an_unknown_destination_passes_untouched_and_is_counted_as_passthrough(mesh: Mesh) -> None:
