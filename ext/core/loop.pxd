@@ -95,6 +95,8 @@ cdef struct Loop:
     Grave* graves
 
 cdef uint64_t clock_ns() noexcept nogil         # CLOCK_MONOTONIC
+# Of a fuzzing build alone: time stands at `now_ns` and moves by `tick_ns` with each look, so that a script of events decides what is late.
+cdef void clock_by_hand(uint64_t now_ns, uint64_t tick_ns) noexcept nogil
 cdef uint64_t wall_us() noexcept nogil          # CLOCK_REALTIME
 
 cdef int loop_open(Loop* loop) noexcept nogil                       # 0 or -errno

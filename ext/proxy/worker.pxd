@@ -9,5 +9,7 @@ where DIR holds the `ext` package (built modules; a folder without __init__.py w
 """
 from ext.proxy.state cimport Worker
 
-cdef Worker* worker_new(int control, int stats, int log) noexcept nogil      # NULL: no memory, or a descriptor is not what it should be
-cdef void worker_run(Worker* w) noexcept nogil
+# On the segments of its index, as they are mapped. NULL: no memory, or one of them is not what it should be.
+cdef Worker* worker_new(int control, void* stats, size_t stats_size, void* log, size_t log_size) noexcept nogil
+# One turn of the loop and what comes between two of them; `stop` is set when it was the last.
+cdef void worker_turn(Worker* w) noexcept nogil

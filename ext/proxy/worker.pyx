@@ -73,10 +73,8 @@ cdef void* map_shared(int fd, size_t* size) noexcept nogil:
     return NULL if at == MAP_FAILED else at
 
 
-cdef Worker* worker_new(int control, int stats, int log) noexcept nogil:
+cdef Worker* worker_new(int control, void* stats, size_t stats_size, void* log, size_t log_size) noexcept nogil:
     cdef uint64_t seed = 0
-    cdef void* memory
-    cdef size_t size = 0
     cdef rlimit_t files
     cdef Worker* w = <Worker*>calloc(1, sizeof(Worker))
     if w == NULL or loop_open(&w.loop) != 0:
@@ -88,12 +86,10 @@ cdef Worker* worker_new(int control, int stats, int log) noexcept nogil:
     w.outbox.size = OUTBOX_BYTES
     if w.tables == NULL or w.outbox.data == NULL:
         return NULL
-    memory = map_shared(stats, &size)
-    if memory == NULL or stats_attach(&w.table, memory, size, getpid(), w.loop.now_ns) != 0:
+    if stats == NULL or stats_attach(&w.table, stats, stats_size, getpid(), w.loop.now_ns) != 0:
         return NULL
     w.stats = w.table.header
-    memory = map_shared(log, &size)
-    if memory == NULL or log_attach(&w.log, memory, size) != 0:
+    if log == NULL or log_attach(&w.log, log, log_size) != 0:
         return NULL
     pipes_init(&w.pipes)
     if getrlimit(RLIMIT_NOFILE, &files) != 0:
@@ -114,18 +110,17 @@ cdef Worker* worker_new(int control, int stats, int log) noexcept nogil:
     return w
 
 
-cdef void worker_run(Worker* w) noexcept nogil:
-    while not w.stop:
-        loop_turn(&w.loop)
-        if w.pending_fd >= 0:
-            control_apply(w)
-        forget_turn(w)
-        shed_turn(w)
-        if w.draining:
-            control_check_drained(w)
-        gauge(&w.stats.heartbeat_ns, w.loop.now_ns)
-        gauge(&w.stats.loop_turns, w.loop.turns)
-        gauge(&w.stats.buffered_bytes, w.memory.taken)
+cdef void worker_turn(Worker* w) noexcept nogil:
+    loop_turn(&w.loop)
+    if w.pending_fd >= 0:
+        control_apply(w)
+    forget_turn(w)
+    shed_turn(w)
+    if w.draining:
+        control_check_drained(w)
+    gauge(&w.stats.heartbeat_ns, w.loop.now_ns)
+    gauge(&w.stats.loop_turns, w.loop.turns)
+    gauge(&w.stats.buffered_bytes, w.memory.taken)
 
 
 cdef void block_signals() noexcept nogil:
@@ -163,6 +158,9 @@ def main():
     """Runs until drained; never returns to other Python code."""
     cdef Worker* w
     cdef const char* step = NULL
+    cdef void* stats
+    cdef void* log
+    cdef size_t stats_size = 0, log_size = 0
     cdef int error
     cdef unsigned int uid = 0, gid = 0
     try:
@@ -171,7 +169,9 @@ def main():
         sys.exit("worker: usage: INDEX UID GID [required|off] (the keeper starts it; descriptors 3, 4 and 5 must be open)")
     block_signals()
     mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
-    w = worker_new(FD_CONTROL, FD_STATS, FD_LOG)
+    stats = map_shared(FD_STATS, &stats_size)
+    log = map_shared(FD_LOG, &log_size)
+    w = worker_new(FD_CONTROL, stats, stats_size, log, log_size)
     if w == NULL:
         sys.exit(f"worker {index}: descriptor 3, 4 or 5 is not the keeper's control socket, statistics and log "
                  f"(errno {errno}: {os.strerror(errno)}); was it started by hand?")
@@ -183,5 +183,6 @@ def main():
                  f"is uid {uid} valid, and did the keeper run as root?")
     py_confine(w, index, sys.argv[4] if len(sys.argv) > 4 else "required")
     with nogil:
-        worker_run(w)
+        while not w.stop:
+            worker_turn(w)
     os._exit(0)

@@ -24,12 +24,15 @@ BUILD = CACHE / "build"
 CORPUS = HERE / "corpus"
 TOOLS = Path(sys.executable).parent  # meson, ninja, cython
 CLANG = "14"
-ROOMS = ("core", "wire", "route")
+ROOMS = ("sys", "core", "wire", "route", "tunnel", "proxy")
 # harness -> most bytes of an input: beyond, mutations are slow and say nothing new
-HARNESSES = {"http1": 4096, "forward": 2048, "sniff": 1100, "tables": 8192}
+HARNESSES = {"http1": 4096, "forward": 2048, "sniff": 1100, "tables": 8192, "connections": 1024}
+IN_NAMESPACE = {"connections"}  # a network of its own, made by tests/fuzz/world.py
 AT_ONCE = 2
 # libFuzzer's library comes first: AddressSanitizer has empty ones of the functions by which modules report what they cover
-CHILD = "import sys, importlib; sys.path[:0] = sys.argv[1:3]; importlib.import_module(sys.argv[3]).run(sys.argv[4:])"
+# The repository comes last and late, for what Python prepares: its `ext` is another.
+CHILD = ("import sys, importlib; sys.path[:0] = sys.argv[1:3]; harness = importlib.import_module(sys.argv[4]); "
+         "sys.path.append(sys.argv[3]); harness.run(sys.argv[5:])")
 
 
 def environment() -> dict[str, str]:
@@ -66,8 +69,9 @@ def command(harness: str, *words: str) -> list[str]:
     """By a script, since libFuzzer starts itself again when it merges. -R: addresses are the same each time, and the sanitizer's shadow
     finds its place."""
     script = BUILD / f"run-{harness}"
-    child = [sys.executable, "-I", "-S", "-c", CHILD, str(BUILD / "tests" / "fuzz"), str(BUILD), harness, str(script)]
-    script.write_text(f'#!/bin/sh\nexec setarch -R {shlex.join(child)} "$@"\n')
+    child = [sys.executable, "-I", "-S", "-c", CHILD, str(BUILD / "tests" / "fuzz"), str(BUILD), str(ROOT), harness, str(script)]
+    apart = ("unshare --net " if os.geteuid() == 0 else "unshare --map-root-user --net ") if harness in IN_NAMESPACE else ""
+    script.write_text(f'#!/bin/sh\nexec {apart}setarch -R {shlex.join(child)} "$@"\n')
     script.chmod(0o755)
     return [str(script), f"-max_len={HARNESSES[harness]}", "-timeout=20", "-rss_limit_mb=3000", *words]
 
@@ -96,6 +100,8 @@ def fuzz(harness: str, seconds: int) -> str:
         return ""
     said = [line for line in text.splitlines() if re.search(r"DOES NOT HOLD|ERROR: |runtime error|SUMMARY", line)]
     paths = "\n".join(f"  input:  {path}\n  repeat: {sys.executable} tests/fuzz/run.py --repeat {harness} {path}" for path in found)
+    if harness in IN_NAMESPACE and found:
+        paths += f"\n  as words: {sys.executable} -m tests.fuzz.scripts explain {' '.join(map(str, found))}"
     return f"fuzz: {harness} ended with {done.returncode}: {'; '.join(said[:4]) or text[-1500:]}\n{paths}\n  output: {log}"
 
 
@@ -112,6 +118,8 @@ def minimise(harness: str) -> None:
         old.unlink()
     for path in fresh.iterdir():
         (kept / path.name).write_bytes(path.read_bytes())
+    if harness in IN_NAMESPACE:
+        call([sys.executable, "-m", "tests.fuzz.scripts", "found", str(kept)], {**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def main() -> int:
