@@ -49,10 +49,12 @@ def _version() -> str:
               help="Of a workload's certificate, when the request says none.")
 @click.option("--audit-log", type=click.Path(path_type=Path), help="Record of certificates and refusals. [default: audit.log in --ca-dir]")
 @click.option("--server-name", "names", multiple=True, metavar="NAME", help="A host name or address under which agents call our ports.")
+@click.option("--root-namespace", default="istio-system", show_default=True, help="Policies of this namespace are for the whole mesh.")
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), show_default=True)
 def command(paths: tuple[Path, ...], places: tuple[str, ...], admin: str | None, ca_dir: Path | None, ca_cert: Path | None,
             ca_key: Path | None, ca_chain: Path | None, ca_root: Path | None, trust_domain: str, node_tokens: Path | None,
-            certificate_lifetime: float, audit_log: Path | None, names: tuple[str, ...], log_level: str) -> None:
+            certificate_lifetime: float, audit_log: Path | None, names: tuple[str, ...], root_namespace: str,
+            log_level: str) -> None:
     """Serve the mesh's configuration over gRPC (ADS) from manifests, and certificates to its workloads."""
     for place in places:
         host, colon, port = place.rpartition(":")
@@ -78,7 +80,7 @@ def command(paths: tuple[Path, ...], places: tuple[str, ...], admin: str | None,
 
     set_up(log_level)
     try:
-        run(paths, places, admin, _version(), security)
+        run(paths, places, admin, _version(), security, root_namespace)
     except (ListenError, StoreError, MaterialError) as error:
         raise _Failed(str(error)) from None
 
@@ -133,14 +135,15 @@ def _is_host(name: str) -> bool:
 @click.command("validate")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--root-namespace", default="istio-system", show_default=True, help="Policies of this namespace are for the whole mesh.")
 @click.pass_context
-def validate(context: click.Context, files: tuple[Path, ...], output: str) -> None:
+def validate(context: click.Context, files: tuple[Path, ...], output: str, root_namespace: str) -> None:
     """Check manifests (files or folders) without applying them. Exits with 65 when one would be refused."""
     from controlplane.model.mesh import Mesh
     from controlplane.model.problems import Severity
     from controlplane.sources.folder import Folder
 
-    folder, mesh = Folder(files), Mesh()
+    folder, mesh = Folder(files), Mesh(root_namespace)
     changes = folder.refresh()
     mesh.apply(changes.puts)
     problems = sorted({*folder.problems(), *mesh.problems()})

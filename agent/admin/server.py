@@ -7,6 +7,7 @@
     GET  /pods/<ns>/<name>?wait=S  one pod; with `wait`, answered when the decision on it is final (at most S seconds)
     GET  /events[?since=N]         what happened to pods and workers, newest last
     GET  /workers                  the keeper's workers
+    GET  /authz/<ns>/<name>?to=IP:PORT[&from=IDENTITY][&source=IP]  what policies say of a connection to that pod, and why
     GET  /config_dump              everything that is in force (ztunnel's shape, and routes, clusters, listeners)
     GET  /logging, POST ?level=L   the log level
     POST /quitquitquit             end the agent; the data path serves on
@@ -49,6 +50,9 @@ class Source(Protocol):
 
     def config_dump(self) -> Json: ...
 
+    def authorize(self, namespace: str, name: str, identity: str | None, source: str, destination: str, port: int) -> Json:
+        """Raises LookupError when there is no such pod, ValueError for what is no identity or address."""
+
     def log_level(self) -> str: ...
 
     def set_log_level(self, level: str) -> None:
@@ -76,6 +80,7 @@ class AdminServer:
         get("/pods/{namespace}/{name}", self._pod)
         get("/events", self._events)
         get("/workers", self._workers)
+        get("/authz/{namespace}/{name}", self._authorize)
         get("/config_dump", self._value(self._source.config_dump))
         get("/logging", self._value(lambda: {"level": self._source.log_level()}))
         post("/logging", self._set_logging)
@@ -126,6 +131,21 @@ class AdminServer:
 
     async def _workers(self, _: web.Request) -> web.Response:
         return web.json_response(await self._source.workers())
+
+    async def _authorize(self, request: web.Request) -> web.Response:
+        namespace, name = request.match_info["namespace"], request.match_info["name"]
+        address, _, port = request.query.get("to", "").rpartition(":")
+        address = address.removeprefix("[").removesuffix("]")
+        source = request.query.get("source") or ("::" if ":" in address else "0.0.0.0")
+        try:
+            if not port.isdecimal() or int(port) > 65535:
+                raise ValueError("to is not IP:PORT")
+            answer = self._source.authorize(namespace, name, request.query.get("from") or None, source, address, int(port))
+        except LookupError as error:
+            raise web.HTTPNotFound(reason=str(error.args[0])) from None
+        except ValueError as error:
+            raise web.HTTPBadRequest(reason=str(error).replace("\n", " ")) from None
+        return web.json_response(answer)
 
     async def _set_logging(self, request: web.Request) -> web.Response:
         level = request.query.get("level", "")

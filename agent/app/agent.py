@@ -29,6 +29,7 @@ from agent.app import dump, logs
 from agent.app.access import Access
 from agent.app.certificates import Certificates
 from agent.app.commit import Committer
+from agent.app.encode import encode_put
 from agent.app.events import Events
 from agent.app.keeper import KeeperLink, open_link
 from agent.app.mesh import Mesh
@@ -38,9 +39,11 @@ from agent.app.resync import difference, inherit, settle_inheritance
 from agent.app.tracking import Tracking
 from agent.capture.reconcile import Reconciler
 from agent.dataplane import blobs
+from agent.dataplane.authorize import verdict
 from agent.dataplane.protocol import WorkerChange, WorkerState
 from agent.dataplane.readers import DURATION_BOUNDS_MS, SIZE_BOUNDS
 from agent.model.settings import ProxySettings
+from agent.state.entries import PutPod, Table
 from agent.state.store import Store
 from agent.telemetry.accesslog import AccessLog
 from agent.telemetry.capture import CaptureCollector, ConntrackCollector
@@ -53,7 +56,7 @@ from agent.workloads.files import Delete, FileSource, Malformed, SourceError, Sy
 from agent.xds.client import Client, Node
 from agent.xds.session import Session
 from agent.xds.tree import NAMED
-from agent.xds.types import TypeUrl
+from agent.xds.types import WHOLE, TypeUrl
 
 RETRY_FIRST, RETRY_LAST = 0.05, 2.0  # seconds between attempts to reach the keeper; it is on this machine
 SOURCE_RETRY = 1.0  # seconds until the pod directory is followed again
@@ -92,7 +95,8 @@ class Agent:
         self._store.put_settings(ProxySettings(access_log=options.access_log != "off"))
         self._committer = Committer(self._store)
         self._mesh = Mesh(self._store, self._committer, idle_seconds=options.idle_seconds)
-        self._session = Session([TypeUrl.ADDRESS], NAMED)
+        self._session = Session(WHOLE, NAMED)
+        self._told: set[str] = set()  # types of WHOLE that are in force as a whole
         plane = Access(options.xds, options.cluster, options.ca_token, options.ca_root)
         self._xds = Client(options.xds, Node(options.node, options.cluster), self._session, self._mesh.apply,
                            self._acknowledged, open_channel=plane.open, credentials=plane.metadata)
@@ -278,7 +282,9 @@ class Agent:
                          f"worker {event.index}, pid {event.pid}: {event.state.name.lower()}{how}", warning=died)
 
     def _acknowledged(self, type_url: str) -> None:
-        if type_url == TypeUrl.ADDRESS:
+        """Who is in the mesh is of no use to a pod before it is known who may talk to it."""
+        self._told.add(type_url)
+        if self._told.issuperset(WHOLE):
             self._inform()
 
     def _inform(self) -> None:
@@ -387,6 +393,20 @@ class Agent:
                               pod["namespace"]}} for pod in self._pods.shown()},
             "held": {TypeUrl(url).name.lower(): len(self._session.held(url)) for url in TypeUrl},
         }
+
+    def authorize(self, namespace: str, name: str, identity: str | None, source: str, destination: str, port: int) -> dict[str, Any]:
+        """What workers say of a connection to a captured pod of this node. Raises LookupError, ValueError."""
+        pod = next((pod for pod in self._pods.captured() if pod.ref == f"{namespace}/{name}"), None)
+        put = self._store.entry((Table.POD, pod.uid)) if pod is not None else None
+        if pod is None or not isinstance(put, PutPod):
+            raise LookupError(f"pod {namespace}/{name} is not captured on this node")
+        if not any(str(address) == destination for address in pod.addresses):
+            raise ValueError(f"{destination} is no address of pod {pod.ref}; it has {', '.join(map(str, pod.addresses))}")
+        workload = self._store.entry((Table.WORKLOAD, put.workload))
+        entries = [put, *([workload] if workload is not None else []), *self._store.entries(Table.POLICY)]
+        found = verdict([encode_put(one, self._store.service_index) for one in entries], put.handle, identity, source, destination, port)
+        missing = [key for key in self._store.workloads[put.workload].policies if key not in self._store.policies]
+        return found | {"missing": missing}
 
     def log_level(self) -> str:
         return logs.level()

@@ -8,11 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from agent.model.routing import Cluster, Destination, HeaderEdit, NamedMatch, Route, StringMatch, WeightedCluster
+from agent.model.policy import Match, Policy, Scope
+from agent.model.routing import Cluster, Destination, HeaderEdit, MatchKind, NamedMatch, Route, StringMatch, WeightedCluster
 from agent.model.workload import Service, Tunnel, Workload
+from agent.state.entries import Table
 from agent.state.store import Store
 
 Json = dict[str, Any]
+SCOPES = {Scope.GLOBAL: "Global", Scope.NAMESPACE: "Namespace", Scope.WORKLOAD: "WorkloadSelector"}
+MATCHES = {"namespaces": "namespaces", "not_namespaces": "notNamespaces", "principals": "principals", "not_principals": "notPrincipals",
+           "sources": "sourceIps", "not_sources": "notSourceIps", "destinations": "destinationIps",
+           "not_destinations": "notDestinationIps", "ports": "destinationPorts", "not_ports": "notDestinationPorts",
+           "service_accounts": "serviceAccounts", "not_service_accounts": "notServiceAccounts"}
 
 
 def workload(one: Workload) -> Json:
@@ -56,6 +63,29 @@ def service(one: Service, endpoints: Iterable[Workload]) -> Json:
     }
 
 
+def policy(one: Policy, applies: bool) -> Json:
+    """`applies`: a pod of this node can be subject to it; only then the workers have it."""
+    return {"name": one.name, "namespace": one.namespace, "scope": SCOPES[one.scope], "action": one.action.name.capitalize(),
+            "dryRun": one.dry_run, "applies": applies,
+            "rules": [[[_policy_match(match) for match in clause] for clause in rule] for rule in one.rules]}
+
+
+def _policy_match(one: Match) -> Json:
+    shape: Json = {}
+    for name, key in MATCHES.items():
+        if values := getattr(one, name):
+            shape[key] = [_value(value) for value in values]
+    return shape
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, StringMatch):
+        return "Presence" if value.kind is MatchKind.PRESENT else {value.kind.value.capitalize(): value.value}
+    if isinstance(value, tuple):
+        return {"namespace": value[0], "serviceAccount": value[1]}
+    return value if isinstance(value, int) else str(value)
+
+
 def destination(one: Destination) -> Json:
     shape: Json = {"key": one.key, "scope": one.scope, "authority": one.authority,
                    "known": one.http is not None or one.tcp is not None}
@@ -88,7 +118,7 @@ def everything(store: Store, destinations: Iterable[Destination], clusters: Iter
     return {
         "workloads": [workload(one) for _, one in sorted(store.workloads.items())],
         "services": [service(one, members.get(key, {}).values()) for key, one in sorted(store.services.items())],
-        "policies": [],
+        "policies": [policy(one, store.entry((Table.POLICY, key)) is not None) for key, one in sorted(store.policies.items())],
         "destinations": [destination(one) for one in sorted(destinations, key=lambda one: one.key)],
         "clusters": [cluster(one) for one in sorted(clusters, key=lambda one: one.key)],
     }

@@ -13,6 +13,7 @@ from agent.state.entries import (
     PutDestination,
     PutNote,
     PutPod,
+    PutPolicy,
     PutResource,
     PutService,
     PutSettings,
@@ -46,6 +47,8 @@ def encode_put(put: Put, service_index: Callable[[str], int]) -> blobs.Put:
             return blobs.put_trust(trust)
         case PutCertificate(certificate):
             return blobs.put_certificate(certificate)
+        case PutPolicy(policy):
+            return blobs.put_policy(policy)
         case PutResource(type_url, name, version, body):
             return blobs.put_resource(type_url, name, version, body)
         case PutNote(name, body):

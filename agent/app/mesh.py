@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from agent.app.commit import Committer, Refusals
 from agent.dataplane import blobs
+from agent.model.policy import Policy
 from agent.model.workload import Service, Workload
 from agent.state.entries import Key, Table
 from agent.state.store import Store
@@ -89,6 +90,9 @@ class Mesh:
                 reason = self._store.put_workload(value)
             case Service():
                 reason = self._store.put_service(value)
+            case Policy():
+                self._store.put_policy(value)
+                reason = None
             case ListenerPart() | RoutePart() | ClusterPart() | EndpointsPart():
                 self.tree.put(TypeUrl(type_url), name, value)
                 reason = None
@@ -98,7 +102,9 @@ class Mesh:
 
     def _remove(self, type_url: str, name: str) -> None:
         self._store.let_go(type_url, name)
-        if type_url != TypeUrl.ADDRESS:
+        if type_url == TypeUrl.AUTHORIZATION:
+            self._store.remove_policy(name)
+        elif type_url != TypeUrl.ADDRESS:
             self.tree.remove(TypeUrl(type_url), name)
         elif name in self._store.services:
             self._store.remove_service(name)
@@ -240,6 +246,8 @@ def _blame(type_url: str, name: str, refused: Mapping[Key, str]) -> str | None:
         return None
     if type_url == TypeUrl.ADDRESS:
         return refused.get((Table.WORKLOAD, name)) or refused.get((Table.SERVICE, name))
+    if type_url == TypeUrl.AUTHORIZATION:
+        return refused.get((Table.POLICY, name))
     scope, short = parse_xdstp(TypeUrl(type_url), name)
     for table in _BLAMES.get(type_url, ()):
         if reason := refused.get((table, f"{scope}|{short}")):

@@ -34,14 +34,14 @@ def difference(store: Store, there: Iterable[blobs.Put]) -> list[blobs.Entry]:
 def inherit(store: Store, mesh: Mesh, there: Iterable[blobs.Put]) -> None:
     """After a restart: what an earlier agent put in force and this one cannot judge yet stays.
 
-    Pods, until the list of pods was read; destinations of which a part is missing, and the clusters of their scopes:
-    the control plane may be away, and what was complete for the last agent still serves.
+    Pods, and the policies that they may be subject to, until the list of pods was read; destinations of which a part is
+    missing, and the clusters of their scopes: the control plane may be away, and what was complete for the last agent still serves.
     """
     incomplete = set(mesh.incomplete())
     scopes = {key.partition("|")[0] for key in incomplete}
     keys: list[Key] = []
     for one in there:
-        if (one.kind == Table.POD or (one.kind == Table.DESTINATION and one.key in incomplete)
+        if (one.kind in (Table.POD, Table.POLICY) or (one.kind == Table.DESTINATION and one.key in incomplete)
                 or (one.kind == Table.CLUSTER and one.key.partition("|")[0] in scopes)):
             keys.append((Table(one.kind), one.key))
     store.inherit(keys)
@@ -51,6 +51,8 @@ def settle_inheritance(store: Store, mesh: Mesh) -> None:
     """Let go of inherited clusters once every destination of their scope is complete."""
     if not store.inherited:
         return
+    if not any(key[0] is Table.POD for key in store.inherited):
+        store.disown([key for key in store.inherited if key[0] is Table.POLICY])
     waiting = {key.partition("|")[0] for key in mesh.incomplete()}
     store.disown(key for key in store.inherited
                  if key[0] is Table.CLUSTER and key[1].partition("|")[0] not in waiting)

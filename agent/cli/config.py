@@ -17,7 +17,7 @@ Row = tuple[Any, ...]
 
 @click.group()
 def command() -> None:
-    """Show what is in force: services, workloads, routes, clusters, endpoints, listeners, certificates."""
+    """Show what is in force: services, workloads, policies, routes, clusters, endpoints, listeners, certificates."""
 
 
 def _services(dump: Json) -> Iterable[Row]:
@@ -101,6 +101,12 @@ def split_text(clusters: list[Json]) -> str:
     return ", ".join(f"{100 * cluster['weight'] / total:.3g}% {cluster['cluster']}" for cluster in clusters)
 
 
+def _policies(dump: Json) -> Iterable[Row]:
+    for one in dump["policies"]:
+        yield (one["namespace"], one["name"], one["scope"], one["action"] + (" (dry run)" if one["dryRun"] else ""), len(one["rules"]),
+               "yes" if one["applies"] else "to no pod here")
+
+
 VIEWS: dict[str, tuple[str, Callable[[Json], Iterable[Row]], tuple[str, ...]]] = {
     "services": ("services", _services, ("NAMESPACE", "HOST", "ADDRESS", "PORTS", "ENDPOINTS")),
     "workloads": ("workloads", _workloads,
@@ -108,6 +114,7 @@ VIEWS: dict[str, tuple[str, Callable[[Json], Iterable[Row]], tuple[str, ...]]] =
     "routes": ("destinations", _routes, ("CLIENTS", "DESTINATION", "KIND", "ROUTE", "MATCH", "TO")),
     "clusters": ("clusters", _clusters, ("CLIENTS", "CLUSTER", "BALANCER", "CONNECT", "ENDPOINTS", "HEALTHY")),
     "endpoints": ("clusters", _endpoints, ("CLIENTS", "CLUSTER", "ENDPOINT", "WORKLOAD", "WEIGHT", "STATUS")),
+    "policies": ("policies", _policies, ("NAMESPACE", "NAME", "SCOPE", "ACTION", "RULES", "APPLIES")),
     "listeners": ("listeners", _listeners, ("KIND", "WHERE", "ADDRESS", "STATE")),
     "certificates": ("certificates", _certificates,
                      ("IDENTITY", "STATE", "PODS", "SERIAL", "UNTIL", "RENEWAL", "ROOTS", "ERROR")),

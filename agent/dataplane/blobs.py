@@ -24,6 +24,13 @@ All integers little-endian. `str` is u32 length + bytes, `list` is u32 count + i
     TRUST         list str root (DER), list str revocation list (DER); the key is the trust domain
     CERTIFICATE   u32 key id, u64 not before, u64 not after (s since 1970), list str certificate (DER, leaf first); the key is
                   the identity
+    POLICY        u8 scope (0 all, 1 its namespace, 2 who names it), u8 action (0 allow, 1 deny), u8 dry run, list rule
+      rule        list clause
+      clause      list pmatch
+      pmatch      list text (namespaces), list text (not), list text (principals), list text (not), list block (sources), list block (not),
+                  list block (destinations), list block (not), list u16 (ports), list u16 (not), list (str, str) (accounts), list (str, str)
+      text        u8 kind (exact, prefix, suffix, present), str value
+      block       addr, u8 prefix length
     RESOURCE      str version, str serialized Any
     NOTE          as its writer likes
 
@@ -38,6 +45,7 @@ from enum import IntEnum
 from zlib import crc32
 
 from agent.model.identity import Certificate, Trust
+from agent.model.policy import Match, Policy
 from agent.model.routing import (
     Balancer,
     Cluster,
@@ -300,6 +308,13 @@ def decode_certificate(put: Put) -> Certificate:
     return Certificate(put.key, key, not_before, not_after, chain)
 
 
+def put_policy(policy: Policy) -> Put:
+    """Its key is `namespace/name`."""
+    return _put(Kind.POLICY, policy.key, lambda: b"".join((
+        _u8(policy.scope), _u8(policy.action), _u8(policy.dry_run),
+        _list(_list(_list(map(_policy_match, clause)) for clause in rule) for rule in policy.rules))))
+
+
 def put_resource(type_url: str, name: str, version: str, body: bytes) -> Put:
     """A resource of the control plane as it was accepted; the keeper alone keeps it, for the next agent."""
     return _put(Kind.RESOURCE, f"{type_url}\n{name}", lambda: _str(version) + _bytes(body))
@@ -372,6 +387,16 @@ def _edit(edit: HeaderEdit) -> bytes:
 
 def _pair(pair: tuple[str, str]) -> bytes:
     return _str(pair[0]) + _str(pair[1])
+
+
+def _policy_match(one: Match) -> bytes:
+    texts = (one.namespaces, one.not_namespaces, one.principals, one.not_principals)
+    blocks = (one.sources, one.not_sources, one.destinations, one.not_destinations)
+    return b"".join((
+        *(_list(_u8(MATCHERS[text.kind]) + _str(text.value) for text in many) for many in texts),
+        *(_list(_address(block.network_address) + _u8(block.prefixlen) for block in many) for many in blocks),
+        *(_list(map(_u16, many)) for many in (one.ports, one.not_ports)),
+        *(_list(map(_pair, many)) for many in (one.service_accounts, one.not_service_accounts))))
 
 
 def _port(port: int, target_port: int, protocol: Protocol) -> bytes:

@@ -15,6 +15,8 @@ from agent.lab.services import Exposed
 from agent.lab.spec import Key, MeshObject, Namespace, Object, Service, dump
 from agent.model.workload import IPAddress
 
+REDIRECTION = "ambient.istio.io/redirection"  # Istio's; the control plane says HBONE of such a pod
+
 
 class ConfigFolder:
     """What was written last, so that only what changed is written again."""
@@ -31,7 +33,7 @@ class ConfigFolder:
         """
         files: dict[str, str] = {}
         for pod in pods:
-            files[f"pod.{pod.namespace.name}.{pod.name}.yaml"] = dump(pod.manifest())
+            files[f"pod.{pod.namespace.name}.{pod.name}.yaml"] = dump(pod_manifest(pod))
         services: dict[str, tuple[Service, tuple[IPAddress, ...], str]] = {}
         for item in exposed:
             name = f"service.{item.service.namespace}.{item.service.name}.yaml"
@@ -59,6 +61,15 @@ class ConfigFolder:
         for name in self._written.keys() - files.keys():
             (self._folder / name).unlink(missing_ok=True)
             del self._written[name]
+
+
+def pod_manifest(pod: LabPod) -> dict[str, Any]:
+    """A pod as a cluster's API would show it, with what its node's agent writes there: that tunnels end at it."""
+    manifest = pod.manifest()
+    if pod.captured:
+        meta = manifest["metadata"]
+        meta["annotations"] = meta["annotations"] | {REDIRECTION: "enabled"}
+    return manifest
 
 
 def service_manifest(item: Exposed) -> dict[str, Any]:

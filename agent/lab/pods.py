@@ -82,6 +82,7 @@ class LabPod:
     containers: list[ContainerState] = field(default_factory=list)
     phase: str = "waiting for its network"
     terminating: bool = False
+    captured: bool = False  # as its agent said last
     created: float = field(default_factory=time.time)
     _task: asyncio.Task[None] | None = None
 

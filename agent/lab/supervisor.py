@@ -37,6 +37,7 @@ from agent.lab.tokens import Tokens
 
 EVENTS = 500  # kept; older ones are dropped
 SETTLE = 0.02  # seconds in which changes are gathered into one round
+CAPTURE_SECONDS = 1.0  # agents are asked so often which pods they have captured
 COLLECT = 3.0  # seconds for killed processes to be collected; it takes milliseconds
 HASH_LABEL = "pod-template-hash"
 
@@ -54,6 +55,7 @@ class Options:
     mesh: bool = True
     access_log: str = "json"
     capture: str = "auto"
+    tunnels: bool = False  # captured pods are announced as ones that take tunnels, and are reached by nothing else
 
 
 class Supervisor:
@@ -78,6 +80,7 @@ class Supervisor:
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._config = ConfigFolder(place.config)
         self._tokens = Tokens(place)
         self._rules = ""
@@ -102,14 +105,17 @@ class Supervisor:
         await self._add_nodes(schedule.default_nodes(named, self.options.nodes))
         await self.apply(wanted)
         self._loop = asyncio.create_task(self._rounds(), name="rounds")
+        if self.options.mesh and self.options.tunnels:
+            self._watch = asyncio.create_task(self._follow_capture(), name="capture")
 
     async def stop(self) -> None:
         """End every process of the lab and our own tasks; what is left on the machine is cleanup.py's.
 
         The processes first: one that outlives the loop that waits for it ends with a complaint of asyncio's.
         """
-        if self._loop is not None:
-            self._loop.cancel()
+        for loop in (self._loop, self._watch):
+            if loop is not None:
+                loop.cancel()
         for server in self._servers:
             server.close()
         await self.admins.close()
@@ -309,6 +315,17 @@ class Supervisor:
     def _namespace(self, name: str) -> Namespace:
         found = self.wanted.get(("Namespace", "", name))
         return found if isinstance(found, Namespace) else Namespace(name)
+
+    async def _follow_capture(self) -> None:
+        """A pod may be captured or let go at any time: the control plane is to know it. Who does not answer has nothing new."""
+        while True:
+            await asyncio.sleep(CAPTURE_SECONDS)
+            for node in list(self.nodes):
+                for key, told in (await self.admins.pods(node)).items():
+                    pod = self.pods.get(key)
+                    if pod is not None and pod.uid == told["uid"] and pod.captured != told["captured"]:
+                        pod.captured = bool(told["captured"])
+                        self._changed()
 
     # -- what others are told ---------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from agent.model.identity import Certificate, Trust
+from agent.model.policy import Policy
 from agent.model.routing import Cluster, Destination
 from agent.model.settings import ProxySettings
 from agent.model.workload import IPAddress, Service, Workload
@@ -111,6 +112,17 @@ class PutCertificate:
 
 
 @dataclass(frozen=True, slots=True)
+class PutPolicy:
+    """A policy that a pod here can be subject to."""
+
+    policy: Policy
+
+    @property
+    def key(self) -> Key:
+        return Table.POLICY, self.policy.key
+
+
+@dataclass(frozen=True, slots=True)
 class PutResource:
     """A resource as the control plane sent it, for the next agent."""
 
@@ -141,7 +153,8 @@ class Drop:
     key: Key
 
 
-Put = PutSettings | PutWorkload | PutService | PutDestination | PutCluster | PutPod | PutTrust | PutCertificate | PutResource | PutNote
+Put = (PutSettings | PutWorkload | PutService | PutDestination | PutCluster | PutPod | PutPolicy | PutTrust | PutCertificate
+       | PutResource | PutNote)
 Entry = Put | Drop
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from agent.model.identity import Certificate, Trust
+from agent.model.policy import Policy
 from agent.model.routing import Cluster, Destination
 from agent.model.settings import ProxySettings
 from agent.model.workload import IPAddress, Service, Workload, WorkloadPort
@@ -29,6 +30,7 @@ from agent.state.entries import (
     PutDestination,
     PutNote,
     PutPod,
+    PutPolicy,
     PutResource,
     PutService,
     PutSettings,
@@ -38,6 +40,7 @@ from agent.state.entries import (
     resource_key,
 )
 from agent.state.notes import Notes
+from agent.state.policies import Applicable
 
 GRACE = 300.0  # seconds; Prometheus scrapes every 15 to 60 s and is declared down after some of them
 
@@ -61,6 +64,7 @@ class Store:
         self._services: dict[str, Service] = {}
         self._workload_addresses = Claims()
         self._service_addresses = Claims()
+        self._policies = Applicable(self._place_policy)
         self._service_users: Counter[str] = Counter()  # service key -> workload ports and clusters that name it
         self._by_index: dict[int, Workload | Service] = {}  # also what is gone but not yet forgotten
 
@@ -75,6 +79,11 @@ class Store:
     def services(self) -> Mapping[str, Service]:
         """As the control plane said them, by `namespace/hostname`."""
         return self._services
+
+    @property
+    def policies(self) -> Mapping[str, Policy]:
+        """As the control plane said them, by `namespace/name`; those that apply here have an entry."""
+        return self._policies.known
 
     def entries(self, table: Table) -> list[Put]:
         return [put for (kind, _), put in self._desired.items() if kind is table]
@@ -116,6 +125,7 @@ class Store:
         before = self._workloads.get(workload.uid)
         self._workloads[workload.uid] = workload
         self._refer(before.ports if before else (), workload.ports)
+        self._policies.workload(workload.uid, workload.policies)
         refused, heirs = self._workload_addresses.claim(workload.uid, workload.addresses)
         self._place_workload(workload.uid)
         for heir in sorted(heirs):
@@ -174,6 +184,7 @@ class Store:
     def put_pod(self, uid: str, workload: str, scope: str, addresses: tuple[IPAddress, ...], identity: str = "") -> int:
         """A pod that is to be known to the workers. Returns its handle."""
         handle = self.handle(uid)
+        self._policies.pod(uid, scope, workload)
         self._set(PutPod(uid, handle, workload, scope, addresses, identity))
         return handle
 
@@ -182,6 +193,7 @@ class Store:
         return self.notes.index("pod", uid)
 
     def remove_pod(self, uid: str) -> None:
+        self._policies.no_pod(uid)
         self._unset((Table.POD, uid))
         self.notes.release("pod", uid)
 
@@ -193,6 +205,13 @@ class Store:
 
     def remove_certificate(self, identity: str) -> None:
         self._unset((Table.CERTIFICATE, identity))
+
+    def put_policy(self, policy: Policy) -> None:
+        """Take a policy over. It is in force while a pod here can be subject to it."""
+        self._policies.put(policy)
+
+    def remove_policy(self, key: str) -> None:
+        self._policies.remove(key)
 
     def hold(self, type_url: str, name: str, version: str, body: bytes) -> None:
         """Remember a resource that was accepted, for the next agent."""
@@ -207,6 +226,8 @@ class Store:
             if kind == "service" and self._service_users[name] > 0:
                 continue
             self._by_index.pop(self.notes.known(kind, name), None)
+            if kind == "workload":
+                self._policies.workload(name, ())
             self.notes.release(kind, name)
             self._unset((Table.WORKLOAD if kind == "workload" else Table.SERVICE, name))
 
@@ -266,6 +287,12 @@ class Store:
         index = self.notes.index("service", key)
         self._by_index[index] = service
         self._set(PutService(index, replace(service, addresses=self._service_addresses.granted(key))))
+
+    def _place_policy(self, key: str, policy: Policy | None) -> None:
+        if policy is None:
+            self._unset((Table.POLICY, key))
+        else:
+            self._set(PutPolicy(policy))
 
     def _place_workload(self, uid: str) -> None:
         workload = self._workloads[uid]

@@ -28,6 +28,11 @@ def service_ms(record: AccessRecord) -> int | None:
     return record.upstream_us // 1000 if record.upstream_us and record.protocol != "tcp" else None
 
 
+def judged(record: AccessRecord) -> str:
+    """What policies said of the connection; it shares a text with the reason why the server was not reached."""
+    return record.failure if record.failure.startswith("rbac_") else ""
+
+
 def json_line(record: AccessRecord) -> str:
     """One JSON object with Istio's keys; what does not apply is null. `reporter` is ours: a node logs both sides."""
     upstream_ms = service_ms(record)
@@ -39,8 +44,8 @@ def json_line(record: AccessRecord) -> str:
         "response_code": record.code,
         "response_flags": record.flag,
         "response_code_details": record.details or None,
-        "connection_termination_details": None,
-        "upstream_transport_failure_reason": record.failure or None,
+        "connection_termination_details": judged(record) or None,
+        "upstream_transport_failure_reason": None if judged(record) else record.failure or None,
         "bytes_received": record.received,
         "bytes_sent": record.sent,
         "duration": record.duration_us // 1000,
@@ -71,8 +76,8 @@ def text_line(record: AccessRecord) -> str:
     request = f"{record.method or '-'} {record.path or '-'} {protocol(record) or '-'}"
     upstream_ms = service_ms(record)
     parts = (
-        f"[{start_time(record)}]", quoted(request), record.code, record.flag, record.details or "-", "-",
-        quoted(record.failure), record.received, record.sent, record.duration_us // 1000,
+        f"[{start_time(record)}]", quoted(request), record.code, record.flag, record.details or "-", judged(record) or "-",
+        quoted("" if judged(record) else record.failure), record.received, record.sent, record.duration_us // 1000,
         "-" if upstream_ms is None else upstream_ms,
         quoted(record.forwarded_for), quoted(record.user_agent), quoted(record.request_id), quoted(record.authority),
         quoted(record.upstream_remote), record.cluster or "-", record.upstream_local or "-",

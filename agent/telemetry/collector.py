@@ -153,7 +153,12 @@ class DataPathCollector(Collector):
         for family, name in families:
             for index, header in sorted(headers.items()):
                 family.add_metric((str(index),), header[name])
-        return [*(family for family, _ in families), confined, *self._budgets(headers)]
+        judged = CounterMetricFamily("narrows_worker_policy", "Inbound connections that policies denied when they came, cut when policies "
+                                     "changed, or would deny if those on trial were in force", labels=("worker", "verdict"))
+        for index, header in sorted(headers.items()):
+            for verdict in ("denied", "cut", "dry_denied"):
+                judged.add_metric((str(index), verdict), header[f"policy_{verdict}"])
+        return [*(family for family, _ in families), confined, judged, *self._budgets(headers)]
 
     @staticmethod
     def _budgets(headers: Mapping[int, Header]) -> Iterable[Metric]:

@@ -11,12 +11,13 @@ from protos.gen.envoy.config.route.v3 import route_pb2
 from protos.gen.envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from protos.gen.envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from protos.gen.envoy.service.discovery.v3 import discovery_pb2
-from protos.gen.istio import workload_pb2
+from protos.gen.istio import security_pb2, workload_pb2
 
 INVALID_ARGUMENT = 3  # google.rpc.Code of a NACK
 
 _CLASSES: dict[str, Any] = {one.DESCRIPTOR.full_name: one for one in (
     workload_pb2.Address,
+    security_pb2.Authorization,
     listener_pb2.Listener,
     route_pb2.RouteConfiguration,
     cluster_pb2.Cluster,

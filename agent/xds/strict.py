@@ -1,4 +1,4 @@
-"""What of Envoy's messages this version honours, as data: anything else that is set is refused by name, not ignored.
+"""What of Envoy's messages, and of policies, this version honours, as data: anything else that is set is refused by name, not ignored.
 
 A route with a mirror that is silently not mirrored is worse than a route that is refused with a reason. `HONOURED` lists
 per message the fields that the decoder reads, `HARMLESS` those whose value changes nothing for us, with the reason.
@@ -11,6 +11,15 @@ from google.protobuf import unknown_fields
 from google.protobuf.descriptor import FieldDescriptor
 
 HONOURED: dict[str, frozenset[str]] = {name: frozenset(fields.split()) for name, fields in {
+    "istio.security.Authorization": "name namespace scope action rules dry_run",
+    "istio.security.Rule": "clauses",
+    "istio.security.Clause": "matches",
+    "istio.security.Match":
+        "namespaces not_namespaces principals not_principals source_ips not_source_ips destination_ips not_destination_ips "
+        "destination_ports not_destination_ports service_accounts not_service_accounts",
+    "istio.security.Address": "address length",
+    "istio.security.StringMatch": "exact prefix suffix presence",
+    "istio.security.ServiceAccountMatch": "namespace service_account",
     "envoy.config.listener.v3.Listener": "name api_listener default_filter_chain",
     "envoy.config.listener.v3.ApiListener": "api_listener",
     "envoy.config.listener.v3.FilterChain": "name filters",

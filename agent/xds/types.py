@@ -7,10 +7,15 @@ from typing import NamedTuple
 
 class TypeUrl(StrEnum):
     ADDRESS = "type.googleapis.com/istio.workload.Address"
+    AUTHORIZATION = "type.googleapis.com/istio.security.Authorization"
     LISTENER = "type.googleapis.com/envoy.config.listener.v3.Listener"
     ROUTE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
     CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
     ENDPOINTS = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+
+
+# of these everything is wanted, before any pod is captured; the rest on demand
+WHOLE = (TypeUrl.AUTHORIZATION, TypeUrl.ADDRESS)
 
 
 class ScopedName(NamedTuple):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from controlplane.model.mesh import Mesh
 from controlplane.model.problems import Problem, Severity
+from controlplane.model.security import ROOT_NAMESPACE
 from controlplane.server.hub import Hub
 from controlplane.sources.folder import Changes, Folder
 from controlplane.translate.catalog import Catalog
@@ -18,9 +19,9 @@ log = logging.getLogger("narrows.controlplane")
 class Plane:
     """`load` first, then `follow` what `sources.watch` says. `generation` counts the changes that were applied."""
 
-    def __init__(self, paths: Iterable[Path], trust_domain: str = "") -> None:
+    def __init__(self, paths: Iterable[Path], trust_domain: str = "", root_namespace: str = ROOT_NAMESPACE) -> None:
         self.folder = Folder(paths)
-        self.mesh = Mesh()
+        self.mesh = Mesh(root_namespace)
         self.catalog = Catalog(self.mesh, trust_domain)
         self.hub = Hub(self.catalog, self._converged)
         self.generation = 0

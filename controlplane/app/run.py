@@ -16,29 +16,32 @@ from controlplane.app.metrics import Metrics
 from controlplane.app.plane import Plane
 from controlplane.app.security import Security, SecurityOptions
 from controlplane.ca.identity import DEFAULT_TRUST_DOMAIN
+from controlplane.model.security import ROOT_NAMESPACE
 from controlplane.server.grpc_server import Server
 from controlplane.sources.watch import Watch
 
 log = logging.getLogger("narrows.controlplane")
 
 
-def run(config: Iterable[Path], listen: Iterable[str], admin: str | None, version: str, security: SecurityOptions | None = None) -> None:
+def run(config: Iterable[Path], listen: Iterable[str], admin: str | None, version: str, security: SecurityOptions | None = None,
+        root_namespace: str = ROOT_NAMESPACE) -> None:
     """Returns when it was told to end. Raises ListenError when a place to listen at is taken; StoreError and MaterialError when the
     certificate authority cannot start."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a client is a descriptor; the usual 1,024 are fewer than hub.CLIENTS_BOUND
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(tuple(config), tuple(listen), admin, version, security))
+        runner.run(_run(tuple(config), tuple(listen), admin, version, security, root_namespace))
 
 
-async def _run(config: tuple[Path, ...], listen: tuple[str, ...], admin: str | None, version: str, options: SecurityOptions | None) -> None:
+async def _run(config: tuple[Path, ...], listen: tuple[str, ...], admin: str | None, version: str, options: SecurityOptions | None,
+               root_namespace: str) -> None:
     loop = asyncio.get_running_loop()
     end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
     # the name of Istio's trust domain is told by saying nothing, as istiod does
     domain = options.trust_domain if options and options.trust_domain != DEFAULT_TRUST_DOMAIN else ""
-    plane = Plane(config, domain)
+    plane = Plane(config, domain, root_namespace)
     async with AsyncExitStack() as stack:
         security = None
         if options is not None:

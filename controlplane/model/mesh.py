@@ -24,8 +24,10 @@ from controlplane.model.objects import (
 )
 from controlplane.model.problems import ObjectKey, Problem, error, warning
 from controlplane.model.routing import DestinationRule, RouteDestination, VirtualService
+from controlplane.model.security import ROOT_NAMESPACE, AuthorizationPolicy, PeerAuthentication, Policies
 
-Object = Namespace | Node | ServiceAccount | Service | Pod | VirtualService | DestinationRule
+Object = (Namespace | Node | ServiceAccount | Service | Pod | VirtualService | DestinationRule | AuthorizationPolicy
+          | PeerAuthentication)
 Rule = VirtualService | DestinationRule
 K = TypeVar("K")
 V = TypeVar("V")
@@ -33,23 +35,26 @@ V = TypeVar("V")
 
 @dataclass(slots=True)
 class Touched:
-    """What an update may have changed: hosts (their routes, clusters and endpoints) and names of Address resources."""
+    """What an update may have changed: hosts (their routes, clusters and endpoints), names of Address and of Authorization resources."""
 
     hosts: set[str] = field(default_factory=set)
     addresses: set[str] = field(default_factory=set)
+    policies: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
-        return bool(self.hosts or self.addresses)
+        return bool(self.hosts or self.addresses or self.policies)
 
     def add(self, other: Touched) -> None:
         self.hosts |= other.hosts
         self.addresses |= other.addresses
+        self.policies |= other.policies
 
 
 class Mesh:
-    """See the head of this file. Queries see only what is in force."""
+    """See the head of this file. Queries see only what is in force. `root`: the namespace whose policies are for all."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: str = ROOT_NAMESPACE) -> None:
+        self.policies = Policies(root)
         self._objects: dict[ObjectKey, Object] = {}
         self._claims: dict[IPAddress, list[ObjectKey]] = {}  # the first one has it
         self._out: set[ObjectKey] = set()  # held, not in force: another has their address
@@ -90,6 +95,8 @@ class Mesh:
                 if isinstance(one, VirtualService | DestinationRule):
                     for name in _named_hosts(one):
                         recheck |= self._referrers.get(name, set())
+                elif isinstance(one, AuthorizationPolicy | PeerAuthentication):
+                    recheck |= self.policies.rivals(one)
         for host in touched.hosts:
             recheck |= self._referring(host)
         for key in recheck:
@@ -148,6 +155,11 @@ class Mesh:
                 (self._rules.add if add else self._rules.remove)(one.host, one)
                 touched.hosts |= self._concrete(one.host)
                 self._refer(one, add)
+            case AuthorizationPolicy() | PeerAuthentication():
+                touched.policies |= self.policies.touched(one)
+                (self.policies.add if add else self.policies.remove)(one)
+                touched.policies |= self.policies.touched(one)
+                touched.addresses |= {uid for uid, pod in self._pods.items() if self.policies.concerns(one, pod)}
             case Node():
                 touched.addresses |= self._pods_by_node.get(one.meta.key.name, set())
                 for uid in self._pods_by_node.get(one.meta.key.name, ()):
@@ -280,6 +292,8 @@ class Mesh:
                 found = self._check_virtual_service(one)
             case DestinationRule():
                 found = self._check_destination_rule(one)
+            case AuthorizationPolicy() | PeerAuthentication():
+                found = self.policies.check(one, self._pods.values())
         if found:
             self._problems[key] = tuple(found)
         else:

@@ -114,6 +114,7 @@ class Pod:
     host_network: bool
     ports: tuple[tuple[str, int], ...]  # named TCP ports of its containers
     owner: tuple[str, str]  # kind and name of the controller; ("", "") without one
+    redirected: bool = False  # its node's agent has captured it, so tunnels end there
 
     @property
     def uid(self) -> str:

@@ -87,10 +87,10 @@ class DeltaSession:
             kind.held = {name: version for name, version in kind.held.items() if name in kind.interest.names}
         return Heard(request.type_url, rejected, tuple(bad))
 
-    def touch(self, hosts: set[str], addresses: set[str]) -> None:
+    def touch(self, hosts: set[str], addresses: set[str], policies: set[str]) -> None:
         """These may have changed."""
         for kind in self._types.values():
-            kind.due |= kind.interest.touched(hosts, addresses)
+            kind.due |= kind.interest.touched(hosts, addresses, policies)
 
     def responses(self) -> Iterator[Response]:
         """What is to be sent now, made when it is asked for: take one, send it, take the next."""

@@ -73,10 +73,10 @@ class Hub:
     def publish(self, touched: Touched) -> int:
         """Follow a change of the mesh. Returns how many addresses differ; layer 7 is compared when it is sent."""
         addresses = self.catalog.update(touched)
-        if touched.hosts or addresses:
+        if touched.hosts or addresses or touched.policies:
             now = time.monotonic()
             for client in self._clients:
-                client.session.touch(touched.hosts, addresses)
+                client.session.touch(touched.hosts, addresses, touched.policies)
                 client.changed_at = client.changed_at or now
                 client.wake.set()
         return len(addresses)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from controlplane.translate.catalog import Catalog, Made
-from controlplane.translate.names import TypeUrl, Wanted, parse
+from controlplane.translate.names import WHOLE, TypeUrl, Wanted, parse
 
 WILDCARD = "*"
 NAMES_BOUND = 100_000  # subscriptions of a type on one stream
@@ -65,7 +65,7 @@ class Interest:
         if len(self.names) >= NAMES_BOUND:
             raise SessionError(f"more than {NAMES_BOUND} subscriptions of {self.type_url}")
         wanted, reason = None, ""
-        if self.type_url in set(TypeUrl) - {TypeUrl.ADDRESS}:
+        if self.type_url in set(TypeUrl) - WHOLE:
             try:
                 wanted = parse(TypeUrl(self.type_url), name, scope)
                 self._by_host.setdefault(wanted.host, set()).add(name)
@@ -82,21 +82,24 @@ class Interest:
             if not held:
                 del self._by_host[wanted.host]
 
-    def touched(self, hosts: set[str], addresses: set[str]) -> set[str]:
+    def touched(self, hosts: set[str], addresses: set[str], policies: set[str]) -> set[str]:
         """The names that a change may concern."""
-        if self.type_url == TypeUrl.ADDRESS:
-            return set(addresses) if self.wildcard else addresses & self.names.keys()
+        if self.type_url in WHOLE:
+            names = addresses if self.type_url == TypeUrl.ADDRESS else policies
+            return set(names) if self.wildcard else names & self.names.keys()
         few, many = (hosts, self._by_host) if len(hosts) < len(self._by_host) else (self._by_host.keys(), hosts)
         return {name for host in few if host in many for name in self._by_host[host]}
 
     def find(self, catalog: Catalog, name: str) -> Made | None:
         if self.type_url == TypeUrl.ADDRESS:
             return catalog.address(name)
+        if self.type_url == TypeUrl.AUTHORIZATION:
+            return catalog.policy(name)
         wanted = self.names.get(name)
         return catalog.resource(wanted) if wanted is not None else None
 
     def everything(self, catalog: Catalog) -> Iterator[str]:
-        """Every name that the client follows now. A wildcard means something for addresses only: the rest is on demand."""
-        if self.wildcard and self.type_url == TypeUrl.ADDRESS:
-            yield from catalog.addresses()
+        """Every name that the client follows now. A wildcard means something for WHOLE only: the rest is on demand."""
+        if self.wildcard and self.type_url in WHOLE:
+            yield from catalog.addresses() if self.type_url == TypeUrl.ADDRESS else catalog.policies()
         yield from self.names

@@ -80,10 +80,10 @@ class SotwSession:
             kind.due = kind.owed = True
         return Heard(request.type_url, rejected, tuple(bad))
 
-    def touch(self, hosts: set[str], addresses: set[str]) -> None:
+    def touch(self, hosts: set[str], addresses: set[str], policies: set[str]) -> None:
         """These may have changed."""
         for kind in self._types.values():
-            kind.due = kind.due or bool(kind.interest.touched(hosts, addresses))
+            kind.due = kind.due or bool(kind.interest.touched(hosts, addresses, policies))
 
     def responses(self) -> Iterator[Response]:
         """What is to be sent now."""

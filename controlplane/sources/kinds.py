@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from controlplane.model.mesh import Object
 from controlplane.model.objects import Metadata
 from controlplane.model.problems import ObjectKey, Place, Problem, Severity
-from controlplane.sources import kubernetes
+from controlplane.sources import kubernetes, security
 from controlplane.sources.destination_rule import destination_rule
 from controlplane.sources.fields import Fields, Notes, did_you_mean
 from controlplane.sources.text import Map
@@ -15,6 +15,8 @@ from controlplane.sources.virtual_service import virtual_service
 
 ISTIO = "networking.istio.io"
 ISTIO_VERSIONS = ("v1", "v1beta1", "v1alpha3")
+SECURITY = "security.istio.io"
+SECURITY_VERSIONS = ("v1", "v1beta1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ KINDS = {
     "Pod": Kind("", ("v1",), kubernetes.pod),
     "VirtualService": Kind(ISTIO, ISTIO_VERSIONS, virtual_service),
     "DestinationRule": Kind(ISTIO, ISTIO_VERSIONS, destination_rule),
+    "AuthorizationPolicy": Kind(SECURITY, SECURITY_VERSIONS, security.authorization_policy),
+    "PeerAuthentication": Kind(SECURITY, SECURITY_VERSIONS, security.peer_authentication),
 }
 # kinds that a cluster has and that change nothing here; Deployments and the like speak through their Pods
 IGNORED = frozenset([
@@ -45,9 +49,8 @@ IGNORED = frozenset([
 ])
 # kinds of meshes that this version does not do; leaving one out silently could open what it closes
 NOT_YET = frozenset([
-    "AuthorizationPolicy", "EnvoyFilter", "GRPCRoute", "Gateway", "GatewayClass", "HTTPRoute", "PeerAuthentication",
-    "ProxyConfig", "ReferenceGrant", "RequestAuthentication", "ServiceEntry", "Sidecar", "TCPRoute", "TLSRoute",
-    "Telemetry", "UDPRoute", "WasmPlugin", "WorkloadEntry", "WorkloadGroup",
+    "EnvoyFilter", "GRPCRoute", "Gateway", "GatewayClass", "HTTPRoute", "ProxyConfig", "ReferenceGrant", "RequestAuthentication",
+    "ServiceEntry", "Sidecar", "TCPRoute", "TLSRoute", "Telemetry", "UDPRoute", "WasmPlugin", "WorkloadEntry", "WorkloadGroup",
 ])
 _METADATA = [
     "annotations", "creationTimestamp", "deletionGracePeriodSeconds", "deletionTimestamp", "finalizers", "generateName",
@@ -76,7 +79,7 @@ def read(file: str, body: Map) -> Read:
     if not name or not version:
         return Read(None, None, tuple(notes.problems), place)
     notes.object = name
-    if name in IGNORED and not version.startswith((ISTIO, "security.istio.io")):
+    if name in IGNORED and not version.startswith((ISTIO, SECURITY)):
         return Read(None, None, (), place, ignored=True)
     kind = KINDS.get(name)
     group, _, short = version.rpartition("/")

@@ -17,7 +17,9 @@ from controlplane.model.objects import (
 from controlplane.model.problems import Severity
 from controlplane.sources.fields import Fields, describe
 from controlplane.sources.protocols import declared
+from controlplane.sources.text import Map
 
+REDIRECTION = "ambient.istio.io/redirection"
 _POD_SPEC = [
     "activeDeadlineSeconds", "affinity", "automountServiceAccountToken", "dnsConfig", "dnsPolicy", "enableServiceLinks",
     "ephemeralContainers", "hostAliases", "hostIPC", "hostPID", "hostUsers", "hostname", "hostnameOverride",
@@ -140,7 +142,7 @@ def pod(top: Fields, meta: Metadata) -> Pod | None:
     owner = _owner(ending) if ending is not None else ("", "")
     ended = phase in ("Succeeded", "Failed")
     return Pod(meta, node_name, account, addresses, bool(addresses) and not ended, ended,
-               ready and not going, host_network, tuple(sorted(ports.items())), owner)
+               ready and not going, host_network, tuple(sorted(ports.items())), owner, _redirected(ending))
 
 
 def _status(top: Fields) -> tuple[tuple[IPAddress, ...], str, bool]:
@@ -153,6 +155,12 @@ def _status(top: Fields) -> tuple[tuple[IPAddress, ...], str, bool]:
         texts = [status.text("podIP")]
     ready = any(one.text("type") == "Ready" and one.text("status") == "True" for one in status.list_of_fields("conditions"))
     return _addresses(status, key, texts), status.text("phase"), ready
+
+
+def _redirected(metadata: Fields | None) -> bool:
+    """What a node's agent says of a pod that it has captured (Istio's annotation)."""
+    annotations = metadata.take("annotations") if metadata is not None else None
+    return isinstance(annotations, Map) and annotations.get(REDIRECTION) == "enabled"
 
 
 def _owner(metadata: Fields) -> tuple[str, str]:

@@ -5,6 +5,7 @@ import re
 
 from controlplane.model.mesh import Mesh
 from controlplane.model.objects import CLUSTER, Pod, Protocol, Service, ServicePort, WorkloadType
+from controlplane.model.security import Mode
 from protos.gen.istio import workload_pb2 as wire
 
 APP_PROTOCOLS = {Protocol.AUTO: wire.UNKNOWN, Protocol.HTTP: wire.HTTP11, Protocol.HTTP2: wire.HTTP2, Protocol.GRPC: wire.GRPC,
@@ -41,6 +42,7 @@ def workload_address(pod: Pod, mesh: Mesh, trust_domain: str = "") -> wire.Addre
         namespace=key.namespace,
         addresses=[address.packed for address in pod.addresses],
         trust_domain=trust_domain,
+        tunnel_protocol=tunnel(pod, mesh),
         service_account=pod.service_account,
         node=pod.node,
         canonical_name=first(labels, "service.istio.io/canonical-name", "app.kubernetes.io/name", "app") or name,
@@ -48,12 +50,18 @@ def workload_address(pod: Pod, mesh: Mesh, trust_domain: str = "") -> wire.Addre
                                  "version") or "latest",
         workload_type=TYPES[kind],
         workload_name=name,
+        authorization_policies=mesh.policies.of(pod),
         cluster_id=CLUSTER,
         status=wire.HEALTHY if pod.ready else wire.UNHEALTHY,
         services={service.address_name: port_list(service, pod) for service in mesh.services_of(pod)},
         locality=wire.Locality(region=node.region, zone=node.zone) if node and (node.region or node.zone) else None,
         network_mode=wire.HOST_NETWORK if pod.host_network else wire.STANDARD,
     ))
+
+
+def tunnel(pod: Pod, mesh: Mesh) -> wire.TunnelProtocol:
+    """HBONE where somebody takes tunnels, and nobody said that there shall be none."""
+    return wire.HBONE if pod.redirected and mesh.policies.strictness(pod).mode is not Mode.DISABLE else wire.NONE
 
 
 def port_list(service: Service, pod: Pod) -> wire.PortList:

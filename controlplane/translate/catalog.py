@@ -12,6 +12,7 @@ from typing import Any
 
 from controlplane.model.mesh import Mesh, Touched
 from controlplane.translate.address import service_address, workload_address
+from controlplane.translate.authorization import authorization
 from controlplane.translate.cluster import cluster, endpoints
 from controlplane.translate.listener import listener
 from controlplane.translate.names import TypeUrl, Wanted
@@ -20,7 +21,8 @@ from controlplane.translate.route import routes
 MAKERS: dict[TypeUrl, Callable[[Mesh, Wanted], Any]] = {
     TypeUrl.LISTENER: listener, TypeUrl.ROUTE: routes, TypeUrl.CLUSTER: cluster, TypeUrl.ENDPOINTS: endpoints,
 }
-ORDER = (TypeUrl.ADDRESS, TypeUrl.CLUSTER, TypeUrl.ENDPOINTS, TypeUrl.LISTENER, TypeUrl.ROUTE)
+# a workload names policies: they come first
+ORDER = (TypeUrl.AUTHORIZATION, TypeUrl.ADDRESS, TypeUrl.CLUSTER, TypeUrl.ENDPOINTS, TypeUrl.LISTENER, TypeUrl.ROUTE)
 MADE_BOUND = 200_000  # resources kept made; beyond that the oldest is made again when it is asked for
 
 
@@ -44,6 +46,7 @@ class Catalog:
         self._mesh = mesh
         self._trust_domain = trust_domain
         self._addresses: dict[str, Made] = {}
+        self._policies: dict[str, Made] = {}
         self._made: dict[Wanted, Made | None] = {}
         self._by_host: dict[str, set[Wanted]] = {}
 
@@ -52,6 +55,12 @@ class Catalog:
         for host in touched.hosts:
             for wanted in self._by_host.pop(host, ()):
                 self._made.pop(wanted, None)
+        for name in touched.policies:
+            message = authorization(self._mesh, name)
+            if message is None:
+                self._policies.pop(name, None)
+            else:
+                self._policies[name] = made(message)
         changed = set()
         for name in touched.addresses:
             now, before = self._make_address(name), self._addresses.get(name)
@@ -70,6 +79,13 @@ class Catalog:
 
     def address(self, name: str) -> Made | None:
         return self._addresses.get(name)
+
+    def policies(self) -> Iterable[str]:
+        """Every name."""
+        return sorted(self._policies)
+
+    def policy(self, name: str) -> Made | None:
+        return self._policies.get(name)
 
     def resource(self, wanted: Wanted) -> Made | None:
         """None: it does not exist."""

@@ -7,13 +7,16 @@ from enum import StrEnum
 
 class TypeUrl(StrEnum):
     ADDRESS = "type.googleapis.com/istio.workload.Address"
+    AUTHORIZATION = "type.googleapis.com/istio.security.Authorization"
     LISTENER = "type.googleapis.com/envoy.config.listener.v3.Listener"
     ROUTE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
     CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
     ENDPOINTS = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 
 
-SHORT = {TypeUrl.ADDRESS: "wds", TypeUrl.LISTENER: "lds", TypeUrl.ROUTE: "rds", TypeUrl.CLUSTER: "cds", TypeUrl.ENDPOINTS: "eds"}
+SHORT = {TypeUrl.ADDRESS: "wds", TypeUrl.AUTHORIZATION: "authz", TypeUrl.LISTENER: "lds", TypeUrl.ROUTE: "rds",
+         TypeUrl.CLUSTER: "cds", TypeUrl.ENDPOINTS: "eds"}
+WHOLE = frozenset({TypeUrl.ADDRESS, TypeUrl.AUTHORIZATION})  # by their own names, and all of them by wildcard
 XDSTP = "xdstp:///"
 NAME_BOUND = 2048  # characters of a requested name
 

@@ -79,7 +79,8 @@ cdef enum Flag:
     FLAG_DT = 11    # duration or idle timeout
     FLAG_SI = 12    # stream idle timeout (request head or body did not come)
     FLAG_OM = 13    # overload: descriptors or memory
-    FLAG_COUNT = 14
+    FLAG_DENY = 14  # a policy said no; Envoy has no letters for it, ztunnel's metrics say DENY
+    FLAG_COUNT = 15
 
 cdef packed struct SeriesKey:      # 24 bytes, compared as three u64
     uint32_t source                # workload index
@@ -165,6 +166,10 @@ cdef struct StatsHeader:           # 4096 bytes reserved at the start of the seg
     uint64_t confinement           # Confinement of the present worker (ext/sys/seccomp.pxd)
     uint64_t refused_calls         # system calls that the filter refused; each was a worker's end
     uint64_t refused_call          # the last one's number; not reset, so that it can be told after the worker's end
+    # counters: what policies said of inbound connections
+    uint64_t policy_denied         # when they came, or later
+    uint64_t policy_cut            # of these, those that were open when a policy changed
+    uint64_t policy_dry_denied     # let through, and would not be if policies on trial were in force
 
 cdef struct LogHeader:             # 4096 bytes reserved
     uint32_t magic
@@ -257,6 +262,8 @@ cdef enum Detail:
     DETAIL_STALLED                  # OM: ended because its peer does not read while the pod has no buffers left
     DETAIL_REQUEST_BODY_TIMEOUT     # SI, 408
     DETAIL_DISTRUST                 # DPE: who opened a tunnel is not believed; the failure says why
+    DETAIL_RBAC                     # DENY: the policy's name is in TEXT_FAILURE
+    DETAIL_UNKNOWN_WORKLOAD         # DENY: nobody has told in time which workload the pod is, so which policies it has
     DETAIL_COUNT
 
 # ---- the worker's side -------------------------------------------------------------------------------------------

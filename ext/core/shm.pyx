@@ -273,7 +273,7 @@ cdef int log_append(LogRing* log, Stats* stats, LogRecord* record, const Span* t
 
 REPORTERS = {REPORTER_SOURCE: "source", REPORTER_DESTINATION: "destination"}
 PROTOCOLS = {SERIES_TCP: "tcp", SERIES_HTTP: "http", SERIES_GRPC: "grpc"}
-FLAGS = ("-", "UH", "UF", "UO", "NR", "NC", "UC", "UT", "DC", "DPE", "UPE", "DT", "SI", "OM")
+FLAGS = ("-", "UH", "UF", "UO", "NR", "NC", "UC", "UT", "DC", "DPE", "UPE", "DT", "SI", "OM", "DENY")
 DETAILS = (
     "",
     "via_upstream",
@@ -314,6 +314,8 @@ DETAILS = (
     "overload{stalled}",
     "request_body_timeout",
     "peer_not_trusted",
+    "rbac_access_denied",
+    "workload_not_received",
 )
 if len(FLAGS) != FLAG_COUNT or len(DETAILS) != DETAIL_COUNT:
     raise ImportError("ext.core.shm: FLAGS or DETAILS do not match their enum")
@@ -329,7 +331,8 @@ HEADER_FIELDS = ("pid", "heartbeat_ns", "started_ns", "downstream_open", "upstre
                  "pod_buffered", "pod_buffered_limit", "waiting_memory",
                  "refused_connections", "refused_descriptors", "refused_memory", "refused_held", "refused_head_timeout",
                  "refused_body_timeout", "refused_head_size", "shed_idle", "shed_stalled", "shed_replay", "shed_sockets",
-                 "turns_cut", "confinement", "refused_calls", "refused_call")
+                 "turns_cut", "confinement", "refused_calls", "refused_call", "policy_denied", "policy_cut",
+                 "policy_dry_denied")
 
 
 def stats_bytes() -> int:

@@ -1,7 +1,8 @@
 """See account.pxd."""
 from libc.errno cimport EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset, strlen
+from libc.stdio cimport snprintf
+from libc.string cimport memchr, memcpy, memset, strlen
 from ext.core.loop cimport clock_ns
 from ext.core.protocol cimport INDEX_PASSTHROUGH, LISTEN_INBOUND
 from ext.core.shm cimport (REPORTER_DESTINATION, REPORTER_SOURCE, SERIES_GRPC, SERIES_HTTP, SERIES_TCP, TEXT_AUTHORITY,
@@ -10,13 +11,14 @@ from ext.core.shm cimport (REPORTER_DESTINATION, REPORTER_SOURCE, SERIES_GRPC, S
                            series_drop, series_hold, series_request, stats_series)
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.text cimport Span
-from ext.proxy.state cimport TEXT_BYTES, Conn, Facts, Texts
+from ext.proxy.state cimport JUDGED_DENIED, JUDGED_NOTHING, TEXT_BYTES, Conn, Facts, Texts
 from ext.route.tables cimport tables_random
 from ext.sys.stream cimport Peer
 from ext.wire.http1 cimport (H_USER_AGENT, H_X_FORWARDED_FOR, H_X_REQUEST_ID, Head, head_value)
 
 cdef enum:
     NO_GRPC_STATUS = 0xff
+    JUDGED_BYTES = 640              # a policy's namespace and name have at most 253 characters each
 
 
 # ---- series -----------------------------------------------------------------------------------------------------------
@@ -152,6 +154,7 @@ cdef void write_log(Conn* c, uint64_t took_us) noexcept nogil:
     cdef LogRecord record
     cdef Span[10] texts
     cdef char[64] inbound
+    cdef char[JUDGED_BYTES] judged
     cdef int i
     memset(&record, 0, sizeof(LogRecord))
     memset(texts, 0, sizeof(texts))
@@ -193,6 +196,9 @@ cdef void write_log(Conn* c, uint64_t took_us) noexcept nogil:
         texts[<int>TEXT_CLUSTER].n = inbound_name(inbound, c.target.port)
     if c.facts.failure != 0 and texts[<int>TEXT_FAILURE].n == 0:
         failure_text(&texts[<int>TEXT_FAILURE], -c.facts.failure)
+    elif c.judged != JUDGED_NOTHING:
+        texts[<int>TEXT_FAILURE].p = judged
+        texts[<int>TEXT_FAILURE].n = judged_text(judged, c)
     log_append(&c.w.log, &c.w.table, &record, texts)
 
 
@@ -213,6 +219,19 @@ cdef void failure_text(Span* out, int error) noexcept nogil:
     else:
         return
     out.n = <uint32_t>strlen(out.p)
+
+
+cdef uint32_t judged_text(char* out, const Conn* c) noexcept nogil:
+    """As Envoy's RBAC filter and Istio's names of policies have it; `rbac_dry_run_` is ours."""
+    cdef const char* what = b"rbac_access_denied" if c.judged == JUDGED_DENIED else b"rbac_dry_run_access_denied"
+    cdef const char* slash = <const char*>memchr(c.judge.key, c'/', c.judge.key_len) if c.judge != NULL else NULL
+    cdef int n
+    if slash == NULL:
+        n = snprintf(out, JUDGED_BYTES, b"%s_matched_policy[none]", what)
+    else:
+        n = snprintf(out, JUDGED_BYTES, b"%s_matched_policy[ns[%.*s]-policy[%s]-rule[%u]]", what, <int>(slash - c.judge.key), c.judge.key,
+                     slash + 1, c.judge_rule)
+    return <uint32_t>n if n < JUDGED_BYTES else JUDGED_BYTES - 1
 
 
 cdef uint32_t inbound_name(char* out, uint16_t port) noexcept nogil:

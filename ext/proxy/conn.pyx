@@ -18,7 +18,7 @@ from ext.proxy.stock cimport stock_close, stock_forget
 from ext.proxy.tunnel cimport tunnel_leave
 from ext.proxy.upstream cimport pool_close, upstream_drop
 from ext.route.balance cimport endpoint_end
-from ext.route.tables cimport cluster_release, destination_release
+from ext.route.tables cimport cluster_release, destination_release, identity_release, slot_release
 from ext.sys.stream cimport Peer
 
 
@@ -147,6 +147,12 @@ cdef void conn_end(Conn* c, uint8_t flag, uint16_t details, bint abort) noexcept
         return
     account_end(c, flag, details)
     c.state = C_DEAD
+    if c.peer != NULL:
+        identity_release(w.tables, c.peer)
+        c.peer = NULL
+    if c.judge != NULL:
+        slot_release(w.tables, c.judge)
+        c.judge = NULL
     held_forget(c)
     stock_forget(c)
     memory_forget(c)
@@ -177,6 +183,8 @@ cdef void conn_end(Conn* c, uint8_t flag, uint16_t details, bint abort) noexcept
         c.next.prev = c.prev
     if pod.hand == c:
         pod.hand = c.next
+    if pod.review == c:
+        pod.review = c.next
     w.n_conns -= 1
     w.stats.downstream_open -= 1
     pod.conns -= 1

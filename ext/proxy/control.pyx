@@ -16,6 +16,7 @@ from ext.proxy.forget cimport forget_prepare
 from ext.proxy.held cimport held_wake
 from ext.proxy.keys cimport key_forget, key_put
 from ext.proxy.outbox cimport outbox_flush, send_applied, send_drained, send_failed, send_ready
+from ext.proxy.permit cimport permit_review
 from ext.proxy.state cimport C_HTTP, X_IDLE, Captured, Conn, Worker
 from ext.proxy.stock cimport stock_fill
 from ext.route.tables cimport ERROR_BYTES, Prepared, tables_apply, tables_prepare
@@ -171,7 +172,7 @@ cdef void control_apply(Worker* w) noexcept nogil:
     cdef void* data
     cdef Prepared* prepared = NULL
     cdef Captured* pod
-    cdef uint64_t transaction = 0
+    cdef uint64_t transaction = 0, judgement
     cdef int fd = w.pending_fd
     cdef int64_t size = lseek(fd, 0, SEEK_END)      # fstat is one that takes a path in this libc, which seccomp cannot look at
     error[0] = 0
@@ -192,7 +193,10 @@ cdef void control_apply(Worker* w) noexcept nogil:
         send_failed(w, w.pending_sequence, transaction, error)
     else:
         forget_prepare(w, prepared)
+        judgement = w.tables.judgement
         tables_apply(w.tables, prepared)
+        if w.tables.judgement != judgement:
+            permit_review(w)
         budget_apply(w)
         pod = w.first_pod
         while pod != NULL:              # the bound of connections may have been raised

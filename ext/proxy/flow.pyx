@@ -2,7 +2,7 @@
 from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from ext.core.buffer cimport buffer_reserve, buffer_room, buffer_used
-from ext.core.protocol cimport LISTEN_OUTBOUND
+from ext.core.protocol cimport LISTEN_INBOUND, LISTEN_OUTBOUND
 from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NO_CONFIG, DETAIL_CONNECT_FAILURE, DETAIL_CONNECT_TIMEOUT,
                            DETAIL_NO_HEALTHY_UPSTREAM,
                            DETAIL_NO_SOCKET, DETAIL_OVERLOAD, DETAIL_HELD_OVERFLOW, FLAG_DC, FLAG_NC, FLAG_OM, FLAG_UF, FLAG_UH, FLAG_UO)
@@ -14,6 +14,7 @@ from ext.proxy.conn cimport conn_end, conn_release, conn_timer, linger_advance
 from ext.proxy.decide cimport FOUND_FULL, FOUND_LATER, FOUND_NONE, find_destination, identify
 from ext.proxy.held cimport held_expire
 from ext.proxy.http cimport http_advance, http_expire, http_start
+from ext.proxy.permit cimport PERMIT_YES, permit_enter
 from ext.proxy.relay cimport relay_advance, relay_expire, relay_start
 from ext.proxy.state cimport (C_DEAD, C_DETECT, C_DIAL, C_HELD, C_HTTP, C_LINGER, C_NEW, C_RELAY, GO_DETECT, GO_HTTP, GO_TCP, Q_HELD,
                               Q_STOCK, STOCK_WAIT_MS, U_DEAD, U_READY, Conn)
@@ -33,6 +34,8 @@ from ext.wire.sniff cimport SNIFF_HTTP1, SNIFF_MAX, SNIFF_MORE, sniff
 
 cdef void flow_start(Conn* c) noexcept nogil:
     cdef uint8_t protocol = identify(c)
+    if c.kind == LISTEN_INBOUND and permit_enter(c) != PERMIT_YES:
+        return
     if c.is_service:
         decide_service(c, protocol)
         return
@@ -279,17 +282,7 @@ cdef void flow_advance(Conn* c) noexcept nogil:
             account_begin_tcp(c)
             conn_end(c, FLAG_DC, DETAIL_DOWNSTREAM_CLOSED, True)
         elif c.queue != Q_HELD:
-            resume(c)
-
-
-cdef void resume(Conn* c) noexcept nogil:
-    """The wait for configuration is over, one way or the other; the service may have gone meanwhile."""
-    cdef uint8_t protocol = identify(c)
-    if c.is_service:
-        decide_service(c, protocol)
-    else:
-        c.intent = GO_HTTP if protocol == PROTO_HTTP else GO_TCP
-        proceed(c)
+            flow_start(c)       # the wait is over, one way or the other; the service may have gone meanwhile
 
 
 cdef void flow_expire(Conn* c, Timer* timer) noexcept nogil:

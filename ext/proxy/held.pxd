@@ -4,10 +4,12 @@ A connection reads nothing more while it is held, so that its bytes are bounded 
 A pod may have as many of them as places are still free.
 """
 from ext.proxy.state cimport Conn, Worker
-from ext.route.shapes cimport Pod, ServicePort
+from ext.route.shapes cimport Pod, ServicePort, Slot
 
 # Asks for the destination and queues; 0, or -1: too many wait, or no memory (flag UO).
 cdef int held_wait(Conn* c, const Pod* pod, const ServicePort* port) noexcept nogil
+# The same for any other slot, which somebody will fill unasked.
+cdef int held_wait_slot(Conn* c, Slot* slot) noexcept nogil
 cdef void held_forget(Conn* c) noexcept nogil
 # After an apply: those whose slot has content go on.
 cdef void held_wake(Worker* w) noexcept nogil

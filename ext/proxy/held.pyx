@@ -2,12 +2,13 @@
 from libc.stdint cimport uint64_t
 from ext.core.buffer cimport buffer_used
 from ext.core.loop cimport loop_again
+from ext.core.protocol cimport KIND_DESTINATION
 from ext.core.timer cimport timer_clear, timer_set
 from ext.proxy.budget cimport memory_forget
 from ext.proxy.outbox cimport send_miss
 from ext.proxy.state cimport Q_HELD, Q_NONE, Conn, Worker
 from ext.route.shapes cimport Pod, ServicePort, Slot
-from ext.route.tables cimport destination_wait, slot_release
+from ext.route.tables cimport destination_wait, slot_hold, slot_release
 
 cdef enum:
     ASK_AGAIN_NS = 1000000000   # the agent may have been away when it was asked
@@ -18,15 +19,41 @@ cdef void arm(Conn* c) noexcept nogil:
     timer_set(&c.w.loop.timers, &c.timer, due if due < c.wait_until_ns else c.wait_until_ns)
 
 
-cdef int held_wait(Conn* c, const Pod* pod, const ServicePort* port) noexcept nogil:
+cdef bint full(Conn* c) noexcept nogil:
     cdef Worker* w = c.w
-    cdef Slot* slot
     if w.n_held + c.pod.n_held >= w.tables.settings.hold_connections or buffer_used(&c.din) > w.tables.settings.hold_bytes:
         w.stats.refused_held += 1
+        return True
+    return False
+
+
+cdef int held_wait(Conn* c, const Pod* pod, const ServicePort* port) noexcept nogil:
+    cdef Slot* slot
+    if full(c):
         return -1
-    slot = destination_wait(w.tables, pod, port)
+    slot = destination_wait(c.w.tables, pod, port)
     if slot == NULL:
         return -1
+    wait_in(c, slot)
+    return 0
+
+
+cdef int held_wait_slot(Conn* c, Slot* slot) noexcept nogil:
+    if full(c):
+        return -1
+    slot_hold(slot)
+    wait_in(c, slot)
+    return 0
+
+
+cdef void ask(Conn* c) noexcept nogil:
+    """Only destinations come on demand; the rest is told to everybody anyway."""
+    if c.slot.kind == KIND_DESTINATION:
+        send_miss(c.w, c.slot.key, c.slot.key_len)
+
+
+cdef void wait_in(Conn* c, Slot* slot) noexcept nogil:
+    cdef Worker* w = c.w
     memory_forget(c)
     c.slot = slot
     c.queue = Q_HELD
@@ -44,9 +71,8 @@ cdef int held_wait(Conn* c, const Pod* pod, const ServicePort* port) noexcept no
     arm(c)
     # `user` counts those who wait here: the first asks
     if slot.user == NULL:
-        send_miss(w, slot.key, slot.key_len)
+        ask(c)
     slot.user = <void*>(<size_t>slot.user + 1)
-    return 0
 
 
 cdef void held_forget(Conn* c) noexcept nogil:
@@ -87,7 +113,7 @@ cdef void held_wake(Worker* w) noexcept nogil:
 cdef void held_expire(Conn* c) noexcept nogil:
     if c.w.loop.now_ns < c.wait_until_ns:
         if c.wait_prev == NULL or c.wait_prev.slot != c.slot:   # of those who wait for the same, the first asks
-            send_miss(c.w, c.slot.key, c.slot.key_len)
+            ask(c)
         arm(c)
         return
     held_forget(c)

@@ -2,7 +2,8 @@
 
     accept ── who, where to ──> decide
        │   captured nothing, or a listener itself was dialled: refused
-       ├─ inbound ───────────────> HTTP if the port is declared so, else TCP, to the original destination
+       ├─ inbound ───────────────> policy: reset (DENY); workload unknown: HELD, then DENY
+       │                           HTTP if the port is declared so, else TCP, to the original destination
        ├─ outbound, a service ───> destination in force?  no: HELD + MISS (5 s) ──> wake on commit, NC when time is over
        │                              both HTTP and TCP: DETECT (sniff; server-first is dialled after detect_dial_ms)
        ├─ outbound, a workload ──> HTTP if that port is declared so, else TCP, to that very endpoint
@@ -79,6 +80,11 @@ cdef enum Pause:            # of a listener
     PAUSED_DESCRIPTORS      # the kernel had none: the timer ends it
     PAUSED_FULL             # the pod has what it may have: ends with one of its connections, or by the timer
     REFUSING                # it has been full for hold_timeout_ms: who comes is told
+
+cdef enum Judged:           # what policies said
+    JUDGED_NOTHING = 0
+    JUDGED_DENIED
+    JUDGED_DRY              # would be denied if policies on trial were in force
 
 cdef enum Intent:           # what the decision was
     GO_TCP = 1
@@ -274,6 +280,10 @@ cdef struct Conn:
     uint64_t wait_until_ns
     uint64_t held_bytes
     Slot* slot              # held while in Q_HELD
+    Identity* peer          # held: who the client proved to be; NULL: nobody
+    Slot* judge             # held: the policy that denied, or would (see permit.pxd); NULL: none that allows matched
+    uint32_t judge_rule
+    uint8_t judged          # Judged
     Buffer din
     Buffer uhead
     Buffer uin
@@ -320,6 +330,7 @@ cdef struct Captured:       # one pod of this worker
     Buffers buffers         # its share of the worker's memory
     Conn* first_conn
     Conn* hand              # where the next look at some of them goes on; NULL: at the first
+    Conn* review            # the next one of which policies are asked again; NULL: none
     Conn* waits_first       # for memory
     Conn* waits_last
     uint64_t looked_ns
@@ -402,6 +413,7 @@ cdef struct Worker:
     uint8_t stop
     uint32_t drain_sequence
     Timer drain_timer
+    Timer review_timer      # due: open connections are asked again, a bounded number
     Gone gone[1024]
     uint32_t gone_first
     uint32_t gone_last

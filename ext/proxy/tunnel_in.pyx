@@ -83,8 +83,8 @@ cdef bint is_ours(const Tunnel* t, const Peer* target) noexcept nogil:
         return True
     pod = pod_by_handle(t.w.tables, t.pod.handle)
     if pod != NULL:
-        for i in range(pod.n_addresses):
-            if same_ip(<const Peer*>&pod.addresses[i], target):
+        for i in range(pod.n_claims):
+            if same_ip(<const Peer*>&pod.claims[i].place.address, target):
                 return True
     return False
 

@@ -13,6 +13,7 @@ from ext.proxy.control cimport control_apply, control_check_drained, control_ope
 from ext.proxy.flow cimport flow_advance, flow_expire
 from ext.proxy.forget cimport forget_turn
 from ext.proxy.outbox cimport OUTBOX_BYTES
+from ext.proxy.permit cimport permit_open
 from ext.proxy.shed cimport shed_open, shed_turn
 from ext.proxy.tunnel cimport tunnels_open
 from ext.proxy.tunnel_in cimport tunnel_distrusts
@@ -97,6 +98,7 @@ cdef Worker* worker_new(int control, void* stats, size_t stats_size, void* log, 
     w.descriptors_most = <uint32_t>files.rlim_cur if files.rlim_cur < NOFILE_MOST else NOFILE_MOST
     budget_apply(w)
     shed_open(w)
+    permit_open(w)
     w.conns.size = sizeof(Conn)
     w.upstreams.size = sizeof(Upstream)
     w.pods.size = sizeof(Captured)

@@ -9,12 +9,13 @@ from ext.core.protocol cimport (
     KIND_CERTIFICATE, KIND_CLUSTER, KIND_DESTINATION, KIND_POD, KIND_POLICY, KIND_SERVICE, KIND_TRUST, KIND_WORKLOAD)
 from ext.wire.http1 cimport HEAD_MAX_BYTES
 from ext.route.clusters cimport cluster_free, read_cluster
+from ext.route.policies cimport policy_free, read_policy
 from ext.route.reader cimport (
     LEAST_ADDRESS, REASON_BYTES, Reader, cut, no_memory, read_address, refuse, refuse_number, refuse_text, take)
 from ext.route.routes cimport destination_free, read_destination
 from ext.route.shapes cimport (
-    PROTO_TLS, TUNNEL_HBONE, Address, Certificate, Claim, Cluster, Destination, Identity, IdentityParts, Pod, Service, ServicePort, Slot,
-    Trust, Workload, WorkloadPort)
+    PROTO_TLS, TUNNEL_HBONE, Address, Certificate, Claim, Cluster, Destination, Identity, IdentityParts, Pod, Policy, Service,
+    ServicePort, Slot, Trust, Workload, WorkloadPort)
 from ext.route.slots cimport (
     identity_drop, identity_intern, identity_split, place_drop, place_intern, scope_drop, scope_intern, slot_drop, slot_intern,
     split_key, text_hash)
@@ -226,7 +227,6 @@ cdef int read_service(Reader* r, Service* s) noexcept nogil:
 
 
 cdef int read_pod(Reader* r, Pod* p) noexcept nogil:
-    cdef uint32_t i
     cdef Span uid, scope
     p.handle = take_u32(&r.c)
     p.node.hash = hash_u32(p.handle)
@@ -240,13 +240,8 @@ cdef int read_pod(Reader* r, Pod* p) noexcept nogil:
     p.scope = scope_intern(r.names, scope)
     if p.workload == NULL or p.scope == NULL:
         return no_memory(r)
-    p.n_addresses = take_count(&r.c, LEAST_ADDRESS)
-    p.addresses = <Address*>take(r, p.n_addresses, sizeof(Address))
-    if p.addresses == NULL:
+    if read_claims(r, p, &p.n_claims, &p.claims) < 0:
         return -1
-    for i in range(p.n_addresses):
-        if read_address(r, &p.addresses[i]) < 0:
-            return -1
     return read_identity(r, &p.identity)
 
 
@@ -266,6 +261,8 @@ cdef size_t content_size(uint8_t kind) noexcept nogil:
         return sizeof(Trust)
     if kind == KIND_CERTIFICATE:
         return sizeof(Certificate)
+    if kind == KIND_POLICY:
+        return sizeof(Policy)
     return sizeof(Pod)
 
 
@@ -282,6 +279,8 @@ cdef Arena* content_arena(uint8_t kind, void* content) noexcept nogil:
         return &(<Trust*>content).arena
     if kind == KIND_CERTIFICATE:
         return &(<Certificate*>content).arena
+    if kind == KIND_POLICY:
+        return &(<Policy*>content).arena
     return &(<Pod*>content).arena
 
 
@@ -324,6 +323,8 @@ cdef void* content_decode(Names* names, const Slot* slot, Span payload, char* re
         done = read_trust(&r, <Trust*>content)
     elif slot.kind == KIND_CERTIFICATE:
         done = read_certificate(&r, <Certificate*>content, key)
+    elif slot.kind == KIND_POLICY:
+        done = read_policy(&r, <Policy*>content, slot)
     elif slot.kind == KIND_DESTINATION:
         r.destination = <Destination*>content
         r.destination.refs = 1
@@ -369,6 +370,8 @@ cdef void content_drop(Names* names, uint8_t kind, void* content) noexcept nogil
             cluster_free(names, <Cluster*>content)
     elif kind == KIND_WORKLOAD:
         workload_drop(names, <Workload*>content)
+    elif kind == KIND_POLICY:
+        policy_free(names, <Policy*>content)
     elif kind == KIND_SERVICE:
         claims_drop(names, (<Service*>content).n_claims, (<Service*>content).claims)
         arena_free(&(<Service*>content).arena)
@@ -377,6 +380,7 @@ cdef void content_drop(Names* names, uint8_t kind, void* content) noexcept nogil
     elif kind == KIND_CERTIFICATE:
         arena_free(&(<Certificate*>content).arena)
     else:
+        claims_drop(names, (<Pod*>content).n_claims, (<Pod*>content).claims)
         if (<Pod*>content).workload != NULL:
             slot_drop(names, (<Pod*>content).workload)
         if (<Pod*>content).scope != NULL:

@@ -10,12 +10,16 @@ from ext.core.protocol cimport KIND_CERTIFICATE, KIND_TRUST
 from ext.core.text cimport Span
 from ext.wire.edit cimport EDIT_REMOVE, HeaderOp
 from ext.wire.http1 cimport Head
-from ext.route cimport balance, match, shapes, tables
+from ext.route cimport balance, match, policy, shapes, slots, tables
 
 import ipaddress
 
 OPS = {1: "remove", 2: "set", 3: "add"}
 MISS = "miss"           # nobody asked the control plane yet
+ACTIONS = ("allow", "deny")
+SCOPES = ("global", "namespace", "workload")
+FIELDS = (None, "namespaces", "notNamespaces", "principals", "notPrincipals", "sourceIps", "notSourceIps", "destinationIps",
+          "notDestinationIps", "destinationPorts", "notDestinationPorts", "serviceAccounts", "notServiceAccounts", "says nothing")
 UNKNOWN = "unknown"     # the control plane does not know it: NC
 
 
@@ -115,6 +119,27 @@ cdef class Request:
 
     def __dealloc__(self):
         block_give(self.head)
+
+
+cdef class Question:
+    """A connection that policies are asked about."""
+    cdef policy.Asked asked
+    cdef shapes.IdentityParts parts
+    cdef shapes.Address source
+    cdef shapes.Address destination
+    cdef bytes who
+
+    def __cinit__(self, identity, source, destination, uint16_t port):
+        self.source = address_of(source)
+        self.destination = address_of(destination)
+        self.asked.source = &self.source
+        self.asked.destination = &self.destination
+        self.asked.port = port
+        if identity is not None:
+            self.who = identity.encode()
+            if slots.identity_split(span(self.who), &self.parts) < 0:
+                raise ValueError(f"{identity!r} is not spiffe://<trust domain>/ns/<namespace>/sa/<service account>")
+            self.asked.who = &self.parts
 
 
 cdef class Held:
@@ -317,7 +342,7 @@ cdef class Tables:
         cdef shapes.Pod* pod = tables.pod_by_handle(self.t, handle)
         if pod == NULL:
             return None
-        addresses = [ip_of(&pod.addresses[i]) for i in range(pod.n_addresses)]
+        addresses = [ip_of(&pod.claims[i].place.address) for i in range(pod.n_claims)]
         return shapes.pod_workload(pod), text_of(pod.scope.name), addresses
 
     # ---- what to do
@@ -430,3 +455,66 @@ cdef class Tables:
             e = balance.balance_pick(c, tables.tables_random(self.t), out)
             found.append(Tables.endpoint(e) if e != NULL else None)
         return found
+
+    # ---- who may
+
+    def authorize(self, uint32_t handle, identity, source, destination, uint16_t port):
+        """May this connection to a pod be? `identity` is a SPIFFE ID, or None: nobody proved who they are.
+
+        dict: allowed, policy and rule (that matched and so decided; None: none applies, or none that allows matched), would,
+        would_policy, would_rule (the same if policies on trial were in force). LookupError: the pod or its workload is not known;
+        a worker would let it wait, then deny it. ValueError: not an identity, or no address.
+        """
+        cdef Question q = Question(identity, source, destination, port)
+        cdef policy.Verdict verdict
+        cdef shapes.Pod* pod = self.judged_pod(handle)
+        policy.policy_decide(self.t, <shapes.Workload*>pod.workload.current, pod.scope, &q.asked, &verdict)
+        return {"allowed": bool(verdict.allowed), "policy": key_of(verdict.by) if verdict.by != NULL else None,
+                "rule": verdict.rule if verdict.by != NULL else None, "would": bool(verdict.would),
+                "would_policy": key_of(verdict.would_by) if verdict.would_by != NULL else None,
+                "would_rule": verdict.would_rule if verdict.would_by != NULL else None}
+
+    def explain(self, uint32_t handle, identity, source, destination, uint16_t port):
+        """Every policy that applies, in the order in which they are asked: dict of policy, action, scope, dry_run, matches (the first
+        rule that does, or None) and rules: per rule the clauses, per clause the matches, each None (agrees) or what does not."""
+        cdef Question q = Question(identity, source, destination, port)
+        cdef policy.Walk walk
+        cdef const shapes.Policy* at
+        cdef shapes.Pod* pod = self.judged_pod(handle)
+        cdef int first
+        found = []
+        policy.walk_start(&walk, self.t, <shapes.Workload*>pod.workload.current, pod.scope)
+        at = policy.walk_next(&walk)
+        while at != NULL:
+            first = policy.policy_matches(at, &q.asked)
+            found.append({"policy": key_of(at.slot), "action": ACTIONS[at.action], "scope": SCOPES[at.scope], "dry_run": bool(at.dry_run),
+                          "matches": first if first >= 0 else None,
+                          "rules": [Tables.rule_of(&at.rules[i], q) for i in range(at.n_rules)]})
+            at = policy.walk_next(&walk)
+        return found
+
+    @staticmethod
+    cdef list rule_of(const shapes.PolicyRule* rule, Question q):
+        cdef const shapes.PolicyClause* clause
+        out = []
+        for i in range(rule.n):
+            clause = &rule.clauses[i]
+            out.append([FIELDS[policy.match_differs(&clause.matches[k], &q.asked)] for k in range(clause.n)])
+        return out
+
+    cdef shapes.Pod* judged_pod(self, uint32_t handle) except NULL:
+        cdef shapes.Pod* pod = tables.pod_by_handle(self.t, handle)
+        if pod == NULL or pod.workload.current == NULL:
+            raise LookupError(f"no pod {handle}, or nobody has told its workload")
+        return pod
+
+    def pod_by_address(self, ip):
+        """The handle of the pod of this node that has that address, or 0."""
+        cdef shapes.Address address = address_of(ip)
+        cdef shapes.Pod* pod = tables.pod_by_address(self.t, &address)
+        return pod.handle if pod != NULL else 0
+
+    @property
+    def judgement(self):
+        """Counts transactions after which policies may decide otherwise."""
+        return self.t.judgement

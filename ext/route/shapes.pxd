@@ -80,16 +80,19 @@ cdef struct Address:                    # 17 bytes; for IPv4 ip[4:] is zero. IPv
 cdef struct Slot:                       # one (kind, key); see the head of this file
     Node node                           # by key
     uint32_t refs                       # holders, the present content counting as one
-    void* current                       # Destination*, Cluster*, Workload*, Service* or Pod* by kind; NULL: not there
+    void* current                       # Destination*, Cluster*, Workload*, Service*, Pod* or Policy* by kind; NULL: not there
     void* user                          # the worker's own (who waits here); the tables never read it
     char* key                           # as in the blob's entry; NUL-terminated
     uint32_t key_len
     uint8_t kind
 
-cdef struct Scope:                      # `ns=<namespace>` of a pod, interned
+cdef struct Policy
+
+cdef struct Scope:                      # `ns=<namespace>` of a pod or policy, interned
     Node node
     uint32_t refs
     Span name
+    Policy* policies                    # those for every workload of the namespace
 
 cdef struct IdentityParts:              # of `spiffe://<domain>/ns/<namespace>/sa/<account>`
     Span principal                      # all behind `spiffe://`
@@ -111,7 +114,7 @@ cdef struct Claim:                      # somebody says that an address is their
     Claim* next
     Claim* prev
     Place* place
-    void* owner                         # Workload* or Service*
+    void* owner                         # Workload*, Service* or Pod*
 
 cdef struct Place:                      # one address
     Node node
@@ -119,6 +122,7 @@ cdef struct Place:                      # one address
     Address address
     Claim* workloads
     Claim* services
+    Claim* pods
 
 cdef struct WorkloadPort:
     uint16_t service_port
@@ -163,8 +167,8 @@ cdef struct Pod:
     uint32_t handle
     Slot* workload                      # of kind WORKLOAD; ask `pod_workload`
     Scope* scope
-    uint32_t n_addresses
-    Address* addresses
+    uint32_t n_claims
+    Claim* claims
     Identity* identity                  # NULL: none
 
 cdef struct Trust:                      # of one trust domain: who may sign, and what was taken back
@@ -183,6 +187,74 @@ cdef struct Certificate:                # of one identity
     uint64_t not_after
     uint32_t n_chain                    # one at least
     Span* chain                         # DER, leaf first
+
+# ---- who may (ext/route/policy) ----------------------------------------------------------------------------
+
+cdef enum PolicyScope:                  # numbers of istio.security.Scope and Action
+    SCOPE_GLOBAL = 0
+    SCOPE_NAMESPACE = 1
+    SCOPE_WORKLOAD = 2                  # those workloads that name it
+
+cdef enum PolicyAction:
+    ACTION_ALLOW = 0
+    ACTION_DENY = 1
+
+cdef struct TextMatch:
+    uint8_t kind                        # MATCH_EXACT, MATCH_PREFIX, MATCH_SUFFIX, MATCH_PRESENT
+    Span value
+
+cdef struct TextMatches:
+    uint32_t n
+    TextMatch* items
+
+cdef struct Block:                      # of addresses
+    Address address
+    uint8_t bits
+
+cdef struct Blocks:
+    uint32_t n
+    Block* items
+
+cdef struct Ports:
+    uint32_t n
+    uint16_t* items
+
+cdef struct Account:
+    Span namespace
+    Span account
+
+cdef struct Accounts:
+    uint32_t n
+    Account* items
+
+cdef struct PolicyMatch:                # [0] one of them must agree, unless there is none; [1] none of them may
+    TextMatches[2] namespaces
+    TextMatches[2] principals
+    Blocks[2] sources
+    Blocks[2] destinations
+    Ports[2] ports
+    Accounts[2] accounts
+    uint8_t empty                       # says nothing: never agrees
+
+cdef struct PolicyClause:
+    uint32_t n
+    PolicyMatch* matches                # any; none: agrees
+
+cdef struct PolicyRule:
+    uint32_t n
+    PolicyClause* clauses               # all
+
+cdef struct Policy:
+    Arena arena
+    Policy* next                        # in its Scope's list, or the one for all
+    Policy* prev
+    const Slot* slot                    # for its name; as long as it is in force
+    Scope* namespace                    # held
+    uint8_t scope                       # PolicyScope
+    uint8_t action                      # PolicyAction
+    uint8_t dry_run
+    uint32_t n_rules
+    PolicyRule* rules                   # any; none: never matches
 
 # ---- what to do with it ------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from ext.core.hash cimport Buckets
 from ext.core.text cimport Span
-from ext.route.shapes cimport Address, Claim, Identity, IdentityParts, Place, Scope, Slot
+from ext.route.shapes cimport Address, Claim, Identity, IdentityParts, Place, Policy, Scope, Slot
 
 cdef struct Names:
     Buckets slots           # Slot by (kind, key)
@@ -13,6 +13,7 @@ cdef struct Names:
     Buckets services        # Service by index
     Buckets pods            # Pod by handle
     uint64_t versions       # given to Trust and Certificate
+    Policy* policies        # those for every workload
 
 cdef int names_init(Names* names) noexcept nogil                    # -1: out of memory; nothing to free
 cdef void names_free(Names* names) noexcept nogil                   # all must be released before

@@ -11,7 +11,7 @@ One Prepared at a time. After tables_apply every borrowed pointer is stale (see 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from ext.core.text cimport Span
 from ext.route.shapes cimport (
-    Address, Cluster, Destination, Pod, Service, ServicePort, Settings, Slot, Workload, WorkloadPort)
+    Address, Cluster, Destination, Identity, Pod, Service, ServicePort, Settings, Slot, Workload, WorkloadPort)
 from ext.route.slots cimport Names
 
 cdef enum:
@@ -32,6 +32,7 @@ cdef struct Tables:
     Settings settings               # defaults until a SETTINGS blob comes
     uint64_t generation             # +1 with every applied transaction
     uint64_t last                   # id of the last applied transaction
+    uint64_t judgement              # +1 with every transaction after which a policy may decide otherwise
     uint64_t random_state
     Names names
 
@@ -63,6 +64,7 @@ cdef Workload* workload_by_index(Tables* t, uint32_t index) noexcept nogil
 cdef Service* service_by_index(Tables* t, uint32_t index) noexcept nogil
 cdef WorkloadPort* workload_port(const Workload* workload, uint16_t target_port) noexcept nogil
 cdef Pod* pod_by_handle(Tables* t, uint32_t handle) noexcept nogil
+cdef Pod* pod_by_address(Tables* t, const Address* address) noexcept nogil
 
 # ---- what to do: on demand ---------------------------------------------------------------------------------
 
@@ -82,3 +84,8 @@ cdef void destination_hold(Destination* destination) noexcept nogil
 cdef void destination_release(Tables* t, Destination* destination) noexcept nogil
 cdef void cluster_hold(Cluster* cluster) noexcept nogil
 cdef void cluster_release(Tables* t, Cluster* cluster) noexcept nogil
+
+# Who somebody is, kept while their connection lives: one that the tables know, or any that identity_split takes (NULL: out of memory).
+cdef void identity_hold(Identity* identity) noexcept nogil
+cdef Identity* identity_of(Tables* t, Span name) noexcept nogil
+cdef void identity_release(Tables* t, Identity* identity) noexcept nogil

@@ -9,10 +9,10 @@ from ext.core.protocol cimport (
     KIND_WORKLOAD, OP_DELETE, OP_PUT, TXN_MAGIC, TXN_VERSION)
 from ext.route.decode cimport content_decode, content_drop, settings_decode, settings_default
 from ext.route.reader cimport REASON_BYTES
-from ext.route.shapes cimport Claim, Place
+from ext.route.shapes cimport SCOPE_GLOBAL, SCOPE_NAMESPACE, Claim, Place, Policy
 from ext.route.slots cimport (
-    claim_link, claim_unlink, names_free, names_init, pair_hash, place_find, slot_drop, slot_find, slot_find_pair, slot_intern,
-    slot_intern_pair)
+    claim_link, claim_unlink, identity_drop, identity_intern, names_free, names_init, pair_hash, place_find, slot_drop,
+    slot_find, slot_find_pair, slot_intern, slot_intern_pair)
 
 cdef enum:
     TXN_HEADER = 24
@@ -70,6 +70,48 @@ cdef Buckets* numbers_of(Tables* t, uint8_t kind) noexcept nogil:
     return NULL
 
 
+cdef Policy** policies_of(Tables* t, const Policy* policy) noexcept nogil:
+    if policy.scope == SCOPE_GLOBAL:
+        return &t.names.policies
+    return &policy.namespace.policies if policy.scope == SCOPE_NAMESPACE else NULL
+
+
+cdef void policy_link(Policy** list, Policy* policy) noexcept nogil:
+    policy.prev = NULL
+    policy.next = list[0]
+    if list[0] != NULL:
+        list[0].prev = policy
+    list[0] = policy
+
+
+cdef void policy_unlink(Policy** list, Policy* policy) noexcept nogil:
+    if policy.prev != NULL:
+        policy.prev.next = policy.next
+    else:
+        list[0] = policy.next
+    if policy.next != NULL:
+        policy.next.prev = policy.prev
+
+
+cdef bint judges_otherwise(const Slot* slot, const void* content) noexcept nogil:
+    """Whether a policy may decide otherwise about open connections once `content` (or NULL) is in the slot."""
+    cdef const Workload* old = <const Workload*>slot.current
+    cdef const Workload* new = <const Workload*>content
+    cdef uint32_t i
+    if slot.kind == KIND_POLICY:
+        return True
+    if slot.kind == KIND_POD:
+        return slot.current != NULL
+    if slot.kind != KIND_WORKLOAD or old == NULL:
+        return False
+    if new == NULL or old.n_policies != new.n_policies:
+        return True
+    for i in range(old.n_policies):
+        if old.policies[i] != new.policies[i]:      # interned: the same name is the same slot
+            return True
+    return False
+
+
 cdef void link(Tables* t, uint8_t kind, void* content) noexcept nogil:
     cdef uint32_t i
     if numbers_of(t, kind) != NULL:
@@ -80,6 +122,11 @@ cdef void link(Tables* t, uint8_t kind, void* content) noexcept nogil:
     elif kind == KIND_SERVICE:
         for i in range((<Service*>content).n_claims):
             claim_link(&(<Service*>content).claims[i].place.services, &(<Service*>content).claims[i])
+    elif kind == KIND_POD:
+        for i in range((<Pod*>content).n_claims):
+            claim_link(&(<Pod*>content).claims[i].place.pods, &(<Pod*>content).claims[i])
+    elif kind == KIND_POLICY and policies_of(t, <Policy*>content) != NULL:
+        policy_link(policies_of(t, <Policy*>content), <Policy*>content)
 
 
 cdef void unlink(Tables* t, uint8_t kind, void* content) noexcept nogil:
@@ -92,6 +139,11 @@ cdef void unlink(Tables* t, uint8_t kind, void* content) noexcept nogil:
     elif kind == KIND_SERVICE:
         for i in range((<Service*>content).n_claims):
             claim_unlink(&(<Service*>content).claims[i].place.services, &(<Service*>content).claims[i])
+    elif kind == KIND_POD:
+        for i in range((<Pod*>content).n_claims):
+            claim_unlink(&(<Pod*>content).claims[i].place.pods, &(<Pod*>content).claims[i])
+    elif kind == KIND_POLICY and policies_of(t, <Policy*>content) != NULL:
+        policy_unlink(policies_of(t, <Policy*>content), <Policy*>content)
 
 
 cdef void fill(Tables* t, Slot* slot, void* content) noexcept nogil:
@@ -111,13 +163,16 @@ cdef void fill(Tables* t, Slot* slot, void* content) noexcept nogil:
 cdef void tables_apply(Tables* t, Prepared* p) noexcept nogil:
     cdef uint32_t i
     cdef Operation* o
+    cdef bint otherwise = False
     for i in range(p.n):
         o = &p.operations[i]
+        otherwise = otherwise or judges_otherwise(o.slot, o.content)
         fill(t, o.slot, o.content)
         slot_drop(&t.names, o.slot)
     if p.has_settings:
         t.settings = p.settings
     t.generation += 1
+    t.judgement += otherwise
     t.last = p.id
     block_give(p.operations)
     block_give(p)
@@ -155,6 +210,8 @@ cdef const char* kind_name(uint8_t kind) noexcept nogil:
         return b"TRUST"
     if kind == KIND_CERTIFICATE:
         return b"CERTIFICATE"
+    if kind == KIND_POLICY:
+        return b"POLICY"
     return b"blob of unknown kind"
 
 
@@ -202,7 +259,7 @@ cdef int prepare_entry(Tables* t, Prepared* p, Cursor* c, uint32_t number, char*
         elif settings_decode(payload, &p.settings, reason) < 0:
             return refuse_entry(error, kind, key, reason)
         return 0
-    if kind > KIND_CERTIFICATE or kind == KIND_POLICY or kind == 0 or key.n == 0:
+    if kind > KIND_CERTIFICATE or kind == 0 or key.n == 0:
         return refuse_entry(error, kind, key, b"unknown kind, or no key")
     o = &p.operations[p.n]
     o.slot = slot_intern(&t.names, kind, key)
@@ -335,6 +392,11 @@ cdef Pod* pod_by_handle(Tables* t, uint32_t handle) noexcept nogil:
     return p
 
 
+cdef Pod* pod_by_address(Tables* t, const Address* address) noexcept nogil:
+    cdef Place* place = place_find(&t.names, address)
+    return <Pod*>place.pods.owner if place != NULL and place.pods != NULL else NULL
+
+
 cdef WorkloadPort* workload_port(const Workload* workload, uint16_t target_port) noexcept nogil:
     cdef uint32_t i
     for i in range(workload.n_ports):
@@ -382,3 +444,15 @@ cdef void cluster_hold(Cluster* cluster) noexcept nogil:
 
 cdef void cluster_release(Tables* t, Cluster* cluster) noexcept nogil:
     content_drop(&t.names, KIND_CLUSTER, cluster)
+
+
+cdef void identity_hold(Identity* identity) noexcept nogil:
+    identity.refs += 1
+
+
+cdef Identity* identity_of(Tables* t, Span name) noexcept nogil:
+    return identity_intern(&t.names, name)
+
+
+cdef void identity_release(Tables* t, Identity* identity) noexcept nogil:
+    identity_drop(&t.names, identity)

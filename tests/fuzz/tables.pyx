@@ -17,12 +17,13 @@ from libc.string cimport memcpy, memset, strlen
 from ext.core.arena cimport Arena, Chunk, block_take, blocks_fail_at, blocks_live
 from ext.core.hash cimport Node, crc32
 from ext.core.protocol cimport (
-    KIND_CERTIFICATE, KIND_CLUSTER, KIND_DESTINATION, KIND_POD, KIND_SERVICE, KIND_TRUST, KIND_WORKLOAD, TXN_MAGIC, TXN_VERSION)
+    KIND_CERTIFICATE, KIND_CLUSTER, KIND_DESTINATION, KIND_POD, KIND_POLICY, KIND_SERVICE, KIND_TRUST, KIND_WORKLOAD, TXN_MAGIC,
+    TXN_VERSION)
 from ext.route.balance cimport balance_pick
 from ext.route.match cimport request_edits, response_edits, route_find, route_pick, tcp_pick
 from ext.route.shapes cimport (
-    EDITS_MAX, Certificate, Cluster, Destination, Endpoint, Identity, Place, Pod, Route, Scope, Service, Slot, Trust, Weighted, Workload,
-    weighted_cluster)
+    EDITS_MAX, Certificate, Cluster, Destination, Endpoint, Identity, Place, Pod, Policy, Route, Scope, Service, Slot, Trust, Weighted,
+    Workload, weighted_cluster)
 from ext.route.tables cimport (
     ERROR_BYTES, Prepared, Tables, slot_release, tables_abandon, tables_apply, tables_free, tables_new, tables_prepare, tables_random)
 from ext.wire.edit cimport HeaderOp
@@ -65,6 +66,8 @@ cdef Arena* arena_of(uint8_t kind, void* content) noexcept nogil:
         return &(<Trust*>content).arena
     if kind == KIND_CERTIFICATE:
         return &(<Certificate*>content).arena
+    if kind == KIND_POLICY:
+        return &(<Policy*>content).arena
     return &(<Pod*>content).arena
 
 
@@ -116,7 +119,7 @@ cdef uint64_t digest(Tables* t) noexcept nogil:
             place = <Place*>at
             h = mix(7, &place.address, sizeof(place.address))
             h = mix(h, &place.refs, sizeof(place.refs))
-            h = mix(h, &place.workloads, 2 * sizeof(void*))
+            h = mix(h, &place.workloads, 3 * sizeof(void*))
             sum += h
             at = at.chain
     for i in range(t.names.scopes.mask + 1):

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from agent.dataplane import blobs
 from agent.model.identity import Certificate, Trust
+from agent.model.policy import Action, Match, Policy, Scope
 from agent.model.routing import (
     Balancer,
     Cluster,
@@ -41,6 +42,23 @@ WORKLOAD = Workload(
     canonical_revision="v1", cluster_id="Kubernetes", healthy=True,
     ports=(WorkloadPort(SERVICE.key, 9080, 9080, Protocol.HTTP),), tunnel=Tunnel.HBONE,
     policies=("default/only-productpage", "istio-system/istio_converted_static_strict"),
+)
+POLICY = Policy(
+    "default", "only-productpage", Scope.WORKLOAD, Action.DENY,
+    (
+        (
+            (Match(principals=(StringMatch(MatchKind.EXACT, "cluster.local/ns/default/sa/productpage"),
+                               StringMatch(MatchKind.SUFFIX, "/sa/admin")),
+                   not_principals=(StringMatch(MatchKind.PRESENT, ""),), namespaces=(StringMatch(MatchKind.PREFIX, "de"),),
+                   not_namespaces=(StringMatch(MatchKind.EXACT, "kube-system"),)), Match()),
+            (Match(sources=(ip_network("10.244.0.0/16"), ip_network("fd00:10:244::/48")), not_sources=(ip_network("10.244.9.0/24"),),
+                   destinations=(ip_network("10.244.1.5/32"),), not_destinations=(ip_network("::/0"),), ports=(9080, 65535),
+                   not_ports=(15008,), service_accounts=(("default", "productpage"),), not_service_accounts=(("x", "y"), ("x", "z"))),),
+            (),
+        ),
+        (),
+    ),
+    dry_run=True,
 )
 DESTINATION = Destination(
     SCOPE, f"{HOST}:9080",
@@ -96,6 +114,7 @@ PUTS = {
     "destination": blobs.put_destination(DESTINATION),
     "unknown_destination": blobs.put_unknown_destination(SCOPE, f"{HOST}:6379"),
     "cluster": blobs.put_cluster(CLUSTER, index_of),
+    "policy": blobs.put_policy(POLICY),
     "pod": blobs.put_pod("4b0c", POD, WORKLOAD.uid, SCOPE, WORKLOAD.addresses, WORKLOAD.identity),
     "trust": blobs.put_trust(TRUST),
     "certificate": blobs.put_certificate(CERTIFICATE),

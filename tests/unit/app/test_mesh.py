@@ -20,7 +20,7 @@ from protos.gen.envoy.config.cluster.v3 import cluster_pb2
 from protos.gen.envoy.config.endpoint.v3 import endpoint_pb2
 from protos.gen.envoy.config.listener.v3 import listener_pb2
 from protos.gen.envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
-from protos.gen.istio import workload_pb2
+from protos.gen.istio import security_pb2, workload_pb2
 
 SCOPE, AUTHORITY, CLUSTER = "ns=default", "db.default.svc.cluster.local:5432", "outbound|5432||db.default.svc.cluster.local"
 KEY = f"{SCOPE}|{AUTHORITY}"
@@ -161,10 +161,51 @@ async def test_the_next_agent_sends_nothing_when_nothing_changed_and_serves_with
     versions = second.start(keeper)
     assert difference(second.store, keeper.table.values()) == []
     assert {name: len(held) for name, held in versions.items()} == {
-        TypeUrl.ADDRESS: 1, TypeUrl.LISTENER: 1, TypeUrl.ROUTE: 0, TypeUrl.CLUSTER: 1, TypeUrl.ENDPOINTS: 1}
+        TypeUrl.ADDRESS: 1, TypeUrl.AUTHORIZATION: 0, TypeUrl.LISTENER: 1, TypeUrl.ROUTE: 0, TypeUrl.CLUSTER: 1, TypeUrl.ENDPOINTS: 1}
     assert second.wanted == first.wanted and keeper.table == before
     assert second.mesh.tree.published(KEY) is not None
     await second.stop()
+
+
+def policy(name: str, scope: int) -> tuple[str, bytes]:
+    made = security_pb2.Authorization(name=name, namespace="default", scope=scope, action=1, rules=[security_pb2.Rule()])
+    return f"default/{name}", made.SerializeToString()
+
+
+async def test_policies_of_pods_that_the_next_agent_has_not_read_yet_stay_in_force() -> None:
+    keeper, first, second = Keeper(), Node(), Node()
+    first.start(keeper)
+    first.store.put_pod("p1", "w", SCOPE, (ip_address("10.244.0.5"),))
+    assert await first.update(TypeUrl.AUTHORIZATION, policy("n", 1), policy("s", 2), policy("g", 0)) == {}
+    await first.stop()
+    in_force = {key for key in keeper.table if key[0] == Table.POLICY}
+    assert in_force == {(Table.POLICY, "default/n"), (Table.POLICY, "default/g")}
+    second.start(keeper)
+    assert difference(second.store, keeper.table.values()) == []
+    settle_inheritance(second.store, second.mesh)
+    assert difference(second.store, keeper.table.values()) == []  # the pods are not read yet
+    second.store.put_pod("p1", "w", SCOPE, (ip_address("10.244.0.5"),))
+    settle_inheritance(second.store, second.mesh)
+    assert difference(second.store, keeper.table.values()) == []
+    second.store.remove_pod("p1")
+    gone = [entry.key for entry in difference(second.store, keeper.table.values()) if isinstance(entry, blobs.Delete)]
+    assert "default/n" in gone and "default/g" not in gone
+    await second.stop()
+
+
+async def test_a_policy_that_is_refused_is_refused_alone_and_the_last_good_one_stays() -> None:
+    keeper, node = Keeper(), Node()
+    node.start(keeper)
+    assert await node.update(TypeUrl.AUTHORIZATION, policy("g", 0)) == {}
+    before = keeper.table[Table.POLICY, "default/g"]
+    said = await node.update(TypeUrl.AUTHORIZATION, policy("g", 9), policy("other", 0), version="2")
+    assert set(said) == {"default/g"} and "scope 9" in said["default/g"]
+    assert keeper.table[Table.POLICY, "default/g"] == before and (Table.POLICY, "default/other") in keeper.table
+    keeper.refuses[Table.POLICY, "default/x"] = "POLICY default/x: no"
+    assert await node.update(TypeUrl.AUTHORIZATION, policy("x", 0)) == {"default/x": "POLICY default/x: no"}
+    await node.update(TypeUrl.AUTHORIZATION, removed=("default/g",))
+    assert (Table.POLICY, "default/g") not in keeper.table
+    await node.stop()
 
 
 async def test_a_keeper_that_starts_empty_gets_everything_again_with_the_same_numbers() -> None:

@@ -48,7 +48,7 @@ class World:
         touched = self.mesh.apply(puts, deletes)  # type: ignore[arg-type]
         addresses = self.catalog.update(touched)
         for session in self.sessions:
-            session.touch(touched.hosts, addresses)
+            session.touch(touched.hosts, addresses, touched.policies)
 
 
 def names(response: Response) -> tuple[list[str], list[str]]:

@@ -23,7 +23,7 @@ class World:
 
     def change(self, text: str, *deletes: ObjectKey) -> None:
         touched = self.mesh.apply(good(text).objects.values(), deletes)
-        self.session.touch(touched.hosts, self.catalog.update(touched))
+        self.session.touch(touched.hosts, self.catalog.update(touched), touched.policies)
 
     def ask(self, *request: Request) -> list[Response]:
         for one in request:

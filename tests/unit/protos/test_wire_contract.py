@@ -20,7 +20,7 @@ from protos.gen.envoy.extensions.filters.http.router.v3 import router_pb2
 from protos.gen.envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from protos.gen.envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from protos.gen.envoy.service.discovery.v3 import discovery_pb2
-from protos.gen.istio import ca_pb2, workload_pb2
+from protos.gen.istio import ca_pb2, security_pb2, workload_pb2
 from tests.support import xds_oracle
 
 
@@ -118,7 +118,7 @@ def test_an_independent_decoder_reads_every_field_of_every_resource_and_request(
         assert type(one).FromString(base64.b64decode(answer["bytes"])) == one
 
 
-# istio.workload has no package of its own to compare with: numbers as in Istio's workload.proto, written down a second time
+# Istio's API has no package to compare with: numbers as in its workload.proto and authorization.proto, written down a second time
 WORKLOAD_API = {
     "Address": "workload=1 service=2",
     "Workload": "name=1 namespace=2 addresses=3 network=4 tunnel_protocol=5 trust_domain=6 service_account=7 waypoint=8 node=9 "
@@ -159,6 +159,27 @@ def test_the_certificate_service_has_istios_fields_and_method() -> None:
     (service,) = ca_pb2.DESCRIPTOR.services_by_name.values()
     assert service.full_name == "istio.v1.auth.IstioCertificateService"
     assert [method.name for method in service.methods] == ["CreateCertificate"]
+
+
+SECURITY_API = {
+    "Authorization": "name=1 namespace=2 scope=3 action=4 rules=5 dry_run=6",
+    "Rule": "clauses=1",
+    "Clause": "matches=2",
+    "Match": "namespaces=1 not_namespaces=2 principals=3 not_principals=4 source_ips=5 not_source_ips=6 destination_ips=7 "
+    "not_destination_ips=8 destination_ports=9 not_destination_ports=10 service_accounts=11 not_service_accounts=12",
+    "Address": "address=1 length=2",
+    "StringMatch": "exact=1 prefix=2 suffix=3 presence=4",
+    "ServiceAccountMatch": "namespace=1 service_account=2",
+}
+SECURITY_ENUMS = {"Scope": "GLOBAL NAMESPACE WORKLOAD_SELECTOR", "Action": "ALLOW DENY"}
+
+
+def test_policies_have_istios_field_numbers_and_enums() -> None:
+    found = {name: {f"{one.name}={one.number}" for one in message.fields}
+             for name, message in security_pb2.DESCRIPTOR.message_types_by_name.items()}
+    assert found == {name: set(fields.split()) for name, fields in SECURITY_API.items()}
+    assert {name: " ".join(value.name for value in sorted(enum.values, key=lambda value: value.number))
+            for name, enum in security_pb2.DESCRIPTOR.enum_types_by_name.items()} == SECURITY_ENUMS
 
 
 @pytest.mark.parametrize("message", sorted(WORKLOAD_API))
