@@ -8,12 +8,13 @@ What must hold:
   2. Silence ends every connection: whatever was open, hours later nothing is.
   3. Then nothing is left: connections, upstreams, pods, texts, buffers, pipes, sockets kept, waits, timers, references to
      configuration, requests in flight of an endpoint, descriptors of the process, blocks of memory; every gauge says 0.
-  4. What a server of HTTP gets is a sequence of requests of which each is well-formed (strict.pxd), the last perhaps cut.
+  4. What a server of HTTP gets is a sequence of requests of which each is well-formed (strict.pxd), the last perhaps cut, and in no
+     body there is another client's head.
   5. What a client of HTTP gets is a sequence of well-formed responses. If the worker ends the connection properly, the last is
      whole: what breaks later is a reset.
   6. A response goes to the client whose request it answers, and in order.
   7. Of opaque bytes each side gets a prefix of what the other said; when the connection ended properly, all of it; an end is passed
-     on only behind all bytes. A server that nobody was connected to gets no byte.
+     on only behind all bytes. Whoever is not disturbed ends properly. A server that nobody was connected to gets no byte.
   8. Each connection of TCP and each exchange of HTTP is counted once: a client's log records are as many as the responses that it
      got, or one more; their codes are those of the responses; series add up to the records.
 """
@@ -154,6 +155,7 @@ cdef void deed(Feed* f, Side* side, int client) noexcept nogil:
     elif what == DEED_SHUTS:
         shuts(side)
     elif what == DEED_RESETS or what == DEED_LEAVES:
+        stage().disturbed = 1
         leaves(side, what == DEED_RESETS)
     else:
         n = feed_byte(f)
@@ -165,6 +167,8 @@ cdef void operate(Feed* f, uint8_t op) noexcept nogil:
     cdef uint8_t arg = 0, who
     if op != OP_HEAR and op != OP_ORPHAN:
         arg = feed_byte(f)
+    if op == OP_WAIT or op == OP_DETACH or op == OP_DRAIN or op == OP_ORPHAN:
+        s.disturbed = 1
     if op == OP_OPEN:
         client_opens(arg & 31, arg & 32, arg & 64, arg & 128)
     elif op == OP_CLIENT:
@@ -225,23 +229,26 @@ cdef bint over(Worker* w) noexcept nogil:
     return w.stop or (w.n_conns == 0 and w.upstreams.live == 0)
 
 
+cdef void shut_all(Side* sides) noexcept nogil:
+    cdef uint32_t i
+    for i in range(SIDES):
+        if sides[i].was:
+            shuts(&sides[i])
+    settle()
+    hear_all()
+
+
 cdef void finish(uint8_t how) noexcept nogil:
     cdef Stage* s = stage()
     cdef Side* first = &s.clients[0] if how != HOW_SERVERS else &s.servers[0]
     cdef Side* second = &s.servers[0] if how != HOW_SERVERS else &s.clients[0]
     cdef uint32_t i
     hear_all()
+    s.disturbed |= how == HOW_RESETS or how == HOW_SILENCE
     if how == HOW_CLIENTS or how == HOW_SERVERS:
-        for i in range(SIDES):
-            if first[i].was:
-                shuts(&first[i])
-        settle()
-        hear_all()
-        for i in range(SIDES):
-            if second[i].was:
-                shuts(&second[i])
-        settle()
-        hear_all()
+        for _ in range(2):      # a client's end may bring a server
+            shut_all(first)
+            shut_all(second)
     elif how == HOW_RESETS:
         for i in range(SIDES):
             if first[i].was:
@@ -264,6 +271,7 @@ cdef void finish(uint8_t how) noexcept nogil:
     detaches(1)
     detaches(2)
     settle()
+    wait(1)                     # what was put off to the next turn
 
 
 cdef uint32_t descriptors() noexcept nogil:

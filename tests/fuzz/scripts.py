@@ -155,6 +155,10 @@ BY_HAND = (
     "clients 0 0\nopen web\nc0 phrase 0\ns0 phrase 0\ndetach 1\nc0 phrase 0\nattach 1\nopen web\nc1 phrase 0\ns1 phrase 0",
     "clients 0 0\nopen web\nopen web-tcp\nc0 phrase 0\ns0 phrase 0\nc1 bulk 9\ndrain 1000\nc1 bulk 9\nhear\nwait 1000",
     "clients 0 0\nopen web\nopen web-tcp\nc0 phrase 0\nc1 bulk 9\norphan\ns0 phrase 0\nhear\nwait 5000",
+    "clients 0 1\nopen web\nopen web\nc0 phrase 0\ns0 phrase 0\n+ c1 phrase 0\ns0 phrase 0\ns1 phrase 0\nhear",
+    "clients 0 1\nopen web\nopen web\nc0 phrase 11\ns0 phrase 0\nc1 phrase 0\ns1 phrase 0\nhear",
+    "servers 0 0\nopen web-tcp small\ns0 bulk 40\ns0 bulk 40\ns0 bulk 40\ns0 bulk 40\ns0 shuts\nc0 hears 9\nhear\nc0 bulk 9",
+    "resets 0 0\nopen web\nc0 phrase 12",
     "clients 120000 0\nopen web\nopen web second\nopen web-tcp\n+ c0 phrase 10\n+ c1 phrase 10\n+ c2 bulk 127\n"
     "turn 1\nturn 2\ns0 phrase 0\nhear",
 )

@@ -41,6 +41,7 @@ cdef struct Stage:
     uint8_t quiet               # the log is, or was, off
     uint8_t forgets             # series of the dead were forgotten
     uint8_t changed             # a transaction was committed
+    uint8_t disturbed           # so a connection may end with a reset
     uint32_t scripts            # of this worker
     uint32_t wanted[3]          # sockets, by pod
     uint64_t turns

@@ -106,7 +106,7 @@ cdef void stage_open() noexcept nogil:
         one.clients[i].was = one.servers[i].was = 0
     if one.w == NULL:
         worker_begins()
-    one.changed = 0
+    one.changed = one.disturbed = 0
     one.w.tables.random_state = 88172645463325252   # the same choices each time
     attaches(1)
     settle()
@@ -294,7 +294,7 @@ cdef void commits(uint8_t which) noexcept nogil:
     cdef int fd
     if one.keeper < 0:
         return
-    one.changed = 1
+    one.changed = one.disturbed = 1
     one.quiet |= notes[which % n_changes] & 1
     one.forgets |= notes[which % n_changes] & 2
     one.transaction += 1
