@@ -14,14 +14,16 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from ipaddress import ip_address
 
 import pytest
 
 from agent import netlink
 from agent.dataplane import blobs
+from agent.model.routing import Endpoint
 from tests.support import conntrack
 from tests.support.halfopen import half_open
-from tests.support.mesh import HTTP_PORT, VIP, Mesh, Web, destination, everything, read_message, request, response
+from tests.support.mesh import HTTP_PORT, VIP, Mesh, Web, cluster, destination, everything, read_message, request, response
 from tests.support.netns import Netns
 from tests.support.wait import until
 
@@ -78,8 +80,11 @@ class Victim:
 
 @pytest.fixture
 def victim(mesh: Mesh) -> Iterator[Victim]:
-    """The server's pod as a client: its outbound way is captured by the worker that the attacker's is captured by."""
-    mesh.configure(*everything(mesh))
+    """The server's pod as a client: its outbound way is captured by the worker that the attacker's is captured by.
+
+    The service's only server is in the unmeshed pod: behind the victim's own inbound way an attack would fill the victim's share too.
+    """
+    mesh.configure(*everything(mesh), cluster("all", Endpoint(ip_address(mesh.pods.other.ip), 8080)))
     mesh.origin(VICTIM_PORT, Web(), mesh.pods.other)
     made = Victim(mesh, mesh.pods.server, mesh.pods.other.ip)
     try:
@@ -308,7 +313,7 @@ def test_bulk_to_readers_that_sleep_counts_with_all_that_its_pipes_may_hold(mesh
 def test_bodies_that_a_server_does_not_take_are_shed_and_say_why(mesh: Mesh, victim: Victim) -> None:
     """Zero windows on the server's side, HTTP: the connection whose peer has not read for longest makes room for the others."""
     mesh.settings(buffered_bytes_per_pod=MEBIBYTE, hold_timeout_ms=500)
-    mesh.origin(8080, blocked)
+    mesh.origin(8080, blocked, mesh.pods.other)
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n"
     flood = [mesh.dial() for _ in range(150)]
     for one in flood:
@@ -332,7 +337,7 @@ def test_requests_that_wait_for_their_answers_give_up_their_copies_before_anybod
         go.wait(20)
         connection.sendall(response())
 
-    mesh.origin(8080, late)
+    mesh.origin(8080, late, mesh.pods.other)
     waiting = http_attack(mesh, 100, request())
     until(lambda: mesh.worker.header["shed_replay"] > 0, "copies go", timeout=DEADLINE)
     victim.served()
@@ -346,7 +351,7 @@ def test_requests_that_wait_for_their_answers_give_up_their_copies_before_anybod
 
 def test_slow_heads_end_with_408_and_hold_nothing_of_others(mesh: Mesh, victim: Victim) -> None:
     mesh.settings(request_head_timeout_ms=700)
-    mesh.origin(8080, Web())
+    mesh.origin(8080, Web(), mesh.pods.other)
     slow = http_attack(mesh, 50, b"GET / HTTP/1.1\r\nHost: x\r\n")
     victim.served()
     for one in slow:
@@ -359,7 +364,7 @@ def test_slow_heads_end_with_408_and_hold_nothing_of_others(mesh: Mesh, victim: 
 
 def test_slow_bodies_end_with_408(mesh: Mesh, victim: Victim) -> None:
     mesh.settings(request_body_timeout_ms=500)
-    mesh.origin(8080, Silent())
+    mesh.origin(8080, Silent(), mesh.pods.other)
     slow = http_attack(mesh, 20, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nab")
     for one in slow:
         assert read_message(one).status == 408
@@ -372,7 +377,7 @@ def test_bodies_that_trickle_may_take_for_ever_within_their_pods_share_and_harm_
     """A byte now and then is no silence: as with Envoy and nginx an upload may last for hours. Who fills the share with such bodies gets no
     more connections; others get theirs as before."""
     mesh.settings(connections_per_pod=64, request_body_timeout_ms=1_000, hold_timeout_ms=500)
-    mesh.origin(8080, Silent())
+    mesh.origin(8080, Silent(), mesh.pods.other)
     slow = http_attack(mesh, 48, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")   # three quarters: all that go out
     until(lambda: mesh.worker.header["pod_connections"] >= 48, "the share is full", timeout=DEADLINE)
     slowest = victim.slowest
@@ -400,7 +405,7 @@ def test_bodies_that_trickle_may_take_for_ever_within_their_pods_share_and_harm_
 
 
 def test_heads_of_a_mebibyte_are_refused_as_soon_as_they_are_too_long(mesh: Mesh, victim: Victim) -> None:
-    mesh.origin(8080, Web())
+    mesh.origin(8080, Web(), mesh.pods.other)
     for _ in range(20):
         one = mesh.dial()
         one.settimeout(5)
@@ -414,7 +419,7 @@ def test_heads_of_a_mebibyte_are_refused_as_soon_as_they_are_too_long(mesh: Mesh
 
 def test_giant_pipelines_are_cut_into_turns(mesh: Mesh, victim: Victim) -> None:
     """Ten connections with 2,000 requests each in flight; the victim's wait is a part of what they take in all."""
-    mesh.origin(8080, Web(), mesh.pods.server)
+    mesh.origin(8080, Web(), mesh.pods.other)
     pipelines = [mesh.dial() for _ in range(10)]
     for one in pipelines:
         one.setblocking(False)
