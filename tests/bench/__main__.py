@@ -56,7 +56,7 @@ class Ground:
         elif key not in self.sites:
             self.sites[key] = self.topology.site(label, captured=name != "direct")
         if key not in self.ready and case.pair:
-            self.ready[key] = pairs.start(name, self.sites[key], self.servers[key], case.port, self.folder)
+            self.ready[key] = pairs.start(name, case.mode, self.sites[key], self.servers[key], case.port, self.folder)
         elif key not in self.ready:
             self.ready[key] = start(name, case.mode, self.sites[key], case.port, self.folder)
         return self.ready[key]

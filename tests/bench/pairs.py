@@ -10,12 +10,14 @@ namespaces and an origin of its own, since every destination listens on 15008.
     envoy-mtls    HTTP/1.1 parsed at both ends, HTTP/1.1 in TLS between: sidecars as they are
     haproxy-h2    HTTP/1.1 parsed at both ends, HTTP/2 in TLS between: the best of the peers
     haproxy-h1    the same with HTTP/1.1 between
+    narrows       bytes into CONNECT streams; with `http` HTTP/1.1 parsed at the source (tunnels.py)
 """
 from __future__ import annotations
 
 import datetime
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -23,6 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from tests.bench import tunnels
 from tests.bench.proxies import Proxy, envoy, fill, program
 from tests.bench.tools import HTTP_PORT, SOURCE_PORT, start_origin
 from tests.bench.topology import CAPTURED_PORT, PROXY_CORE, Site, Topology, pin, wait_listening
@@ -37,7 +40,18 @@ FILES = {  # name: (program, files' name, ALPN between them)
 }
 
 
-def certificates(home: Path) -> None:
+@dataclass(frozen=True)
+class Authority:
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+    def sign(self, request: x509.CertificateSigningRequest, identity: str) -> x509.Certificate:
+        public = request.public_key()
+        assert isinstance(public, ec.EllipticCurvePublicKey)
+        return _certificate("narrows", public, identity, self.key)
+
+
+def certificates(home: Path) -> Authority:
     """A P-256 root, and for client and server a key and a certificate with a SPIFFE id, as PEM; `.both` is what HAProxy wants."""
     root_key = ec.generate_private_key(ec.SECP256R1())
     root = _certificate("root", root_key.public_key(), None, root_key)
@@ -49,6 +63,7 @@ def certificates(home: Path) -> None:
         (home / f"{name}.pem").write_bytes(chain)
         (home / f"{name}.key").write_bytes(secret)
         (home / f"{name}.both").write_bytes(chain + secret)
+    return Authority(root_key, root)
 
 
 def _certificate(name: str, public: ec.EllipticCurvePublicKey, identity: str | None,
@@ -65,10 +80,21 @@ def _certificate(name: str, public: ec.EllipticCurvePublicKey, identity: str | N
     return made.sign(signer, hashes.SHA256())
 
 
-def start(name: str, site: Site, server: Site, port: int, folder: Path, full: bool = False) -> Proxy:
-    """`full`: no session is resumed. BenchError says what a peer said when it does not come up."""
+def start(name: str, mode: str, site: Site, server: Site, port: int, folder: Path, full: bool = False) -> Proxy:
+    """`mode`: tunnel-http is layer 7 at the source; the peers' names say what they do. `full`: no session is resumed.
+
+    BenchError says what a peer said when it does not come up.
+    """
     home = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder))
-    certificates(home)
+    authority = certificates(home)
+    if name == "narrows":
+        source, destination = tunnels.start(site, server, mode == "tunnel-http", home, authority.certificate, authority.sign)
+
+        def end() -> None:
+            source.stop()
+            destination.stop()
+
+        return _pinned(Proxy(name, site, port, source.pid, end, destination.pid, home))
     kind, files, alpn = FILES[name]
     made: list[subprocess.Popen[bytes]] = []
     for end, where, listens in (("destination", server, HBONE_PORT), ("source", site, CAPTURED_PORT)):
@@ -91,7 +117,10 @@ def start(name: str, site: Site, server: Site, port: int, folder: Path, full: bo
                 process.kill()
                 process.wait(5)
 
-    pair = Proxy(name, site, port, made[1].pid, stop, made[0].pid, home)
+    return _pinned(Proxy(name, site, port, made[1].pid, stop, made[0].pid, home))
+
+
+def _pinned(pair: Proxy) -> Proxy:
     pin(pair.pids(), PROXY_CORE)
     return pair
 

@@ -16,10 +16,11 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+from tests.bench import pairs
 from tests.bench.cases import CASES, Case
 from tests.bench.proxies import Proxy, program, start
 from tests.bench.tools import ECHO_PORT, HTTP_PORT, SOURCE_PORT, start_origin
-from tests.bench.topology import BenchError, Topology, wait_listening
+from tests.bench.topology import BenchError, Topology, family, wait_listening
 
 TOP = 25
 CALL = "syscalls:sys_enter_"
@@ -32,8 +33,10 @@ def profile(case: Case, name: str, seconds: float) -> str:
             start_origin(topology.origin, folder / "origin.log")
             for port in (HTTP_PORT, ECHO_PORT, SOURCE_PORT):
                 wait_listening(topology.origin, port, topology.origin.started[0], folder / "origin.log")
-            site = topology.site(name, captured=True)
-            proxy = start(name, case.mode, site, case.port, folder)
+            if case.pair:
+                proxy = pairs.start(name, case.mode, *pairs.sites(topology, name, folder), case.port, folder)
+            else:
+                proxy = start(name, case.mode, topology.site(name, captured=True), case.port, folder)
             try:
                 case.measure(proxy, 1.0)
                 told = [*symbols(case, proxy, seconds, folder), "", *calls(case, proxy, seconds, folder)]
@@ -44,10 +47,15 @@ def profile(case: Case, name: str, seconds: float) -> str:
             topology.close()
 
 
+def workers(proxy: Proxy) -> str:
+    """Of a pair both."""
+    return ",".join(str(family(main)[-1]) for main in (proxy.other, proxy.main) if main)
+
+
 def symbols(case: Case, proxy: Proxy, seconds: float, folder: Path) -> list[str]:
     """Self time by symbol, and which share of it is the kernel's."""
     data = folder / "perf.data"
-    argv = [program("perf"), "record", "-q", "-F", "4999", "-e", "cpu-clock", "-o", str(data), "-p", str(proxy.worker())]
+    argv = [program("perf"), "record", "-q", "-F", "4999", "-e", "cpu-clock", "-o", str(data), "-p", workers(proxy)]
     during(argv, case, proxy, seconds)
     said = subprocess.run([program("perf"), "script", "-i", str(data), "-F", "ip,sym,dso"],
                           capture_output=True, text=True, check=True).stdout
@@ -64,9 +72,9 @@ def symbols(case: Case, proxy: Proxy, seconds: float, folder: Path) -> list[str]
 
 
 def calls(case: Case, proxy: Proxy, seconds: float, folder: Path) -> list[str]:
-    """System calls of the worker per unit of work."""
+    """System calls of the workers per unit of work."""
     out = folder / "calls"
-    argv = [program("perf"), "stat", "-x", ",", "-e", f"{CALL}*", "-o", str(out), "-p", str(proxy.worker())]
+    argv = [program("perf"), "stat", "-x", ",", "-e", f"{CALL}*", "-o", str(out), "-p", workers(proxy)]
     work = during(argv, case, proxy, seconds)
     lines = [line.split(",") for line in out.read_text().splitlines()]
     counted = {words[2].removeprefix(CALL): int(words[0]) for words in lines if len(words) > 2 and words[0].isdigit()}

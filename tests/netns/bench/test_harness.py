@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import pairs
 from tests.bench.cases import ALL, TCP, request
 from tests.bench.proxies import start
-from tests.bench.tools import ECHO_PORT, HTTP_PORT, SOURCE_PORT, Held, load, start_origin
+from tests.bench.tools import ECHO_PORT, HTTP_PORT, SOURCE_PORT, Held, load, shake, start_origin
 from tests.bench.topology import PROXY_CORE, BenchError, Site, Topology, check_congestion, cpu_ns, settle, wait_listening
 
 pytestmark = pytest.mark.netns
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.netns
 class Ground:
     topology: Topology
     sites: dict[str, Site]
+    pair: tuple[Site, Site]
     folder: Path
 
 
@@ -30,7 +32,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         start_origin(made.origin, folder / "log")
         for port in (HTTP_PORT, ECHO_PORT, SOURCE_PORT):
             wait_listening(made.origin, port, made.origin.started[0], folder / "log")
-        yield Ground(made, {name: made.site(name, captured=name != "direct") for name in ALL}, folder)
+        yield Ground(made, {name: made.site(name, captured=name != "direct") for name in ALL}, pairs.sites(made, "pair", folder), folder)
     finally:
         made.close()
 
@@ -67,6 +69,20 @@ def test_bytes_pass_through_each_proxy_of_the_tcp_cases(ground: Ground, name: st
         assert load(site, ECHO_PORT, 0.05, do="exchange", connections=4, request=word, fixed=64, after=2)["work"] > 0
     finally:
         proxy.stop()
+
+
+@pytest.mark.parametrize("mode", ["tunnel", "tunnel-http"])
+def test_our_pair_carries_requests_and_bulk_in_one_tunnel(ground: Ground, mode: str) -> None:
+    site, server = ground.pair
+    pair = pairs.start("narrows", mode, site, server, HTTP_PORT, ground.folder)
+    try:
+        assert load(site, HTTP_PORT, 0.05, do="exchange", connections=4, request=request("/1k"))["work"] > 0
+        if mode == "tunnel":
+            assert load(site, SOURCE_PORT, 0.05, do="bulk", streams=1)["work"] > 0
+        assert "15008" in server.netns.run("ss", "-Htn", "state", "established", "sport = :15008").stdout, "through a tunnel"
+        assert len(pair.pids()) == 4 and shake(site, pair.home, 0.2) > 0
+    finally:
+        pair.stop()
 
 
 def test_the_load_generator_counts_what_the_origin_answered(ground: Ground) -> None:
