@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import itertools
 import os
 import socket
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agent.dataplane.cli import command_line
@@ -57,6 +58,17 @@ class Keeper:
             self.process.kill()
             self.process.wait(5)
             raise
+
+
+@contextlib.contextmanager
+def running(run_dir: Path, *options: str, workers: int = 2, puppets: bool = False) -> Iterator[Keeper]:
+    """A keeper whose workers are all ready; stopped at the end."""
+    one = Keeper(run_dir, "--workers", str(workers), *options, puppets=puppets).wait()
+    try:
+        until(lambda: one.text.count("is ready") >= workers, "every worker is ready")
+        yield one
+    finally:
+        one.stop()
 
 
 class Raw:

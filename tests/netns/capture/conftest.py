@@ -18,6 +18,7 @@ import pytest
 from agent import netlink
 from agent.capture.plan import Plan, plan
 from agent.capture.reconcile import Reconciler
+from agent.capture.watch import Target, prints
 from agent.model.pod import CaptureSettings
 from tests.support.hidden import hide
 from tests.support.netns import Namespaces, Netns, Node
@@ -135,6 +136,11 @@ async def world(standing: dict[str, World], backend: str) -> AsyncIterator[World
 
 
 @pytest.fixture
+def pod(namespaces: Namespaces) -> Netns:
+    return namespaces.make("pod")
+
+
+@pytest.fixture
 async def backend(request: pytest.FixtureRequest) -> str:
     """What the test's Reconciler finds on this node: "nftables" hides the legacy tables from its threads and children."""
     name: str = getattr(request, "param", getattr(request.module, "BACKEND", "iptables"))
@@ -160,6 +166,11 @@ def state(netns: Netns) -> list[str]:
     return [netns.iptables_save(4), netns.iptables_save(6), netns.run("nft", "-s", "list", "ruleset").stdout, *(
         netns.run("ip", flag, *what, check=False).stdout  # a table that never was is an error of `ip route show`
         for flag in ("-4", "-6") for what in (("rule",), ("route",), ("route", "show", "table", "100")))]
+
+
+def print_of(netns: Netns, legacy: tuple[str, ...] = ()) -> bytes:
+    """What the watch compares; `legacy`: the tables of iptables that it is to look at."""
+    return prints({netns.path: Target((4, 6), legacy)}).get(netns.path, b"")
 
 
 def tables(found: list[str]) -> list[str]:

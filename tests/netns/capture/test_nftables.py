@@ -1,7 +1,6 @@
 """The same contract where the kernel has no legacy tables: read, apply, verify, repair, remove, read back with `nft`."""
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import subprocess
 import sys
@@ -10,14 +9,13 @@ from ipaddress import ip_network
 import pytest
 
 from agent.capture.nft import table_name
-from agent.capture.plan import chain_prefix, plan
+from agent.capture.plan import chain_prefix
 from agent.capture.reconcile import CaptureError, Reconciler
 from agent.capture.rules import Extension, Rule
-from agent.capture.watch import Target, prints
 from agent.model.pod import CaptureSettings
-from tests.netns.capture.conftest import INSTANCE, planned, state
+from tests.netns.capture.conftest import INSTANCE, planned, print_of, state
 from tests.support import hidden
-from tests.support.netns import Namespaces, Netns
+from tests.support.netns import Netns
 
 pytestmark = pytest.mark.netns
 BACKEND = "nftables"
@@ -32,11 +30,6 @@ EDITS = [
     f"nft 'flush chain ip {T} raw_OUTPUT; add rule ip {T} raw_OUTPUT meta l4proto tcp accept'",
     "ip rule del priority 32764", "ip -6 route flush table 100",
 ]
-
-
-@pytest.fixture
-def pod(namespaces: Namespaces) -> Netns:
-    return namespaces.make("pod")
 
 
 def ruleset(pod: Netns) -> str:
@@ -98,24 +91,6 @@ async def test_other_peoples_tables_stay_as_they_are(pod: Netns, reconciler: Rec
     assert ruleset(pod) == before
 
 
-async def test_release_removes_the_redirects_alone(pod: Netns, reconciler: Reconciler) -> None:
-    await reconciler.apply(pod.path, planned())
-    assert (await reconciler.release(pod.path)).changed == ("IPv4 nat", "IPv6 nat")
-    assert "redirect" not in ruleset(pod) and "ct original zone set" in ruleset(pod)
-    assert len(pod.ip_json("rule")) == 4
-    assert (await reconciler.apply(pod.path, planned())).changed == ("IPv4 nat", "IPv6 nat")
-
-
-async def test_two_instances_do_not_touch_each_other(pod: Netns, reconciler: Reconciler) -> None:
-    other = Reconciler("other")
-    await reconciler.apply(pod.path, planned())
-    alone = state(pod)
-    await other.apply(pod.path, plan(CaptureSettings(exclude_outbound_ports=(1,)), (4, 6), "other"))
-    assert await reconciler.verify(pod.path, planned()) == ()
-    await other.remove(pod.path)
-    assert state(pod) == alone
-
-
 async def test_a_rule_that_nobody_has_translated_is_refused_and_nothing_is_captured(pod: Netns, reconciler: Reconciler) -> None:
     good = planned()
     table = good.redirects[1]
@@ -125,13 +100,3 @@ async def test_a_rule_that_nobody_has_translated_is_refused_and_nothing_is_captu
         await reconciler.apply(pod.path, dataclasses.replace(good, redirects=(good.redirects[0], broken)))
     assert ruleset(pod) == ""
 
-
-async def test_many_pods_at_once_and_one_pod_many_times(namespaces: Namespaces, reconciler: Reconciler) -> None:
-    pods = [namespaces.make(f"pod{number}") for number in range(8)]
-    outcomes = await asyncio.gather(*(reconciler.apply(pod.path, planned()) for pod in pods for _ in range(2)))
-    assert sorted(len(outcome.changed) for outcome in outcomes) == [0] * 8 + [12] * 8
-    assert len({ruleset(pod) for pod in pods}) == 1
-
-
-def print_of(pod: Netns) -> bytes:
-    return prints({pod.path: Target((4, 6), ())}).get(pod.path, b"")

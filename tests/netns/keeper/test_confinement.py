@@ -14,8 +14,7 @@ from agent.dataplane.client import connect
 from agent.dataplane.protocol import WorkerChange, WorkerState
 from agent.dataplane.readers import Readers, refused_call, seccomp
 from tests.support.inject import system_call
-from tests.support.keeper import Keeper
-from tests.support.wait import until
+from tests.support.keeper import Keeper, running
 
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(os.uname().machine != "x86_64", reason="tests/support/inject.py knows x86_64 alone")]
 NUMBER = numbers("x86_64")
@@ -31,12 +30,8 @@ def status_field(pid: int, name: str) -> str:
 
 @pytest.fixture
 def keeper(tmp_path: Path) -> Iterator[Keeper]:
-    one = Keeper(tmp_path / "run", "--workers", "1").wait()
-    try:
-        until(lambda: "is ready" in one.text, "the worker is ready")
+    with running(tmp_path / "run", workers=1) as one:
         yield one
-    finally:
-        one.stop()
 
 
 async def test_a_running_worker_is_under_the_filter_and_a_call_on_the_list_goes_through(keeper: Keeper) -> None:
@@ -79,9 +74,7 @@ async def test_a_worker_that_makes_another_call_is_replaced_and_the_call_is_told
 
 
 async def test_seccomp_off_is_said_in_the_log_and_in_the_statistics(tmp_path: Path) -> None:
-    one = Keeper(tmp_path / "run", "--workers", "1", "--seccomp", "off").wait()
-    try:
-        until(lambda: "is ready" in one.text, "the worker is ready")
+    with running(tmp_path / "run", "--seccomp", "off", workers=1) as one:
         client = await connect(one.path)
         readers = Readers(await client.shm())
         assert status_field((await client.workers())[0].pid, "Seccomp") == "0"
@@ -89,5 +82,3 @@ async def test_seccomp_off_is_said_in_the_log_and_in_the_statistics(tmp_path: Pa
         assert "runs without seccomp: --seccomp off" in one.text
         readers.close()
         await client.close()
-    finally:
-        one.stop()

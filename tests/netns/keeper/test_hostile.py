@@ -27,7 +27,7 @@ from agent import netlink
 from agent.dataplane import blobs
 from agent.dataplane.client import KeeperClient, connect
 from agent.dataplane.protocol import HEAD, Message, WorkerState, text
-from tests.support.keeper import Keeper
+from tests.support.keeper import Keeper, running
 from tests.support.netns import Namespaces
 from tests.support.puppet import GOT
 from tests.support.wait import until
@@ -49,12 +49,8 @@ def dice() -> random.Random:
 
 @pytest.fixture
 def keeper(tmp_path: Path) -> Iterator[Keeper]:
-    one = Keeper(tmp_path / "run", "--workers", "2", puppets=True).wait()
-    try:
-        until(lambda: one.text.count("is ready") >= 2, "both workers are ready")
+    with running(tmp_path / "run", puppets=True) as one:
         yield one
-    finally:
-        one.stop()
 
 
 def memfd(data: bytes, seals: int) -> int:

@@ -12,10 +12,9 @@ import pytest
 from agent import netlink
 from agent.dataplane.client import KeeperClient, connect
 from agent.dataplane.protocol import WorkerState
-from tests.support.keeper import Keeper
+from tests.support.keeper import Keeper, running
 from tests.support.keys import held
 from tests.support.netns import Namespaces, Netns
-from tests.support.wait import until
 
 pytestmark = pytest.mark.netns
 A, B = "spiffe://cluster.local/ns/default/sa/a", "spiffe://cluster.local/ns/default/sa/b"
@@ -23,12 +22,8 @@ A, B = "spiffe://cluster.local/ns/default/sa/a", "spiffe://cluster.local/ns/defa
 
 @pytest.fixture
 def keeper(tmp_path: Path) -> Iterator[Keeper]:
-    one = Keeper(tmp_path / "run", "--workers", "2").wait()
-    try:
-        until(lambda: one.text.count("is ready") >= 2, "both workers are ready")
+    with running(tmp_path / "run") as one:
         yield one
-    finally:
-        one.stop()
 
 
 @pytest.fixture

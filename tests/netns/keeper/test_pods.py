@@ -18,7 +18,7 @@ from agent import netlink
 from agent.dataplane import blobs
 from agent.dataplane.client import KeeperClient, KeeperRefused, connect
 from agent.dataplane.protocol import WorkerChange, WorkerState
-from tests.support.keeper import Keeper
+from tests.support.keeper import Keeper, running
 from tests.support.netns import Namespaces, Netns
 from tests.support.wait import until
 
@@ -29,23 +29,15 @@ PORTS = ["15001", "15006", "15008"]
 
 @pytest.fixture
 def keeper(tmp_path: Path) -> Iterator[Keeper]:
-    one = Keeper(tmp_path / "run", "--workers", "2").wait()
-    try:
-        until(lambda: one.text.count("is ready") >= 2, "both workers are ready")
+    with running(tmp_path / "run") as one:
         yield one
-    finally:
-        one.stop()
 
 
 @pytest.fixture
 def puppets(tmp_path: Path) -> Iterator[Keeper]:
     """A keeper whose workers accept and say who they are."""
-    one = Keeper(tmp_path / "puppets", "--workers", "2", puppets=True).wait()
-    try:
-        until(lambda: one.text.count("is ready") >= 2, "both workers are ready")
+    with running(tmp_path / "puppets", puppets=True) as one:
         yield one
-    finally:
-        one.stop()
 
 
 @pytest.fixture

@@ -15,18 +15,14 @@ from agent.dataplane import blobs
 from agent.dataplane.client import KeeperAway, KeeperClient, KeeperRefused, connect
 from agent.dataplane.protocol import Message, WorkerChange, WorkerState
 from agent.dataplane.readers import Readers
-from tests.support.keeper import Keeper, Raw
+from tests.support.keeper import Keeper, Raw, running
 from tests.support.wait import until
 
 
 @pytest.fixture
 def keeper(tmp_path: Path) -> Iterator[Keeper]:
-    one = Keeper(tmp_path / "run", "--workers", "2", puppets=True).wait()
-    try:
-        until(lambda: one.text.count("is ready") >= 2, "both workers are ready")
+    with running(tmp_path / "run", puppets=True) as one:
         yield one
-    finally:
-        one.stop()
 
 
 @pytest.fixture

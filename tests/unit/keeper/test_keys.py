@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from agent.dataplane.client import KeeperClient, KeeperRefused, connect
-from tests.support.keeper import Keeper, Raw
+from tests.support.keeper import Keeper, Raw, running
 from tests.support.keys import NAME, SCALAR, held, where
-from tests.support.wait import until
 
 IDENTITY = "spiffe://cluster.local/ns/default/sa/reviews"
 SEALED = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -20,12 +19,8 @@ SEALED = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 
 @pytest.fixture
 def keeper(tmp_path: Path) -> Iterator[Keeper]:
-    one = Keeper(tmp_path / "run", "--workers", "1", puppets=True).wait()
-    try:
-        until(lambda: "is ready" in one.text, "the worker is ready")
+    with running(tmp_path / "run", workers=1, puppets=True) as one:
         yield one
-    finally:
-        one.stop()
 
 
 @pytest.fixture
@@ -164,10 +159,7 @@ async def test_openssl_reads_no_configuration(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("OPENSSL_CONF", str(pipe))
     with pytest.raises(subprocess.TimeoutExpired):
         subprocess.run(["openssl", "rand", "1"], timeout=0.5, check=False, capture_output=True)
-    keeper = Keeper(tmp_path / "run", "--workers", "1", puppets=True).wait()
-    try:
+    with running(tmp_path / "run", workers=1, puppets=True) as keeper:
         client = await connect(keeper.path)
         await client.make_key(IDENTITY)
         await client.close()
-    finally:
-        keeper.stop()

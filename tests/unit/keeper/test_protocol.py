@@ -14,7 +14,7 @@ import pytest
 
 from agent.dataplane import blobs, protocol
 from agent.dataplane.protocol import Message, Reason, text
-from tests.support.keeper import Keeper, Raw, error, pod_payload
+from tests.support.keeper import Keeper, Raw, error, pod_payload, running
 from tests.support.wait import until
 
 PXD = Path(__file__).resolve().parent.parent.parent.parent / "ext" / "core" / "protocol.pxd"
@@ -24,12 +24,8 @@ FUZZ_SECONDS = 3.0
 
 @pytest.fixture(scope="module")
 def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keeper]:
-    one = Keeper(tmp_path_factory.mktemp("keeper") / "run", "--workers", "1", puppets=True).wait()
-    try:
-        until(lambda: '"worker 1 is ready"' in one.text, "the worker is ready")
+    with running(tmp_path_factory.mktemp("keeper") / "run", workers=1, puppets=True) as one:
         yield one
-    finally:
-        one.stop()
 
 
 @pytest.fixture(scope="module")
