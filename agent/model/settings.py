@@ -63,3 +63,9 @@ class ProxySettings:
     descriptors_per_worker: int = 0
     # silence within a request's body, which the server waits for: Envoy's stream_idle_timeout. nginx' client_body_timeout is 1 min
     request_body_timeout_ms: int = 5 * MINUTE_MS
+
+    # a tunnel is asked so often whether its peer is there, and ends after so long without the answer: ztunnel's 10 s and 20 s
+    tunnel_ping_ms: int = 10_000
+    tunnel_pong_ms: int = 20_000
+    # a tunnel that we dialled ends after so long without a stream: ztunnel's pool keeps it as long
+    tunnel_idle_ms: int = 5 * MINUTE_MS

@@ -28,6 +28,7 @@ WORKER_GAUGES = {
     "buffered_bytes": "Bytes in buffers",
     "sockets_ready": "Sockets prefetched from the keeper",
     "waiting_memory": "Connections not read until their pod gives buffers back",
+    "tunnels_open": "HBONE tunnels, dialled and accepted, from their socket on",
 }
 WORKER_COUNTERS = {
     "accepted": "Connections accepted",
@@ -38,6 +39,11 @@ WORKER_COUNTERS = {
     "accept_errors": "Accepts that failed (descriptors or memory)",
     "loop_turns": "Turns of the event loop",
     "turns_cut": "Times that a pod had more to do than its turn of the event loop",
+    "tunnels_opened": "HBONE tunnels whose handshake ended well",
+    "tunnels_failed": "HBONE tunnels whose connection or handshake did not, on either side",
+    "tunnels_revoked": "Open HBONE tunnels that ended because a revocation list names their peer",
+    "tunnels_silent": "Open HBONE tunnels whose peer did not answer a PING in time",
+    "tunnels_idle": "Dialled HBONE tunnels that ended because nobody used them",
     "refused_calls": "Workers killed for a system call that they may not make",
 }
 # What pods share or are bounded in: resource -> (header field of its use, of its limit). `pod_`: of the pod that has the most.

@@ -80,7 +80,8 @@ cdef enum Flag:
     FLAG_SI = 12    # stream idle timeout (request head or body did not come)
     FLAG_OM = 13    # overload: descriptors or memory
     FLAG_DENY = 14  # a policy said no; Envoy has no letters for it, ztunnel's metrics say DENY
-    FLAG_COUNT = 15
+    FLAG_CERT_REVOKED = 15  # the other proxy's certificate is in a revocation list; ztunnel's word
+    FLAG_COUNT = 16
 
 cdef packed struct SeriesKey:      # 24 bytes, compared as three u64
     uint32_t source                # workload index
@@ -170,6 +171,13 @@ cdef struct StatsHeader:           # 4096 bytes reserved at the start of the seg
     uint64_t policy_denied         # when they came, or later
     uint64_t policy_cut            # of these, those that were open when a policy changed
     uint64_t policy_dry_denied     # let through, and would not be if policies on trial were in force
+    uint64_t tunnels_open          # gauge: dialled and accepted ones, from their socket on
+    # counters: tunnels
+    uint64_t tunnels_opened        # handshakes that ended well
+    uint64_t tunnels_failed        # that did not, of both sides
+    uint64_t tunnels_revoked       # open ones that ended because a revocation list names their peer
+    uint64_t tunnels_silent        # open ones whose peer did not answer a PING in time
+    uint64_t tunnels_idle          # dialled ones that ended because nobody used them
 
 cdef struct LogHeader:             # 4096 bytes reserved
     uint32_t magic
@@ -264,6 +272,7 @@ cdef enum Detail:
     DETAIL_DISTRUST                 # DPE: who opened a tunnel is not believed; the failure says why
     DETAIL_RBAC                     # DENY: the policy's name is in TEXT_FAILURE
     DETAIL_UNKNOWN_WORKLOAD         # DENY: nobody has told in time which workload the pod is, so which policies it has
+    DETAIL_REVOKED                  # CERT_REVOKED: a revocation list that came names the peer of an open tunnel
     DETAIL_COUNT
 
 # ---- the worker's side -------------------------------------------------------------------------------------------

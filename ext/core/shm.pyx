@@ -78,6 +78,7 @@ cdef int stats_attach(Stats* stats, void* memory, size_t size, uint32_t pid, uin
     for i in range(<uint32_t>(&header.waiting_memory - &header.descriptors) + 1):
         nrw_store(&header.descriptors + i, 0)
     nrw_store(&header.confinement, 0)
+    nrw_store(&header.tunnels_open, 0)
     # the worker before may have died holding
     for i in range(STATS_SLOTS):
         one = &stats.series[i]
@@ -273,7 +274,7 @@ cdef int log_append(LogRing* log, Stats* stats, LogRecord* record, const Span* t
 
 REPORTERS = {REPORTER_SOURCE: "source", REPORTER_DESTINATION: "destination"}
 PROTOCOLS = {SERIES_TCP: "tcp", SERIES_HTTP: "http", SERIES_GRPC: "grpc"}
-FLAGS = ("-", "UH", "UF", "UO", "NR", "NC", "UC", "UT", "DC", "DPE", "UPE", "DT", "SI", "OM", "DENY")
+FLAGS = ("-", "UH", "UF", "UO", "NR", "NC", "UC", "UT", "DC", "DPE", "UPE", "DT", "SI", "OM", "DENY", "CERT_REVOKED")
 DETAILS = (
     "",
     "via_upstream",
@@ -316,6 +317,7 @@ DETAILS = (
     "peer_not_trusted",
     "rbac_access_denied",
     "workload_not_received",
+    "peer_certificate_revoked",
 )
 if len(FLAGS) != FLAG_COUNT or len(DETAILS) != DETAIL_COUNT:
     raise ImportError("ext.core.shm: FLAGS or DETAILS do not match their enum")
@@ -332,7 +334,8 @@ HEADER_FIELDS = ("pid", "heartbeat_ns", "started_ns", "downstream_open", "upstre
                  "refused_connections", "refused_descriptors", "refused_memory", "refused_held", "refused_head_timeout",
                  "refused_body_timeout", "refused_head_size", "shed_idle", "shed_stalled", "shed_replay", "shed_sockets",
                  "turns_cut", "confinement", "refused_calls", "refused_call", "policy_denied", "policy_cut",
-                 "policy_dry_denied")
+                 "policy_dry_denied", "tunnels_open", "tunnels_opened", "tunnels_failed", "tunnels_revoked", "tunnels_silent",
+                 "tunnels_idle")
 
 
 def stats_bytes() -> int:

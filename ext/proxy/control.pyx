@@ -17,6 +17,7 @@ from ext.proxy.held cimport held_wake
 from ext.proxy.keys cimport key_forget, key_put
 from ext.proxy.outbox cimport outbox_flush, send_applied, send_drained, send_failed, send_ready
 from ext.proxy.permit cimport permit_review
+from ext.proxy.recall cimport recall_begin
 from ext.proxy.state cimport C_HTTP, X_IDLE, Captured, Conn, Worker
 from ext.proxy.stock cimport stock_fill
 from ext.route.tables cimport ERROR_BYTES, Prepared, tables_apply, tables_prepare
@@ -172,7 +173,7 @@ cdef void control_apply(Worker* w) noexcept nogil:
     cdef void* data
     cdef Prepared* prepared = NULL
     cdef Captured* pod
-    cdef uint64_t transaction = 0, judgement
+    cdef uint64_t transaction = 0, judgement, recalls
     cdef int fd = w.pending_fd
     cdef int64_t size = lseek(fd, 0, SEEK_END)      # fstat is one that takes a path in this libc, which seccomp cannot look at
     error[0] = 0
@@ -194,9 +195,12 @@ cdef void control_apply(Worker* w) noexcept nogil:
     else:
         forget_prepare(w, prepared)
         judgement = w.tables.judgement
+        recalls = w.tables.recalls
         tables_apply(w.tables, prepared)
         if w.tables.judgement != judgement:
             permit_review(w)
+        if w.tables.recalls != recalls:
+            recall_begin(w)
         budget_apply(w)
         pod = w.first_pod
         while pod != NULL:              # the bound of connections may have been raised

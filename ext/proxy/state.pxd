@@ -114,9 +114,6 @@ cdef enum TunnelState:
 
 cdef enum:
     TUNNEL_OPEN_MS = 10000  # connect and handshake, as connect_timeout_ms
-    TUNNEL_PING_MS = 10000  # so often
-    TUNNEL_PONG_MS = 20000  # and so long is waited for the answer
-    TUNNEL_IDLE_MS = 300000     # without a stream: what ztunnel keeps too
     TUNNELS_EACH = 4        # of one key at most; more than one where a bulk transfer has the others
     TUNNELS_POD = 1024      # that a pod serves and has dialled, together
     BUSY_BYTES = 4194304    # within a second: a bulk transfer, which small requests stay away from
@@ -131,7 +128,7 @@ cdef struct Tunnel:         # one HBONE connection; see ext/proxy/tunnel.pxd
     uint8_t state
     uint8_t server
     uint8_t finishing       # takes no more streams: ends with its last
-    uint8_t told            # draining: GOAWAY was said so often
+    uint8_t doubted         # shaking while revocation lists came: asked about once it is open
     uint32_t users          # Conns (server) and Upstreams (client) that point here
     Timer timer             # T_CONNECTING, T_SHAKING: the deadline; T_OPEN: the next PING
     Peer remote             # client: who is dialled; server: who came
@@ -331,6 +328,7 @@ cdef struct Captured:       # one pod of this worker
     Conn* first_conn
     Conn* hand              # where the next look at some of them goes on; NULL: at the first
     Conn* review            # the next one of which policies are asked again; NULL: none
+    Tunnel* recall          # the next one that revocation lists are asked about; NULL: none
     Conn* waits_first       # for memory
     Conn* waits_last
     uint64_t looked_ns
@@ -350,6 +348,7 @@ ctypedef void (*Advance)(Conn* c) noexcept nogil
 ctypedef void (*Expire)(Conn* c, Timer* timer) noexcept nogil
 ctypedef void (*Retire)(Captured* pod) noexcept nogil
 ctypedef void (*Distrusts)(Tunnel* t) noexcept nogil
+ctypedef void (*Recalls)(Tunnel* t) noexcept nogil
 
 cdef struct Outbox:         # datagrams to the keeper that its socket did not take yet
     char* data
@@ -405,6 +404,7 @@ cdef struct Worker:
     Expire expire           # one of its timers is due
     Retire retire           # a detached pod lost what it had
     Distrusts distrusts     # a handshake that was begun to us failed
+    Recalls recalls         # a tunnel whose `doubted` is set has opened
     Head head               # scratch: the head parsed last
     Conn* head_of           # whose request it is, with spans still valid; NULL: nobody's
     uint8_t ready           # READY was sent
@@ -414,6 +414,7 @@ cdef struct Worker:
     uint32_t drain_sequence
     Timer drain_timer
     Timer review_timer      # due: open connections are asked again, a bounded number
+    Timer recall_timer      # due: revocation lists are asked about open tunnels, a bounded number
     Gone gone[1024]
     uint32_t gone_first
     uint32_t gone_last

@@ -9,8 +9,7 @@ from ext.core.slab cimport slab_give, slab_take
 from ext.core.text cimport Span
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.account cimport account_failure
-from ext.proxy.state cimport (BUSY_BYTES, PUMP_ROUNDS, T_CONNECTING, T_DEAD, T_OPEN, T_SHAKING, TUNNEL_IDLE_MS, TUNNEL_PING_MS,
-                              TUNNEL_PONG_MS, Captured, Tunnel, Upstream, Worker)
+from ext.proxy.state cimport (BUSY_BYTES, PUMP_ROUNDS, T_CONNECTING, T_DEAD, T_OPEN, T_SHAKING, Captured, Tunnel, Upstream, Worker)
 from ext.route.shapes cimport Identity
 from ext.route.slots cimport identity_drop
 from ext.sys.stream cimport stream_error, stream_read, stream_write
@@ -67,6 +66,7 @@ cdef Tunnel* tunnel_new(Captured* pod, int fd, const Ops* ops, Credentials* cred
     pod.first_tunnel = t
     pod.tunnels += 1
     w.n_tunnels += 1
+    w.stats.tunnels_open += 1
     t.used_ns = t.second_ns = w.loop.now_ns
     timer_init(&t.timer, on_timer, t)
     timer_set(&w.loop.timers, &t.timer, w.loop.now_ns + <uint64_t>open_ms * 1000000)
@@ -114,6 +114,7 @@ cdef void tunnel_fail(Tunnel* t, uint8_t trouble) noexcept nogil:
         t.session.trouble = trouble
     if t.server and t.state == T_SHAKING and t.session.tls.fault != 0:
         w.distrusts(t)
+    w.stats.tunnels_failed += t.state != T_OPEN
     t.state = T_DEAD
     tell_waiters(t)
     session_close(&t.session)
@@ -130,8 +131,11 @@ cdef void tunnel_fail(Tunnel* t, uint8_t trouble) noexcept nogil:
         pod.first_tunnel = t.next
     if t.next != NULL:
         t.next.prev = t.prev
+    if pod.recall == t:
+        pod.recall = t.next
     pod.tunnels -= 1
     w.n_tunnels -= 1
+    w.stats.tunnels_open -= 1
     bury(t)
     if not pod.attached:
         w.retire(pod)
@@ -170,7 +174,16 @@ cdef void tunnels_finish(Captured* pod) noexcept nogil:
 
 cdef void tunnel_opened(Tunnel* t) noexcept nogil:
     t.state = T_OPEN
-    timer_set(&t.w.loop.timers, &t.timer, t.w.loop.now_ns + <uint64_t>TUNNEL_PING_MS * 1000000)
+    t.w.stats.tunnels_opened += 1
+    timer_set(&t.w.loop.timers, &t.timer, t.w.loop.now_ns + (1 if t.doubted else <uint64_t>ping_ms(t) * 1000000))
+
+
+cdef uint32_t ping_ms(const Tunnel* t) noexcept nogil:
+    """Until it is looked at next; one that we dialled ends in time when nobody uses it."""
+    cdef uint32_t ping = t.w.tables.settings.tunnel_ping_ms
+    if not t.server and t.w.tables.settings.tunnel_idle_ms < ping:
+        return t.w.tables.settings.tunnel_idle_ms
+    return ping
 
 
 cdef bint tunnel_busy(Tunnel* t) noexcept nogil:
@@ -317,13 +330,19 @@ cdef void on_timer(Timer* timer) noexcept nogil:
         t.error = -ETIMEDOUT
         tunnel_fail(t, TROUBLE_SILENT)
         return
-    timer_set(&w.loop.timers, &t.timer, now + <uint64_t>TUNNEL_PING_MS * 1000000)
+    if t.doubted:
+        t.doubted = 0
+        w.recalls(t)
+        if t.state == T_DEAD:
+            return
+    timer_set(&w.loop.timers, &t.timer, now + <uint64_t>ping_ms(t) * 1000000)
     if t.finishing and t.server and t.session.leaving == 1:
         session_leave(&t.session)
     if not t.session.pinged:
         session_ping(&t.session)
         t.pinged_ns = now
-    elif now - t.pinged_ns >= <uint64_t>TUNNEL_PONG_MS * 1000000:
+    elif now - t.pinged_ns >= <uint64_t>w.tables.settings.tunnel_pong_ms * 1000000:
+        w.stats.tunnels_silent += 1
         tunnel_fail(t, TROUBLE_SILENT)
         return
     session_sweep(&t.session)
@@ -332,5 +351,6 @@ cdef void on_timer(Timer* timer) noexcept nogil:
         t.left = NULL
     if t.session.streams > 0:
         t.used_ns = now
-    elif not t.server and now - t.used_ns >= <uint64_t>TUNNEL_IDLE_MS * 1000000:
+    elif not t.server and now - t.used_ns >= <uint64_t>w.tables.settings.tunnel_idle_ms * 1000000:
+        w.stats.tunnels_idle += not t.finishing
         tunnel_finish(t)

@@ -5,6 +5,8 @@
             -> 503 no room, or the application did not take the connection
             -> 200 once it did
 """
+from libc.stdint cimport uint8_t, uint16_t
+from ext.core.text cimport Span
 from ext.proxy.state cimport Acceptor, Conn, Tunnel
 from ext.sys.stream cimport Peer
 
@@ -12,5 +14,7 @@ from ext.sys.stream cimport Peer
 cdef void tunnel_accept(Acceptor* acceptor, int fd, const Peer* client) noexcept nogil
 # A server's handshake failed: one record in the log, naming who came and why it was not believed.
 cdef void tunnel_distrusts(Tunnel* t) noexcept nogil
+# One record of a tunnel from another node that carried nothing when it ended.
+cdef void tunnel_tell(Tunnel* t, Span why, uint8_t flag, uint16_t details) noexcept nogil
 # The application's connection stands: 200. Does nothing for who came by a socket, or was answered.
 cdef void tunnel_accepted(Conn* c) noexcept nogil

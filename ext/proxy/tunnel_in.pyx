@@ -1,5 +1,5 @@
 """See tunnel_in.pxd."""
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport strlen
 from posix.unistd cimport close
 from ext.core.loop cimport CARRIED, Carrier, Source, loop_again
@@ -136,7 +136,7 @@ OPS.asks = on_asks
 OPS.wakes = tunnel_wakes
 
 
-cdef void tell(Captured* pod, const Peer* client, const Peer* local, Span why) noexcept nogil:
+cdef void tell(Captured* pod, const Peer* client, const Peer* local, Span why, uint8_t flag, uint16_t details) noexcept nogil:
     """Counted and, a bounded number of times, logged, as a connection that was refused."""
     cdef Conn* c
     cdef Worker* w = pod.w
@@ -151,7 +151,11 @@ cdef void tell(Captured* pod, const Peer* client, const Peer* local, Span why) n
     identify(c)
     account_begin_tcp(c)
     account_failure(c, why)
-    conn_end(c, FLAG_DPE, DETAIL_DISTRUST, False)
+    conn_end(c, flag, details, False)
+
+
+cdef void tunnel_tell(Tunnel* t, Span why, uint8_t flag, uint16_t details) noexcept nogil:
+    tell(t.pod, &t.remote, &t.local, why, flag, details)
 
 
 cdef void tunnel_distrusts(Tunnel* t) noexcept nogil:
@@ -159,7 +163,7 @@ cdef void tunnel_distrusts(Tunnel* t) noexcept nogil:
     cdef Span why
     why.p = text
     why.n = session_text(&t.session, text, sizeof(text))
-    tell(t.pod, &t.remote, &t.local, why)
+    tunnel_tell(t, why, FLAG_DPE, DETAIL_DISTRUST)
 
 
 cdef void tunnel_accept(Acceptor* acceptor, int fd, const Peer* client) noexcept nogil:
@@ -186,7 +190,7 @@ cdef void tunnel_accept(Acceptor* acceptor, int fd, const Peer* client) noexcept
         stream_abort(fd)
         close(fd)
         why.n = <uint32_t>strlen(why.p)
-        tell(pod, client, &local, why)
+        tell(pod, client, &local, why, FLAG_DPE, DETAIL_DISTRUST)
         return
     t = tunnel_new(pod, fd, &OPS, credentials, known.identity, NULL, TUNNEL_OPEN_MS)
     if t == NULL:

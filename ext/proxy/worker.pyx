@@ -14,6 +14,7 @@ from ext.proxy.flow cimport flow_advance, flow_expire
 from ext.proxy.forget cimport forget_turn
 from ext.proxy.outbox cimport OUTBOX_BYTES
 from ext.proxy.permit cimport permit_open
+from ext.proxy.recall cimport recall_open, recall_tunnel
 from ext.proxy.shed cimport shed_open, shed_turn
 from ext.proxy.tunnel cimport tunnels_open
 from ext.proxy.tunnel_in cimport tunnel_distrusts
@@ -99,6 +100,7 @@ cdef Worker* worker_new(int control, void* stats, size_t stats_size, void* log, 
     budget_apply(w)
     shed_open(w)
     permit_open(w)
+    recall_open(w)
     w.conns.size = sizeof(Conn)
     w.upstreams.size = sizeof(Upstream)
     w.pods.size = sizeof(Captured)
@@ -107,6 +109,7 @@ cdef Worker* worker_new(int control, void* stats, size_t stats_size, void* log, 
     w.expire = flow_expire
     w.retire = pod_retire
     w.distrusts = tunnel_distrusts
+    w.recalls = recall_tunnel
     if control_open(w, control) != 0:
         return NULL
     return w

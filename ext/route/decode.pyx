@@ -25,7 +25,7 @@ from ext.route.trust cimport read_certificate, read_trust
 # ---- settings ----------------------------------------------------------------------------------------------
 
 cdef enum:
-    SETTINGS_COUNT = 20
+    SETTINGS_COUNT = 23
     DAY_MS = 86_400_000
     MEBIBYTE = 1_048_576
 
@@ -59,6 +59,9 @@ cdef Range range_of(uint32_t i) noexcept nogil:
         Range(b"buffered_bytes_per_pod", MEBIBYTE, 4095 * <uint32_t>MEBIBYTE, 128 * MEBIBYTE),
         Range(b"descriptors_per_worker", 0, 1024 * MEBIBYTE, 0),
         Range(b"request_body_timeout_ms", 1, DAY_MS, 300_000),
+        Range(b"tunnel_ping_ms", 10, DAY_MS, 10_000),
+        Range(b"tunnel_pong_ms", 10, DAY_MS, 20_000),
+        Range(b"tunnel_idle_ms", 10, DAY_MS, 300_000),
     ]
     return ranges[i]
 

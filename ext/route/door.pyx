@@ -518,3 +518,8 @@ cdef class Tables:
     def judgement(self):
         """Counts transactions after which policies may decide otherwise."""
         return self.t.judgement
+
+    @property
+    def recalls(self):
+        """Grows with every transaction that brings revocation lists."""
+        return self.t.recalls

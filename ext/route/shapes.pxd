@@ -70,6 +70,9 @@ cdef struct Settings:
     uint32_t buffered_bytes_per_pod     # above: nothing more is read until buffers are given back
     uint32_t descriptors_per_worker     # 0: by the process' limit
     uint32_t request_body_timeout_ms    # no byte of a request's body: 408
+    uint32_t tunnel_ping_ms             # between two PINGs of a tunnel
+    uint32_t tunnel_pong_ms             # without the answer to one: it ends
+    uint32_t tunnel_idle_ms             # a dialled tunnel without a stream: it ends
 
 cdef struct Address:                    # 17 bytes; for IPv4 ip[4:] is zero. IPv4-mapped IPv6 is to be given as IPv4
     uint8_t family                      # 4 or 6

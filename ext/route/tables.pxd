@@ -33,6 +33,7 @@ cdef struct Tables:
     uint64_t generation             # +1 with every applied transaction
     uint64_t last                   # id of the last applied transaction
     uint64_t judgement              # +1 with every transaction after which a policy may decide otherwise
+    uint64_t recalls                # +1 with every transaction that brings revocation lists
     uint64_t random_state
     Names names
 

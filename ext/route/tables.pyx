@@ -9,7 +9,7 @@ from ext.core.protocol cimport (
     KIND_WORKLOAD, OP_DELETE, OP_PUT, TXN_MAGIC, TXN_VERSION)
 from ext.route.decode cimport content_decode, content_drop, settings_decode, settings_default
 from ext.route.reader cimport REASON_BYTES
-from ext.route.shapes cimport SCOPE_GLOBAL, SCOPE_NAMESPACE, Claim, Place, Policy
+from ext.route.shapes cimport SCOPE_GLOBAL, SCOPE_NAMESPACE, Claim, Place, Policy, Trust
 from ext.route.slots cimport (
     claim_link, claim_unlink, identity_drop, identity_intern, names_free, names_init, pair_hash, place_find, slot_drop,
     slot_find, slot_find_pair, slot_intern, slot_intern_pair)
@@ -163,16 +163,18 @@ cdef void fill(Tables* t, Slot* slot, void* content) noexcept nogil:
 cdef void tables_apply(Tables* t, Prepared* p) noexcept nogil:
     cdef uint32_t i
     cdef Operation* o
-    cdef bint otherwise = False
+    cdef bint otherwise = False, lists = False
     for i in range(p.n):
         o = &p.operations[i]
         otherwise = otherwise or judges_otherwise(o.slot, o.content)
+        lists = lists or (o.slot.kind == KIND_TRUST and o.content != NULL and (<Trust*>o.content).n_lists > 0)
         fill(t, o.slot, o.content)
         slot_drop(&t.names, o.slot)
     if p.has_settings:
         t.settings = p.settings
     t.generation += 1
     t.judgement += otherwise
+    t.recalls += lists
     t.last = p.id
     block_give(p.operations)
     block_give(p)

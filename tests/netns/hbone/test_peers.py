@@ -48,10 +48,10 @@ class Tunnel:
     ended: bool = False
 
     @classmethod
-    def dial(cls, netns: Netns, to: str, issued: Issued | None, folder: Path) -> Tunnel:
+    def dial(cls, netns: Netns, to: str, issued: Issued | None, folder: Path, root: Authority = ROOT) -> Tunnel:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
-        context.load_verify_locations(ROOT.pem(folder))
+        context.load_verify_locations(root.pem(folder))
         context.set_alpn_protocols(["h2"])
         if issued is not None:
             context.load_cert_chain(issued.pem(folder))

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.dataplane import blobs
+from agent.model.identity import Trust
 from ext.route import door
 from tests.support.blobs import CLUSTER, HOST, PUTS, SCOPE, SERVICE, dump, everything, transaction
 
@@ -257,8 +258,9 @@ def test_an_identity_of_another_shape_is_refused(identity: str) -> None:
 
 def test_settings_of_a_newer_agent_are_read_as_far_as_they_are_known() -> None:
     payload = PUTS["settings"].payload
+    known = struct.unpack_from("<I", payload)[0]
     tables = door.Tables()
-    tables.load(raw(entry(1, 1, b"", struct.pack("<I", 22) + payload[4:] + struct.pack("<II", 1, 2))))
+    tables.load(raw(entry(1, 1, b"", struct.pack("<I", known + 2) + payload[4:] + struct.pack("<II", 1, 2))))
     assert tables.settings["hold_bytes"] == 4096
     tables.load(raw(entry(1, 1, b"", struct.pack("<II", 1, 0))))
     assert (tables.settings["access_log"], tables.settings["hold_bytes"]) == (0, 65_536)
@@ -275,3 +277,14 @@ def test_a_transaction_can_be_tried_without_any_worker() -> None:
     assert door.check(transaction(PUTS["cluster"], txn_id=9)) == 9
     with pytest.raises(door.Refused, match="DESTINATION a: key"):
         door.check(raw(entry(1, 4, b"a", b"")))
+
+
+def test_only_revocation_lists_have_open_tunnels_looked_up() -> None:
+    tables, before = door.Tables(), 0
+    root, crl = b"\x30\x02\x05\x00", b"\x30\x00"
+    tables.load(transaction(blobs.put_trust(Trust("cluster.local", (root,), ()))))
+    assert tables.recalls == before
+    tables.load(transaction(blobs.put_trust(Trust("cluster.local", (root,), (crl,)))))
+    assert tables.recalls == before + 1
+    tables.load(transaction(blobs.Delete(blobs.Kind.TRUST, "cluster.local")))
+    assert tables.recalls == before + 1
