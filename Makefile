@@ -6,7 +6,7 @@ SANITIZE ?= address,undefined
 # meson calls `cython` by name when an import rebuilds what changed
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo test test-unit test-netns test-bpf test-sanitize fuzz lint build bench soak clean
+.PHONY: help setup demo test test-unit test-netns test-bpf test-sanitize coverage fuzz lint build bench soak clean
 
 help:
 	@echo "make demo        bring up Bookinfo in a mesh on this machine, show what it sees (root)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-netns  tests with real namespaces, rules and processes (root)"
 	@echo "make test-bpf    the BPF tool chain: compile and load (root)"
 	@echo "make test-sanitize  ext/ and its processes under AddressSanitizer and UBSan, or SANITIZE=thread (root; tests/README.md)"
+	@echo "make coverage    lines of ext/ that run in tests, by file; fails below 90 % (root)"
 	@echo "make bench       our proxy beside Envoy, HAProxy and nginx: CASES= PROXIES= ROUNDS= SECONDS= (root; tests/bench/README.md)"
 	@echo "make fuzz        libFuzzer with sanitizers on parsers, tables and whole connections, FUZZ_SECONDS=60 each"
 	@echo "make soak        half an hour under load while routes, pods and workers come and go: MINUTES= (root)"
@@ -46,6 +47,9 @@ test-netns: setup
 
 test-sanitize: setup
 	@$(PY) tests/instrumented/sanitize.py --sanitize $(SANITIZE)
+
+coverage: setup
+	@$(PY) tests/instrumented/coverage.py --missing
 
 bench: setup
 	@$(PY) -m tests.bench --cases "$(CASES)" --proxies "$(PROXIES)" $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT))

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -29,13 +30,14 @@ WHEEL = "import json, sys, mesonpy; mesonpy.build_editable(sys.argv[1], json.loa
 @dataclass
 class Environment:
     """`options` are meson's. `flags`: of the compiler, for the interpreter's `source` alone. `prefix`:
-    before the command of pytest."""
+    before the command of pytest. `cython`: a script that is given the real one's command line."""
 
     name: str
     options: tuple[str, ...]
     source: str
     flags: tuple[str, ...]
     prefix: tuple[str, ...] = ()
+    cython: str = ""
 
     @property
     def folder(self) -> Path:
@@ -72,7 +74,7 @@ class Environment:
         self._interpreter(defines)
 
     def _key(self) -> str:
-        parts = [*self.options, WHEEL, sys.executable, sys.version, (ROOT / "pyproject.toml").read_text()]
+        parts = [*self.options, WHEEL, self.cython, sys.executable, sys.version, (ROOT / "pyproject.toml").read_text()]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def _install(self) -> None:
@@ -105,8 +107,13 @@ class Environment:
             self.python.with_name(name).symlink_to("python3")
 
     def _run(self, argv: list[str]) -> None:
-        path = {**os.environ, "PATH": f"{TOOLS}:{os.environ.get('PATH', '')}"}
-        done = subprocess.run(argv, env=path, capture_output=True, text=True, check=False)
+        env = {**os.environ, "PATH": f"{TOOLS}:{os.environ.get('PATH', '')}"}
+        if self.cython:
+            script = CACHE / f"{self.name}.cython"
+            script.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / self.cython} {shutil.which("cython", path=env["PATH"])} "$@"\n')
+            script.chmod(0o755)
+            env["CYTHON"] = str(script)
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             sys.exit(f"{self.name}: {shlex.join(argv[:6])} … ended with {done.returncode}\n{(done.stdout + done.stderr)[-4000:]}\n"
                      "does `make build` work?")

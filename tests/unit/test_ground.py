@@ -16,7 +16,7 @@ ROOMS = ("agent", "bpf", "controlplane", "deploy", "deploy/daemonset", "docs", "
 INSTALLED = ("agent", "controlplane", "protos", "bpf", "ext")
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "test-unit", "test-netns", "test-bpf", "test-sanitize", "fuzz",
+@pytest.mark.parametrize("target", ["demo", "test", "test-unit", "test-netns", "test-bpf", "test-sanitize", "coverage", "fuzz",
                                     "bench", "lint", "build", "setup", "clean"])
 def test_the_front_door_has_every_target_and_tells_of_it(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
