@@ -9,6 +9,7 @@ The stubs suffice for programs that use nothing but uapi structs, and ours do no
 """
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -37,6 +38,10 @@ class Check:
     problem: str
     headers: str
     loaded: dict[str, str]
+
+
+class CompileError(Exception):
+    """What is missing and what to do. The compiler's own words went to stderr."""
 
 
 def check(source: Path = PROBE, *, deadline: float = DEADLINE) -> Check:
@@ -121,6 +126,36 @@ def _child(source: str) -> dict[str, Any]:
     info = Path(f"/proc/self/fdinfo/{function.fd}").read_text().splitlines()
     loaded = {key: value.strip() for key, _, value in (line.partition(":") for line in info) if key.startswith("prog_")}
     return {"stage": "done", "loaded": loaded}
+
+
+def compile_programs(sources: list[Path], include: Path) -> dict[str, Any]:
+    """For a short-lived process (see the head of this file). One unit of all sources, which share program.h and its maps.
+
+    Returns `programs`: by name the instructions, in which maps stand as numbers; `maps`: by name that number, type, key, value,
+    entries and flags. What BCC itself loads of it ends with this process. CompileError says what is wrong with what.
+    """
+    with tempfile.TemporaryDirectory(prefix="narrows-bpf-") as folder:
+        headers, environment = find_headers(Path("/"), Path(folder))
+        os.environ.update(environment)
+        try:
+            from bcc import BPF as Program
+            from bcc.libbcc import lib
+        except Exception as error:
+            raise CompileError(_problem({"stage": "import", "error": str(error)}, "", headers)) from None
+        text = f'#include "{include}"\n' + "".join(f'#line 1 "{path.name}"\n{path.read_text()}' for path in sources)
+        try:
+            program = Program(text=text.encode(), cflags=[f"-I{include.parent}"])
+        except Exception as error:
+            raise CompileError(f"the programs do not compile with {headers}: {error}") from None
+        module = program.module
+        functions = [lib.bpf_function_name(module, at) for at in range(lib.bpf_num_functions(module))]
+        name_of = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)(("bpf_table_name", lib))  # bcc declares no types
+        maps = {}
+        for at in range(lib.bpf_num_tables(module)):
+            maps[name_of(module, at).decode()] = [int(ask(module, at)) for ask in (
+                lib.bpf_table_fd_id, lib.bpf_table_type_id, lib.bpf_table_key_size_id, lib.bpf_table_leaf_size_id,
+                lib.bpf_table_max_entries_id, lib.bpf_table_flags_id)]
+        return {"headers": headers, "maps": maps, "programs": {name.decode(): program.dump_func(name) for name in functions}}
 
 
 def main() -> int:

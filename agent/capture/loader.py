@@ -1,0 +1,203 @@
+"""Loads the programs of bpf/ into the kernel and pins them, in a child that ends: the agent never pays for the compiler.
+
+    python -m agent.capture.loader child PINS CACHE SOURCES     one JSON line: {"hooks": {name: "" or why not}, ...}
+
+Compiling takes a second, so what came of it is kept in CACHE (a directory of root's, 0700) by the hash of sources, kernel release and this
+file; with it the child needs no BCC. A hook whose program the kernel refuses is left out alone, and `Loaded` says why. Links are made by
+whoever enrols a pod (egress.py); here those that are pinned get the new program in place of the old one, without a gap.
+"""
+from __future__ import annotations
+
+import base64
+import json
+import os
+import resource
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from agent.capture import bpf_call
+from agent.capture.bpf_call import MapShape
+from agent.capture.pins import PinError, Pins
+
+SOURCES = Path(__file__).parents[2] / "bpf"
+FILES = ("connect.c", "sockops.c", "peername.c", "getsockopt.c", "setsockopt.c")
+HEADERS = ("program.h", "narrows.h")
+DEADLINE = 120.0  # s; it takes 2, on a machine that is busy and cold 20
+POD, PROXY = "pod", "proxy"
+_ANSWER = b"narrows-loader "
+_SOCK_ADDR, _SOCK_OPS, _SOCKOPT = 18, 13, 25  # BPF_PROG_TYPE_CGROUP_SOCK_ADDR, _SOCK_OPS, _CGROUP_SOCKOPT
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """`attach` is linux/bpf.h's enum bpf_attach_type; `on` says whose cgroup it is linked to."""
+
+    name: str
+    kind: int
+    attach: int
+    on: tuple[str, ...]
+    lack: str  # what is not done without it; "" when egress cannot be captured then
+
+    @property
+    def program(self) -> str:
+        return f"narrows_{self.name}"
+
+
+HOOKS = (
+    Hook("sockops", _SOCK_OPS, 3, (POD, PROXY), ""),
+    Hook("getsockopt", _SOCKOPT, 21, (PROXY,), ""),
+    Hook("getpeername4", _SOCK_ADDR, 29, (POD,), "applications see the proxy's address as their peer's"),
+    Hook("getpeername6", _SOCK_ADDR, 30, (POD,), "applications see the proxy's address as their peer's"),
+    Hook("setsockopt", _SOCKOPT, 22, (POD,), "applications with CAP_NET_RAW may set our mark"),
+    # last: from here on connects are captured, and everything else must stand
+    Hook("connect4", _SOCK_ADDR, 10, (POD,), ""),
+    Hook("connect6", _SOCK_ADDR, 11, (POD,), ""),
+)
+
+
+class LoadError(Exception):
+    """Nothing was loaded. Says what is missing and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """`hooks`: by name "" or why the kernel refuses it. `cached`: nothing had to be compiled. `headers`: which the compiler used."""
+
+    hooks: dict[str, str]
+    cached: bool
+    headers: str
+
+    @property
+    def problem(self) -> str:
+        """"" when connects can be captured, else why not."""
+        return "; ".join(f"{hook.name}: {self.hooks[hook.name]}" for hook in HOOKS if not hook.lack and self.hooks[hook.name])
+
+
+def load(pins: Pins, cache: Path, *, sources: Path = SOURCES, deadline: float = DEADLINE) -> Loaded:
+    """Blocks for up to `deadline` seconds. LoadError when there is no BCC, no root, or a pin that is not ours."""
+    argv = [sys.executable, "-m", "agent.capture.loader", "child", str(pins.root), str(cache), str(sources)]
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=deadline, check=False,
+                              env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCES.parent), os.environ.get("PYTHONPATH", "")])})
+    except subprocess.TimeoutExpired:
+        raise LoadError(f"loading the BPF programs took longer than {deadline:g} s; is the machine overloaded?") from None
+    noise = done.stderr.decode(errors="replace").strip()
+    try:
+        answer = json.loads(next(line for line in done.stdout.splitlines() if line.startswith(_ANSWER))[len(_ANSWER):])
+    except (ValueError, StopIteration):
+        raise LoadError(f"the loader ended with {done.returncode}: {noise[-500:] or 'silence'}") from None
+    if "error" in answer:
+        wrong = next((line for line in noise.splitlines() if "error:" in line), "")
+        raise LoadError(answer["error"] + (f" ({wrong.strip()})" if wrong else ""))
+    return Loaded(answer["hooks"], answer["cached"], answer["headers"])
+
+
+# ---- in the child ------------------------------------------------------------------------------------------------------
+
+def cache_key(sources: Path) -> str:
+    hashed = blake2b(os.uname().release.encode(), digest_size=16)
+    for path in (*(sources / name for name in (*HEADERS, *FILES)), Path(__file__), Path(__file__).with_name("bpf.py")):
+        hashed.update(path.read_bytes())
+    return hashed.hexdigest()
+
+
+def obtain(cache: Path, sources: Path) -> tuple[dict[str, Any], bool]:
+    """(what the compiler made, whether it was there already)."""
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (found := cache.lstat()).st_uid != 0 or found.st_mode & 0o077:
+        raise PinError(f"{cache} is not a directory of root's alone: programs for the kernel are not taken from it")
+    kept = cache / f"{cache_key(sources)}.json"
+    try:
+        return json.loads(kept.read_bytes()), True
+    except (OSError, ValueError):
+        pass
+    from agent.capture.bpf import compile_programs
+
+    made = compile_programs([sources / name for name in FILES], sources / "program.h")
+    made["programs"] = {name: base64.b64encode(code).decode() for name, code in made["programs"].items()}
+    fresh = kept.with_suffix(f".{os.getpid()}")
+    fresh.write_text(json.dumps(made))
+    fresh.rename(kept)
+    for old in cache.glob("*.json"):
+        if old != kept:
+            old.unlink(missing_ok=True)
+    return made, False
+
+
+def install(pins: Pins, made: dict[str, Any]) -> dict[str, str]:
+    """Maps are adopted or made, then programs loaded, then pins replaced; by hook "" or why not."""
+    with suppress(ValueError):  # no CAP_SYS_RESOURCE; maps count in it before Linux 5.11 only
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    pins.make()
+    maps: dict[int, int] = {}
+    adopted = all((pins.maps / name).exists() for name in made["maps"])
+    for name, (number, *shape) in made["maps"].items():
+        maps[number] = _map(pins, name, MapShape(*shape))
+    said = {}
+    for hook in HOOKS:
+        code = base64.b64decode(made["programs"][hook.program])
+        code = bpf_call.with_maps(code, {at: maps[number] for at, number in bpf_call.map_loads(code)})
+        try:
+            program = bpf_call.load_program(f"nw_{hook.name}", hook.kind, hook.attach, code)
+        except OSError as error:
+            said[hook.name] = str(error.strerror)
+            continue
+        said[hook.name] = ""
+        _put_in_force(pins, hook, program, adopted)
+    return said
+
+
+def _map(pins: Pins, name: str, shape: MapShape) -> int:
+    path = pins.maps / name
+    if not path.exists():
+        fd = bpf_call.create_map(name, shape)
+        bpf_call.pin(fd, path)
+        return fd
+    fd = bpf_call.pinned(path)
+    if (found := bpf_call.map_shape(fd)) != shape:
+        raise PinError(f"{path} is {found}, expected {shape}: another program's, or of a build whose NARROWS_LAYOUT was not raised; "
+                       "`narrows capture clean` removes it")
+    return fd
+
+
+def _put_in_force(pins: Pins, hook: Hook, program: int, adopted: bool) -> None:
+    """A pinned program of the same tag stays, unless a map is new: a tag does not tell which maps a program has. The pin goes before
+    the links, so that a pod that is enrolled meanwhile has the new program too."""
+    path = pins.programs / hook.name
+    if path.exists():
+        old = bpf_call.pinned(path)
+        same = bpf_call.program_tag(old) == bpf_call.program_tag(program)
+        os.close(old)
+        if same and adopted:
+            return
+        path.unlink()
+    bpf_call.pin(program, path)
+    for link in sorted(pins.links.glob(f"*_{hook.name}")):
+        fd = bpf_call.pinned(link)
+        try:
+            bpf_call.replace(fd, program)
+        except OSError:  # its cgroup is gone; who enrols pods takes the pin away
+            continue
+        finally:
+            os.close(fd)
+
+
+def _child(root: str, cache: str, sources: str) -> dict[str, Any]:
+    from agent.capture.bpf import CompileError
+
+    try:
+        made, cached = obtain(Path(cache), Path(sources))
+        return {"hooks": install(Pins(Path(root)), made), "cached": cached, "headers": made["headers"]}
+    except (CompileError, PinError) as error:
+        return {"error": str(error)}
+    except OSError as error:
+        return {"error": f"the BPF programs are not loaded: {error}; it takes root or CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN"}
+
+
+if __name__ == "__main__":
+    print(f"\n{_ANSWER.decode()}{json.dumps(_child(*sys.argv[2:5]))}", flush=True)

@@ -1,0 +1,95 @@
+"""Where programs, links and maps of an instance are kept: its directory in bpffs.
+
+    <bpffs>/narrows/<instance>/v<layout>/    0700, root's
+        maps/<name>   programs/<hook>   links/<cgroup id>_<hook>
+
+The layout is NARROWS_LAYOUT of bpf/narrows.h: a version with other maps never meets those of an earlier one. A cgroup's id is its
+directory's inode number, which the kernel gives out once. Removing a link's pin takes the program off its cgroup at once.
+"""
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+USUAL = Path("/sys/fs/bpf")
+OWN = Path("/run/narrows/bpf")  # mounted by us where there is no other
+_MOUNT_FLAGS = 2 | 4 | 8  # MS_NOSUID | MS_NODEV | MS_NOEXEC
+
+
+class PinError(Exception):
+    """Says which path, what is wrong with it and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """The directory of one instance. Making this object touches nothing."""
+
+    root: Path
+
+    @property
+    def maps(self) -> Path:
+        return self.root / "maps"
+
+    @property
+    def programs(self) -> Path:
+        return self.root / "programs"
+
+    @property
+    def links(self) -> Path:
+        return self.root / "links"
+
+    def make(self) -> None:
+        """PinError when somebody else's directory or pin is in the way: what runs in the kernel for us must be ours."""
+        layout = self.root
+        for folder in (layout.parents[1], layout.parent, layout, self.maps, self.programs, self.links):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            _ours(folder, 0o077)
+        for folder in (self.maps, self.programs, self.links):
+            for pin in folder.iterdir():
+                _ours(pin, 0o022)
+
+    def remove(self) -> None:
+        """Links first, so that no program runs without its maps. What is not there is no error."""
+        for folder in (self.links, self.programs, self.maps):
+            if folder.is_dir():
+                for pin in folder.iterdir():
+                    pin.unlink()
+                folder.rmdir()
+        for folder in (self.root, self.root.parent, self.root.parents[1]):
+            try:
+                folder.rmdir()
+            except OSError:  # never made, or another layout or instance lives in it
+                return
+
+
+def pins_of(bpffs: Path, instance: str, layout: int) -> Pins:
+    """bpffs reserves dots in names, so one is written as %2e."""
+    name = re.sub(r"[^A-Za-z0-9_-]", lambda found: "".join(f"%{byte:02x}" for byte in found[0].encode()), instance)
+    return Pins(bpffs / "narrows" / name / f"v{layout}")
+
+
+def bpffs(usual: Path = USUAL, own: Path = OWN) -> Path:
+    """A mounted bpffs: `usual`, `own`, or `own` mounted now. PinError when that fails too."""
+    mounted = [fields[1] for line in Path("/proc/self/mounts").read_text().splitlines()
+               if len(fields := line.split()) > 2 and fields[2] == "bpf"]
+    for place in (usual, own):
+        if str(place) in mounted:
+            return place
+    own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"bpf", os.fsencode(own), b"bpf", _MOUNT_FLAGS, b"mode=0700") != 0:
+        error = ctypes.get_errno()
+        raise PinError(f"no bpffs is mounted at {usual}, and mounting one at {own} failed: {os.strerror(error)}; "
+                       f"`mount -t bpf bpf {usual}` as root, on a kernel with CONFIG_BPF_SYSCALL")
+    return own
+
+
+def _ours(path: Path, forbidden: int) -> None:
+    found = path.lstat()
+    if found.st_uid != 0 or stat.S_ISLNK(found.st_mode) or found.st_mode & forbidden:
+        raise PinError(f"{path} belongs to uid {found.st_uid} with mode {stat.S_IMODE(found.st_mode):o}: not made by us, so it is not "
+                       "used; find out who made it and remove it")

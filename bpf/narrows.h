@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* What both sides of the kernel boundary share: the programs of bpf/, ext/ (by `cdef extern`) and agent/capture/ebpf_maps.py, whose
+ * packed sizes a test holds against these. Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d; all else is in host order.
+ * A change of a size or a meaning changes NARROWS_LAYOUT, which is part of the path of every pin. */
+#pragma once
+#include <linux/types.h>
+
+#define NARROWS_LAYOUT 1
+
+#define NARROWS_OUTBOUND_PORT 15001
+#define NARROWS_MARK 0x539		/* SO_MARK of the sockets that the keeper makes in pods; an application may not set it */
+#define NARROWS_MARK_MASK 0xfff
+
+#define NARROWS_HAS_IP4 1		/* pod.flags: connects of this family are captured */
+#define NARROWS_HAS_IP6 2
+#define NARROWS_ONLY_INCLUDED 4		/* nothing is captured but what `included` covers */
+
+struct narrows_pod {			/* map `pods`, by the cookie of the pod's network namespace */
+	__u32 ip4;			/* where captured connects go: the pod's own addresses */
+	__u32 flags;
+	__u32 ip6[4];
+};
+
+struct narrows_end {			/* an address with its port */
+	__u32 ip[4];
+	__u32 port;
+};
+
+struct narrows_source {			/* map `handshakes`: who connects, as the proxy's socket will see it */
+	__u64 netns;			/* cookie: 10.0.0.1:40000 may be in many namespaces */
+	struct narrows_end end;
+	__u32 zero;
+};
+
+struct narrows_port {			/* maps `excluded_ports`, `excluded_ranges`, `included_ranges` */
+	__u64 netns;
+	__u64 port;
+};
+
+struct narrows_range {			/* a key of an LPM trie */
+	__u32 bits;			/* that count, of all that follows */
+	__u32 netns[2];			/* the cookie, low half first */
+	__u32 ip[4];
+};
+
+#define NARROWS_NETNS_BITS 64		/* of narrows_range.bits */
+
+_Static_assert(sizeof(struct narrows_pod) == 24, "narrows_pod");
+_Static_assert(sizeof(struct narrows_end) == 20, "narrows_end");
+_Static_assert(sizeof(struct narrows_source) == 32, "narrows_source");
+_Static_assert(sizeof(struct narrows_port) == 16, "narrows_port");
+_Static_assert(sizeof(struct narrows_range) == 28, "narrows_range");

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* What every program includes: numbers of the kernel's interface that BCC's bpf.h lacks (by names of our own, since real headers have
+ * theirs), and the maps, each with its bound. What BCC creates from these while it compiles ends with the compiler; the loader makes the ones that live. */
+#pragma once
+#include "narrows.h"
+
+#define FAMILY_INET4 2			/* AF_INET, AF_INET6 */
+#define FAMILY_INET6 10
+#define TYPE_STREAM 1			/* SOCK_STREAM */
+#define PROTOCOL_TCP 6
+#define LEVEL_IP 0			/* SOL_IP, SOL_SOCKET, SOL_IPV6 */
+#define LEVEL_SOCKET 1
+#define LEVEL_IPV6 41
+#define OPTION_MARK 36			/* SO_MARK */
+#define OPTION_ORIGINAL_DST 80		/* SO_ORIGINAL_DST, IP6T_SO_ORIGINAL_DST */
+
+#define PODS_MAX 4096			/* of one instance */
+#define PORTS_MAX 65536
+#define RANGES_MAX 65536
+#define HANDSHAKES_MAX 16384		/* connects between their SYN and the answer to it, which over lo is microseconds */
+
+BPF_F_TABLE("hash", u64, struct narrows_pod, pods, PODS_MAX, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("hash", struct narrows_port, u8, excluded_ports, PORTS_MAX, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("lpm_trie", struct narrows_range, u8, excluded_ranges, RANGES_MAX, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("lpm_trie", struct narrows_range, u8, included_ranges, RANGES_MAX, BPF_F_NO_PREALLOC);
+
+/* Where a socket's connection was meant to go: with the client's socket from connect, with the proxy's from accept. It ends with its socket. */
+BPF_F_TABLE("sk_storage", int, struct narrows_end, originals, 0, BPF_F_NO_PREALLOC);
+
+/* What brings it from the one socket to the other. */
+BPF_TABLE("lru_hash", struct narrows_source, struct narrows_end, handshakes, HANDSHAKES_MAX);

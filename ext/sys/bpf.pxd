@@ -1,0 +1,30 @@
+"""What BPF programs, ext/ and the agent share: bpf/narrows.h, whose sizes the compiler asserts here as it does for the kernel's side."""
+from libc.stdint cimport uint32_t, uint64_t
+
+cdef extern from "bpf/narrows.h" nogil:
+    enum:
+        NARROWS_LAYOUT
+        NARROWS_OUTBOUND_PORT
+        NARROWS_MARK
+        NARROWS_MARK_MASK
+        NARROWS_HAS_IP4
+        NARROWS_HAS_IP6
+        NARROWS_ONLY_INCLUDED
+        NARROWS_NETNS_BITS
+    struct narrows_pod:
+        uint32_t ip4
+        uint32_t flags
+        uint32_t ip6[4]
+    struct narrows_end:
+        uint32_t ip[4]
+        uint32_t port
+    struct narrows_source:
+        uint64_t netns
+        narrows_end end
+    struct narrows_port:
+        uint64_t netns
+        uint64_t port
+    struct narrows_range:
+        uint32_t bits
+        uint32_t netns[2]
+        uint32_t ip[4]

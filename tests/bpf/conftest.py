@@ -1,0 +1,42 @@
+"""A bpffs of the tests' own, what the compiler made (once a run), and pods whose egress eBPF captures."""
+from __future__ import annotations
+
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.capture import egress, loader
+from agent.capture.pins import Pins, pins_of
+
+pytest_plugins = ["tests.support.cgroup"]
+
+
+@pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "bpf"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(place)], check=True, timeout=20)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True, timeout=20)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture
+def pins(bpffs: Path) -> Pins:
+    return pins_of(bpffs, f"test.{uuid.uuid4().hex[:8]}", egress.LAYOUT)
+
+
+@pytest.fixture
+def loaded(pins: Pins, cache: Path) -> Pins:
+    found = loader.load(pins, cache)
+    assert found.hooks == {hook.name: "" for hook in loader.HOOKS}
+    return pins
