@@ -17,6 +17,7 @@ Events of a batch may name what an earlier event of the same batch closed: `fd` 
 stays until the turn's end (`loop_bury`).
 """
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from ext.core.buffer cimport Buffer
 from ext.core.slab cimport Slab
 from ext.core.timer cimport Timers
 
@@ -35,6 +36,8 @@ ctypedef void (*Ready)(Source* source, uint32_t events) noexcept nogil
 cdef struct Carrier:
     int64_t (*read)(Source* source, void* data, size_t size) noexcept nogil
     int64_t (*write)(Source* source, const void* data, size_t size) noexcept nogil
+    int64_t (*take)(Source* source, Buffer* b) noexcept nogil       # reads and writes in which a buffer changes hands, so that nothing
+    int64_t (*give)(Source* source, Buffer* b) noexcept nogil       # is copied; see hbone_take
     void (*shut)(Source* source) noexcept nogil
     void (*abort)(Source* source) noexcept nogil
     void (*close)(Source* source) noexcept nogil

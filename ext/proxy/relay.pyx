@@ -8,13 +8,14 @@ from ext.core.pipes cimport PIPE_BYTES, Pipe
 from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NONE, DETAIL_OVERLOAD, DETAIL_IDLE, DETAIL_UPSTREAM_RESET,
                            FLAG_DC, FLAG_DT, FLAG_OM,
                            FLAG_UC)
-from ext.core.source cimport source_read, source_shut, source_write
+from ext.core.source cimport source_shut
 from ext.core.timer cimport timer_set
 from ext.proxy.account cimport account_bytes
 from ext.proxy.budget cimport memory_tight, memory_wait
 from ext.proxy.conn cimport bulk_drop, bulk_pipe, conn_end, conn_timer
 from ext.proxy.state cimport C_RELAY, PUMP_ROUNDS, Bulk, Conn, Worker
-from ext.sys.stream cimport stream_splice
+from ext.sys.stream cimport stream_read, stream_splice, stream_write
+from ext.tunnel.shapes cimport FRAME_HEAD
 
 
 cdef enum:
@@ -28,9 +29,12 @@ cdef int flush(Worker* w, Source* sink, Buffer* b, Pipe* pipe) noexcept nogil:
     cdef int64_t n
     while sink.writable:
         if buffer_used(b) > 0:
-            n = source_write(sink, b.data + b.start, buffer_used(b))
-            if n > 0:
-                b.start += <uint32_t>n
+            if sink.carrier != NULL:
+                n = sink.carrier.give(sink, b)
+            else:
+                n = stream_write(sink.fd, b.data + b.start, buffer_used(b))
+                if n > 0:
+                    b.start += <uint32_t>n
         elif pipe != NULL and pipe.held > 0:
             n = stream_splice(pipe.out, sink.fd, pipe.held)
             if n > 0:
@@ -60,11 +64,16 @@ cdef int64_t draw(Conn* c, Source* source, Bulk* bulk) noexcept nogil:
     return n
 
 
-cdef int64_t fetch(Conn* c, Source* source, Buffer* b, Bulk* bulk) noexcept nogil:
+cdef int64_t fetch(Conn* c, Source* source, Source* sink, Buffer* b, Bulk* bulk) noexcept nogil:
     """From the socket into the buffer: bytes, 0 for the end, -errno; -ENOMEM: no buffer, -ENOBUFS: it is full, or not its turn for one."""
     cdef int64_t n
     cdef uint32_t room
     cdef bint large = bulk.large > 0 and c.w.tables.settings.buffer_bytes >= BUFFER_LARGE and not memory_tight(c.pod)
+    if source.carrier != NULL:
+        if buffer_used(b) > 0:
+            return -ENOBUFS             # what it has, it keeps as well as we would
+        buffer_drop(&c.pod.buffers, b)
+        return source.carrier.take(source, b)
     if buffer_used(b) == 0:
         b.start = b.end = 0
         if large and b.size == BUFFER_SMALL:
@@ -73,12 +82,14 @@ cdef int64_t fetch(Conn* c, Source* source, Buffer* b, Bulk* bulk) noexcept nogi
         return -ENOBUFS
     if b.data == NULL and buffer_reserve(&c.pod.buffers, b, BUFFER_LARGE if large else 0) < 0:
         return -ENOMEM
+    if buffer_used(b) == 0 and sink.carrier != NULL:
+        b.start = b.end = FRAME_HEAD    # for the tunnel, which sends from here
     if buffer_room(b) == 0:
         buffer_compact(b)
         if buffer_room(b) == 0:
             return -ENOBUFS
     room = buffer_room(b)
-    n = source_read(source, b.data + b.end, room)
+    n = stream_read(source.fd, b.data + b.end, room)
     if n > 0:
         b.end += <uint32_t>n
         if n < BULK_LEAST and n < room:
@@ -114,7 +125,7 @@ cdef int pump(Conn* c, bint onward) noexcept nogil:
                 break
             n = draw(c, source, bulk)
         if n == -ENOBUFS:
-            n = fetch(c, source, b, bulk)
+            n = fetch(c, source, sink, b, bulk)
         if n > 0:
             if onward:
                 c.facts.received += <uint64_t>n

@@ -2,6 +2,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport strlen
 from posix.unistd cimport close
+from ext.core.buffer cimport Buffer
 from ext.core.loop cimport CARRIED, Carrier, Source, loop_again
 from ext.core.protocol cimport LISTEN_INBOUND, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND
 from ext.core.shm cimport DETAIL_DISTRUST, FLAG_DPE
@@ -19,7 +20,8 @@ from ext.route.tables cimport pod_by_handle
 from ext.sys.stream cimport same_ip, stream_abort, stream_local
 from ext.tunnel.session cimport session_text
 from ext.tunnel.shapes cimport STREAM_OPENING, Asked, Ops, Session, Stream
-from ext.tunnel.stream cimport (hbone_abort, hbone_accept, hbone_answer, hbone_drop, hbone_read, hbone_refuse, hbone_shut, hbone_write)
+from ext.tunnel.stream cimport (hbone_abort, hbone_accept, hbone_answer, hbone_drop, hbone_give, hbone_read, hbone_refuse, hbone_shut,
+                                hbone_take, hbone_write)
 from ext.tunnel.tls cimport TLS_ERROR_BYTES, Credentials
 
 cdef enum:
@@ -34,6 +36,14 @@ cdef int64_t carried_read(Source* source, void* data, size_t size) noexcept nogi
 
 cdef int64_t carried_write(Source* source, const void* data, size_t size) noexcept nogil:
     return hbone_write(<Stream*>source.stream, data, size)
+
+
+cdef int64_t carried_take(Source* source, Buffer* b) noexcept nogil:
+    return hbone_take(<Stream*>source.stream, b)
+
+
+cdef int64_t carried_give(Source* source, Buffer* b) noexcept nogil:
+    return hbone_give(<Stream*>source.stream, b)
 
 
 cdef void carried_shut(Source* source) noexcept nogil:
@@ -66,6 +76,8 @@ cdef bint carried_silent(Source* source) noexcept nogil:
 cdef Carrier CARRIER
 CARRIER.read = carried_read
 CARRIER.write = carried_write
+CARRIER.take = carried_take
+CARRIER.give = carried_give
 CARRIER.shut = carried_shut
 CARRIER.abort = carried_abort
 CARRIER.close = carried_close

@@ -3,6 +3,7 @@ from libc.errno cimport EACCES, EAGAIN, ECONNREFUSED, EINPROGRESS, EMFILE, ENOME
 from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport strlen
 from posix.unistd cimport close
+from ext.core.buffer cimport Buffer
 from ext.core.loop cimport CARRIED, Carrier, Source, loop_again
 from ext.core.protocol cimport LISTEN_OUTBOUND, PORT_HBONE
 from ext.core.text cimport Span
@@ -18,7 +19,8 @@ from ext.route.tables cimport pod_by_handle, workload_by_address, workload_by_in
 from ext.sys.stream cimport same_peer, stream_connect
 from ext.tunnel.session cimport session_room
 from ext.tunnel.shapes cimport Asked, Ops, Session, Stream
-from ext.tunnel.stream cimport hbone_abort, hbone_drop, hbone_open, hbone_read, hbone_shut, hbone_write
+from ext.tunnel.stream cimport (hbone_abort, hbone_drop, hbone_give, hbone_open, hbone_read, hbone_shut, hbone_take,
+                                hbone_write)
 from ext.tunnel.tls cimport TLS_ERROR_BYTES
 
 cdef enum:
@@ -33,6 +35,14 @@ cdef int64_t carried_read(Source* source, void* data, size_t size) noexcept nogi
 
 cdef int64_t carried_write(Source* source, const void* data, size_t size) noexcept nogil:
     return hbone_write(<Stream*>source.stream, data, size) if source.stream != NULL else -EAGAIN
+
+
+cdef int64_t carried_take(Source* source, Buffer* b) noexcept nogil:
+    return hbone_take(<Stream*>source.stream, b) if source.stream != NULL else -EAGAIN
+
+
+cdef int64_t carried_give(Source* source, Buffer* b) noexcept nogil:
+    return hbone_give(<Stream*>source.stream, b) if source.stream != NULL else -EAGAIN
 
 
 cdef void carried_shut(Source* source) noexcept nogil:
@@ -89,6 +99,8 @@ cdef void tell_status(Conn* c, const Stream* stream) noexcept nogil:
 cdef Carrier CARRIER
 CARRIER.read = carried_read
 CARRIER.write = carried_write
+CARRIER.take = carried_take
+CARRIER.give = carried_give
 CARRIER.shut = carried_shut
 CARRIER.abort = carried_abort
 CARRIER.close = carried_close

@@ -64,9 +64,11 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
     int NGHTTP2_CONNECT_ERROR
     int NGHTTP2_ENHANCE_YOUR_CALM
     int NGHTTP2_ERR_DEFERRED
+    int NGHTTP2_ERR_PAUSE
     int NGHTTP2_ERR_CALLBACK_FAILURE
     int NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
     uint32_t NGHTTP2_DATA_FLAG_EOF
+    uint32_t NGHTTP2_DATA_FLAG_NO_COPY
 
     const char* nghttp2_strerror(int error)
     const char* nghttp2_http2_strerror(uint32_t error)
@@ -90,6 +92,9 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
         nghttp2_session_callbacks* callbacks, int (*call)(nghttp2_session*, const nghttp2_frame*, void*) noexcept nogil)
     void nghttp2_session_callbacks_set_on_data_chunk_recv_callback(
         nghttp2_session_callbacks* callbacks, int (*call)(nghttp2_session*, uint8_t, int32_t, const uint8_t*, size_t, void*) noexcept nogil)
+    void nghttp2_session_callbacks_set_send_data_callback(
+        nghttp2_session_callbacks* callbacks, int (*call)(nghttp2_session*, nghttp2_frame*, const uint8_t*, size_t, nghttp2_data_source*,
+                                                          void*) noexcept nogil)
     void nghttp2_session_callbacks_set_on_stream_close_callback(
         nghttp2_session_callbacks* callbacks, int (*call)(nghttp2_session*, int32_t, uint32_t, void*) noexcept nogil)
 

@@ -6,11 +6,12 @@ from libc.string cimport memcmp, memcpy, memset
 from ext.core.slab cimport slab_free
 from ext.core.text cimport Span
 from ext.tunnel.nghttp2 cimport *
-from ext.tunnel.shapes cimport (AUTHORITY_MAX, BAGGAGE_MAX, FORWARDED_MAX, HEADERS_CLIENT, HEADERS_SERVER, ODD_MOST, RESETS_BURST,
-                                RESETS_RATE, SINK_BYTES, SINK_KEPT, STREAMS_MOST, TRACE_MAX, TROUBLE_CLOSED, TROUBLE_FLOOD,
-                                TROUBLE_HTTP2, TROUBLE_MEMORY, TROUBLE_SILENT, TROUBLE_TLS, UPDATES_MOST, WINDOW, WINDOW_CONNECTION,
-                                Asked, Ops, Pad, Session, Stream)
-from ext.tunnel.stream cimport stream_answered, stream_broken, stream_ended, stream_received, stream_stale
+from ext.tunnel.shapes cimport (AUTHORITY_MAX, BAGGAGE_MAX, FORWARDED_MAX, FRAME_HEAD, HEADERS_CLIENT, HEADERS_SERVER, ODD_MOST,
+                                RESETS_BURST, RESETS_RATE, SINK_BYTES, SINK_KEPT, STREAMS_MOST, TRACE_MAX, TROUBLE_CLOSED, TROUBLE_FLOOD,
+                                TROUBLE_HTTP2, TROUBLE_MEMORY, TROUBLE_SILENT, TROUBLE_TLS, UPDATES_MOST, WHOLE_LEAST, WINDOW,
+                                WINDOW_CONNECTION, Asked, Ops, Pad, Session, Stream)
+from ext.tunnel.stream cimport (stream_answered, stream_broken, stream_ended, stream_out, stream_received, stream_sent,
+                                stream_stale)
 from ext.tunnel.tls cimport (TLS_RECORD, Credentials, tls_end, tls_free, tls_handshake, tls_init, tls_open, tls_read,
                              tls_text, tls_write)
 
@@ -34,6 +35,7 @@ cdef int pad_open(Pad* pad) noexcept nogil:
         nghttp2_session_callbacks_set_on_frame_send_callback(callbacks, on_sent)
         nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, on_data)
         nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, on_close)
+        nghttp2_session_callbacks_set_send_data_callback(callbacks, on_send)
         nghttp2_option_set_no_auto_window_update(options, 1)
         nghttp2_option_set_no_closed_streams(options, 1)
         nghttp2_option_set_peer_max_concurrent_streams(options, 100)        # until its SETTINGS say
@@ -150,6 +152,54 @@ cdef int on_data(nghttp2_session* h2, uint8_t flags, int32_t id, const uint8_t* 
     return 0
 
 
+cdef int flush(Session* session) noexcept nogil:
+    cdef uint32_t n = session.pad.gathered
+    session.pad.gathered = 0
+    return tls_write(&session.tls, session.pad.gather, n) if n > 0 else 0
+
+
+cdef int gather(Session* session, const char* data, size_t n) noexcept nogil:
+    """A TLS record for as many frames as fit in it: each costs a tag and a call. 0, or -1."""
+    cdef Pad* pad = session.pad
+    cdef uint32_t part
+    while n > 0:
+        part = TLS_RECORD - pad.gathered
+        if part > n:
+            part = <uint32_t>n
+        memcpy(pad.gather + pad.gathered, data, part)
+        pad.gathered += part
+        data += part
+        n -= part
+        if pad.gathered == TLS_RECORD and flush(session) != 0:
+            return -1
+    return 0
+
+
+cdef int on_send(nghttp2_session* h2, nghttp2_frame* frame, const uint8_t* head, size_t size, nghttp2_data_source* source,
+                 void* owner) noexcept nogil:
+    """A DATA frame. A long one is encrypted from where it lies: its head goes before it, where bytes were that are gone."""
+    cdef Session* session = <Session*>owner
+    cdef Stream* stream = <Stream*>source.ptr
+    cdef char* data
+    cdef int result
+    if stream_out(stream, &data) < size:
+        return NGHTTP2_ERR_CALLBACK_FAILURE             # cannot be: supply has just said so
+    if size >= WHOLE_LEAST and stream.out.start >= FRAME_HEAD:
+        result = flush(session)
+        memcpy(data - FRAME_HEAD, head, FRAME_HEAD)
+        if result == 0:
+            result = tls_write(&session.tls, data - FRAME_HEAD, <uint32_t>size + FRAME_HEAD)
+    else:
+        result = gather(session, <const char*>head, FRAME_HEAD)
+        if result == 0:
+            result = gather(session, data, size)
+    if result != 0:
+        return NGHTTP2_ERR_CALLBACK_FAILURE
+    if size > 0:
+        stream_sent(stream, <uint32_t>size)
+    return 0
+
+
 cdef int on_sent(nghttp2_session* h2, const nghttp2_frame* frame, void* owner) noexcept nogil:
     """A refusal is out: what the client would still send is not wanted (RFC 9113 8.1)."""
     cdef int32_t id = frame.hd.stream_id
@@ -258,11 +308,9 @@ cdef int session_feed(Session* session, const char* data, uint32_t size, uint64_
 
 
 cdef bint session_pull(Session* session) noexcept nogil:
-    """A TLS record for as many frames as fit in it: each costs a tag and a call."""
     cdef Pad* pad = session.pad
     cdef const uint8_t* data = NULL
     cdef ssize_t n
-    cdef uint32_t part, gathered = 0
     session.dirty = 0
     if session.h2 == NULL:
         return False
@@ -279,24 +327,10 @@ cdef bint session_pull(Session* session) noexcept nogil:
                 session.trouble = TROUBLE_HTTP2 if session.trouble == 0 else session.trouble
                 session.code = <int>n
             break
-        while n > 0:
-            part = TLS_RECORD - gathered
-            if part > n:
-                part = <uint32_t>n
-            if part == TLS_RECORD:
-                if tls_write(&session.tls, <const char*>data, TLS_RECORD) != 0:
-                    return False
-            else:
-                memcpy(pad.gather + gathered, data, part)
-                gathered += part
-                if gathered == TLS_RECORD:
-                    gathered = 0
-                    if tls_write(&session.tls, pad.gather, TLS_RECORD) != 0:
-                        return False
-            data += part
-            n -= part
-    if gathered > 0:
-        tls_write(&session.tls, pad.gather, gathered)
+        if gather(session, <const char*>data, <size_t>n) != 0:
+            pad.gathered = 0
+            return False
+    flush(session)
     if nghttp2_session_want_write(session.h2) and pad.sink.size - pad.sink.n <= SINK_KEPT:
         session.dirty = 1
         return True

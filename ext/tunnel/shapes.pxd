@@ -25,6 +25,8 @@ cdef enum:
     WIDE_AFTER = 262144
     WINDOW_CONNECTION = 16777216    # above what its streams use
     SEND_BYTES = 65536              # of a stream that are not sent yet
+    FRAME_HEAD = 9                  # of HTTP/2 (RFC 9113 4.1)
+    WHOLE_LEAST = 4096              # of a frame that has a TLS record of its own, encrypted from where its bytes lie
     HEADERS_SERVER = 65536          # bytes of a header list (RFC 9113 10.5.1), as ztunnel has them
     HEADERS_CLIENT = 16384
     ODD_MOST = 2000                 # frames a second that carry nothing: PING, SETTINGS, PRIORITY, RST_STREAM, empty DATA
@@ -103,7 +105,8 @@ cdef struct Stream:
 
 cdef struct Pad:                    # of a worker, shared by its sessions
     char* plain                     # TLS_RECORD: decrypted
-    char* gather                    # TLS_RECORD: to be encrypted
+    char* gather                    # TLS_RECORD: frames to be encrypted, small ones together
+    uint32_t gathered               # bytes in it
     Sink sink                       # SINK_BYTES; whoever calls sends what is in it before the next session is touched
     Slab streams
 

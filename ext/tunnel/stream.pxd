@@ -5,7 +5,7 @@ falls at -EAGAIN; `hung` says that the peer's end was received, `failed` that it
 -EAGAIN, -ECONNRESET (reset, or the tunnel ended), -ENOMEM (the pod had no buffer for what came).
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
-from ext.core.buffer cimport Buffers
+from ext.core.buffer cimport Buffer, Buffers
 from ext.core.loop cimport Source
 from ext.core.text cimport Span
 from ext.tunnel.shapes cimport Pad, Session, Stream
@@ -22,12 +22,18 @@ cdef void hbone_answer(Stream* stream, uint16_t status, const Span* baggage) noe
 
 cdef int64_t hbone_read(Stream* stream, void* data, size_t size) noexcept nogil
 cdef int64_t hbone_write(Stream* stream, const void* data, size_t size) noexcept nogil
+# The same without a copy where it can be: buffers of the stream's pool change hands. `take` gives a buffer with the bytes for one without
+# memory; `give` takes some or all of the bytes, with or without the buffer. It leaves no copy where FRAME_HEAD bytes before them are free.
+cdef int64_t hbone_take(Stream* stream, Buffer* b) noexcept nogil
+cdef int64_t hbone_give(Stream* stream, Buffer* b) noexcept nogil
 cdef void hbone_shut(Stream* stream) noexcept nogil             # our end, behind what was written
 cdef void hbone_abort(Stream* stream) noexcept nogil            # reset, at once
 # Its user is gone: an end is sent behind what was written. The pointer is not to be used again.
 cdef void hbone_drop(Stream* stream, Pad* pad) noexcept nogil
 
 # ---- for session alone
+cdef uint32_t stream_out(Stream* stream, char** data) noexcept nogil            # what is not sent yet
+cdef void stream_sent(Stream* stream, uint32_t n) noexcept nogil
 cdef int stream_received(Stream* stream, const uint8_t* data, uint32_t size) noexcept nogil      # 0, or -1: no memory for it
 cdef void stream_ended(Stream* stream) noexcept nogil
 cdef void stream_answered(Stream* stream, uint16_t status) noexcept nogil

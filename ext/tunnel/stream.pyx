@@ -8,8 +8,9 @@ from ext.core.loop cimport Source
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.text cimport Span
 from ext.tunnel.nghttp2 cimport *
-from ext.tunnel.shapes cimport (SEND_BYTES, STREAM_BROKEN, STREAM_OPEN, STREAM_OPENING, STREAM_REFUSED, WIDE_AFTER, WINDOW_WIDE, Chunk,
-                                Pad, Session, Stream)
+from ext.tunnel.shapes cimport (FRAME_HEAD, SEND_BYTES, SINK_KEPT, STREAM_BROKEN, STREAM_OPEN, STREAM_OPENING, STREAM_REFUSED,
+                                WIDE_AFTER, WINDOW_WIDE, Chunk, Pad, Session, Stream)
+from ext.tunnel.tls cimport TLS_RECORD
 
 cdef enum:
     SWEEPS = 3              # of the owner, some 10 s apart: what was let go and still is not over is reset
@@ -59,7 +60,7 @@ cdef int stream_received(Stream* stream, const uint8_t* data, uint32_t size) noe
     stream.waiting += size
     while size > 0:
         if chunk == NULL or chunk.end == chunk.size:
-            chunk = chunk_new(stream.pool, BUFFER_LARGE if stream.waiting > BUFFER_SMALL else 0)
+            chunk = chunk_new(stream.pool, BUFFER_LARGE if stream.wide or stream.waiting > BUFFER_SMALL else 0)
             if chunk == NULL:
                 return -1
             if stream.last != NULL:
@@ -111,41 +112,75 @@ cdef int64_t hbone_read(Stream* stream, void* data, size_t size) noexcept nogil:
         chunk = stream.first
     if got == 0:
         return 0 if stream.fin_in else -EAGAIN
-    stream.waiting -= <uint32_t>got
-    stream.taken += got
+    taken(stream, <uint32_t>got)
+    return <int64_t>got
+
+
+cdef void taken(Stream* stream, uint32_t n) noexcept nogil:
+    stream.waiting -= n
+    stream.taken += n
     if stream.session != NULL and not stream.fin_in:
-        stream.session.moved += got
-        nghttp2_session_consume_stream(stream.session.h2, stream.id, got)
+        stream.session.moved += n
+        nghttp2_session_consume_stream(stream.session.h2, stream.id, n)
         if not stream.wide and stream.taken >= WIDE_AFTER:
             stream.wide = 1
             nghttp2_session_set_local_window_size(stream.session.h2, NGHTTP2_FLAG_NONE, stream.id, WINDOW_WIDE)
         if nghttp2_session_want_write(stream.session.h2):
             soil(stream.session)
-    return <int64_t>got
+
+
+cdef int64_t hbone_take(Stream* stream, Buffer* b) noexcept nogil:
+    cdef Chunk* chunk = stream.first
+    if stream.error != 0:
+        return stream.error
+    if chunk == NULL:
+        return 0 if stream.fin_in else -EAGAIN
+    stream.first = chunk.next
+    if stream.first == NULL:
+        stream.last = NULL
+    b.size = chunk.size
+    b.start = chunk.start
+    b.end = chunk.end
+    b.data = <char*>chunk               # its head is in front of the bytes, and free from now on
+    taken(stream, b.end - b.start)
+    return b.end - b.start
 
 
 # ---- bytes to send -----------------------------------------------------------------------------------------------------------------
 
 cdef ssize_t supply(nghttp2_session* h2, int32_t id, uint8_t* out, size_t size, uint32_t* flags, nghttp2_data_source* source,
                     void* owner) noexcept nogil:
+    """How long a frame is; the session asks for its bytes (stream_out) at once, so they stay where they are until then."""
     cdef Stream* stream = <Stream*>source.ptr
+    cdef const Pad* pad = stream.session.pad
     cdef uint32_t n = buffer_used(&stream.out)
-    if n > size:
-        n = <uint32_t>size
     if n == 0 and not stream.fin_out:
         stream.deferred = 1
         return NGHTTP2_ERR_DEFERRED
-    if n > 0:
-        memcpy(out, stream.out.data + stream.out.start, n)
-        buffer_consume(stream.pool, &stream.out, n)
-        stream.session.moved += n
-    if buffer_used(&stream.out) == 0 and stream.fin_out:
+    if pad.sink.size - pad.sink.n <= SINK_KEPT:
+        return NGHTTP2_ERR_PAUSE
+    flags[0] |= NGHTTP2_DATA_FLAG_NO_COPY
+    if size > TLS_RECORD - FRAME_HEAD:
+        size = TLS_RECORD - FRAME_HEAD      # one record, with its head
+    if n > size:
+        return <ssize_t>size
+    if stream.fin_out:
         flags[0] |= NGHTTP2_DATA_FLAG_EOF
         stream.fin_sent = 1
-    elif stream.source != NULL and not stream.source.writable and buffer_used(&stream.out) <= SEND_BYTES // 2:
+    return n
+
+
+cdef uint32_t stream_out(Stream* stream, char** data) noexcept nogil:
+    data[0] = stream.out.data + stream.out.start
+    return buffer_used(&stream.out)
+
+
+cdef void stream_sent(Stream* stream, uint32_t n) noexcept nogil:
+    buffer_consume(stream.pool, &stream.out, n)
+    stream.session.moved += n
+    if stream.source != NULL and not stream.fin_out and not stream.source.writable and buffer_used(&stream.out) <= SEND_BYTES // 2:
         stream.source.writable = 1
         wake(stream)
-    return n
 
 
 cdef inline void resume(Stream* stream) noexcept nogil:
@@ -176,6 +211,24 @@ cdef int64_t hbone_write(Stream* stream, const void* data, size_t size) noexcept
     stream.given += size
     resume(stream)
     return <int64_t>size
+
+
+cdef int64_t hbone_give(Stream* stream, Buffer* b) noexcept nogil:
+    cdef uint32_t size = buffer_used(b)
+    cdef int64_t n
+    if stream.error != 0 or stream.session == NULL or stream.fin_out or stream.state != STREAM_OPEN or stream.out.data != NULL:
+        if buffer_used(&stream.out) > 0 and size > buffer_room(&stream.out):
+            return stream.error if stream.error != 0 else -EAGAIN
+        n = hbone_write(stream, b.data + b.start, size)
+        if n > 0:
+            b.start += <uint32_t>n
+        return n
+    stream.out = b[0]
+    b.data = NULL
+    b.start = b.end = b.size = 0
+    stream.given += size
+    resume(stream)
+    return size
 
 
 cdef void hbone_shut(Stream* stream) noexcept nogil:
