@@ -1,7 +1,7 @@
 """The pods of this node: each brought to what its annotations ask, in an order that never leaves one half captured.
 
     enrol      workers know the mesh -> keeper makes listeners -> workers know the pod -> redirects (verified) -> captured
-    un-enrol   redirects go -> live connections finish -> marks, listeners and what workers know go
+    un-enrol   redirects go -> others hear of it, live connections finish -> marks, listeners and what workers know go
     gone       redirects if the namespace is still there, then the rest at once
 
 Every pod has one task of its own that works on the newest wish; a failure is retried with a backoff and the pod stays what
@@ -23,8 +23,9 @@ from typing import Any, Protocol
 from agent import netlink
 from agent.app.commit import Committer, Refusals
 from agent.app.events import Events
+from agent.app.linger import open_connections
 from agent.capture import watch
-from agent.capture.plan import INBOUND_PORT, OUTBOUND_PORT, Plan, plan
+from agent.capture.plan import Plan, plan
 from agent.capture.reconcile import Backend, CaptureError, Reconciler
 from agent.model.pod import CaptureSettings, Enrolment, LocalPod
 from agent.model.workload import spiffe
@@ -35,6 +36,7 @@ from agent.telemetry.capture import CaptureFigures
 RETRY_FIRST, RETRY_LAST = 0.2, 30.0  # seconds, doubling
 LINGER_SECONDS = 3600.0  # an un-enrolled pod's last connections may go on for so long (tcp_idle_timeout's bound)
 LINGER_POLL = 2.0  # seconds between two looks whether they have ended
+TOLD_SECONDS = 5.0  # others hear so late, generously, that a pod takes no tunnels any more: until then it does
 WATCH_SECONDS = 2.5  # each captured pod is looked at so often: half of the 5 s within which a foreign edit is to be repaired
 
 log = logging.getLogger("narrows.pods")
@@ -425,10 +427,12 @@ class Pods:
             one.step(State.OUT, reason)
 
     async def _linger(self, one: Tracked) -> None:
-        """Until the pod's last connection through us ended, its wish changed, or LINGER_SECONDS are over."""
+        """Until the pod's last connection through us ended, its wish changed, or LINGER_SECONDS are over; at least TOLD_SECONDS."""
+        told = time.monotonic() + TOLD_SECONDS
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
-                while not one.changed.is_set() and await asyncio.to_thread(open_connections, one.pod.netns) > 0:
+                while not one.changed.is_set() and (time.monotonic() < told
+                                                    or await asyncio.to_thread(open_connections, one.pod) > 0):
                     with suppress(TimeoutError):
                         async with asyncio.timeout(LINGER_POLL):
                             await one.changed.wait()
@@ -582,23 +586,3 @@ async def _unless_changed(one: Tracked, future: asyncio.Future[Refusals]) -> Ref
     if not future.done():
         raise Superseded
     return future.result()
-
-
-_LIVE = frozenset({"01", "02", "03", "04", "05", "08", "09", "0B"})  # /proc/net/tcp states with a socket behind them
-_OURS = frozenset({f"{OUTBOUND_PORT:04X}", f"{INBOUND_PORT:04X}"})
-
-
-def open_connections(netns: str) -> int:
-    """How many connections in that namespace end at our listeners. Blocking; raises OSError."""
-    def count() -> int:
-        found = 0
-        for family in ("tcp", "tcp6"):
-            with suppress(FileNotFoundError), open(f"/proc/thread-self/net/{family}") as table:
-                next(table)
-                for line in table:
-                    fields = line.split(maxsplit=4)
-                    found += fields[1].rpartition(":")[2] in _OURS and fields[3] in _LIVE
-        return found
-    return netlink.in_netns(netns, count)
-
-

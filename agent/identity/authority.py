@@ -20,7 +20,6 @@ from protos.gen.istio import ca_pb2
 
 METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 IMPERSONATED = "ImpersonatedIdentity"
-LIFETIME = 86_400  # s that are asked for: Istio's and ztunnel's
 CALL_SECONDS = 10.0
 CHAIN_MOST, ROOTS_MOST, CERTIFICATE_BYTES = 16, 32, 65_536  # what workers take (twin: ext/route/trust.pyx)
 UNANSWERED = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -58,7 +57,7 @@ class Authority:
 
     async def sign(self, identity: str, request: bytes, now: float) -> Signed:
         """Raises SignError."""
-        message = ca_pb2.IstioCertificateRequest(csr=der.to_pem(request, "CERTIFICATE REQUEST"), validity_duration=LIFETIME)
+        message = ca_pb2.IstioCertificateRequest(csr=der.to_pem(request, "CERTIFICATE REQUEST"))  # for as long as the authority likes
         message.metadata.update({IMPERSONATED: identity})
         try:
             metadata = self._credentials()

@@ -72,7 +72,10 @@ def command() -> None:
 @click.option("--workers", type=click.IntRange(1, 64), help="Workers per node (default: the keeper's).")
 @click.option("--access-log", type=click.Choice(["json", "text", "off"]), default="json", show_default=True,
               help="Format of access.log on each node.")
-@click.option("--tunnels", is_flag=True, help="Reach captured pods through tunnels (HBONE) only, from pods of the same node too.")
+@click.option("--tunnels/--no-tunnels", default=True, show_default=True,
+              help="Between captured pods: tunnels (HBONE), encrypted with the identities of both; without, plain text.")
+@click.option("--certificate-lifetime", type=click.FloatRange(0, 90 * 24, min_open=True), default=24.0, show_default=True, metavar="HOURS",
+              help="Of the pods' certificates; they are renewed at half of it.")
 @click.option("--capture", type=click.Choice(["auto", "iptables", "nftables"]), default="auto", show_default=True,
               help="What redirects are written with; auto: iptables where the kernel has its legacy tables, else nftables.")
 @click.option("--mesh/--no-mesh", default=True, help="Without: the same network, and nothing of the mesh.")
@@ -80,7 +83,7 @@ def command() -> None:
               help="Seconds to wait for readiness.")
 @click.option("--ready-fd", type=int, default=-1, hidden=True)
 def up(*, paths: tuple[Path, ...], place: Place, detach: bool, nodes: int | None, workers: int | None, access_log: str,
-       capture: str, tunnels: bool, mesh: bool, wait: float, ready_fd: int) -> int:
+       capture: str, tunnels: bool, certificate_lifetime: float, mesh: bool, wait: float, ready_fd: int) -> int:
     """Bring a lab up from manifests: files, or folders of them."""
     if os.geteuid() != 0:
         raise Failure("the lab makes network namespaces and cgroups; run it as root", EX_NOPERM)
@@ -88,7 +91,7 @@ def up(*, paths: tuple[Path, ...], place: Place, detach: bool, nodes: int | None
     from agent.lab.cleanup import LeftOver
     from agent.lab.supervisor import Options, Refused
 
-    options = Options(nodes, workers, mesh, access_log, capture, tunnels)
+    options = Options(nodes, workers, mesh, access_log, capture, tunnels, certificate_lifetime)
     try:
         if detach:
             if pid := life.owner(place):

@@ -55,7 +55,8 @@ class Options:
     mesh: bool = True
     access_log: str = "json"
     capture: str = "auto"
-    tunnels: bool = False  # captured pods are announced as ones that take tunnels, and are reached by nothing else
+    tunnels: bool = True  # captured pods are announced as ones that take tunnels, and captured pods reach them by nothing else
+    certificate_lifetime: float = 24.0  # hours
 
 
 class Supervisor:
@@ -101,7 +102,7 @@ class Supervisor:
         named = [name for item in wanted if (name := _node_name(item.thing))]
         if self.options.mesh:
             self._tokens.add([])
-            self._process(system.control_plane(self.place, self.event))
+            self._process(system.control_plane(self.place, self.options.certificate_lifetime, self.event))
         await self._add_nodes(schedule.default_nodes(named, self.options.nodes))
         await self.apply(wanted)
         self._loop = asyncio.create_task(self._rounds(), name="rounds")
@@ -317,15 +318,19 @@ class Supervisor:
         return found if isinstance(found, Namespace) else Namespace(name)
 
     async def _follow_capture(self) -> None:
-        """A pod may be captured or let go at any time: the control plane is to know it. Who does not answer has nothing new."""
+        """A pod may be captured or let go at any time: the control plane is to know it."""
         while True:
             await asyncio.sleep(CAPTURE_SECONDS)
-            for node in list(self.nodes):
-                for key, told in (await self.admins.pods(node)).items():
-                    pod = self.pods.get(key)
-                    if pod is not None and pod.uid == told["uid"] and pod.captured != told["captured"]:
-                        pod.captured = bool(told["captured"])
-                        self._changed()
+            await self._look_at_capture()
+
+    async def _look_at_capture(self) -> None:
+        """Who does not answer has nothing new."""
+        for node in list(self.nodes):
+            for key, told in (await self.admins.pods(node)).items():
+                pod = self.pods.get(key)
+                if pod is not None and pod.uid == told["uid"] and pod.captured != told["captured"]:
+                    pod.captured = bool(told["captured"])
+                    self._changed()
 
     # -- what others are told ---------------------------------------------------------------------------------------
 
@@ -356,7 +361,9 @@ class Supervisor:
     # -- state ------------------------------------------------------------------------------------------------------
 
     async def missing(self) -> list[str]:
-        """What is not as wanted yet, in words; empty when everything runs and is ready."""
+        """What is not as wanted yet, in words; empty when everything runs and is ready, and the control plane was told of it."""
+        if self._watch is not None:
+            await self._look_at_capture()
         texts = [f"pod {pod.ref} on {pod.node}: {pod.state()}" for pod in self.pods.values() if not pod.ready]
         if not self._settled.is_set():
             texts.append(self._trouble or "changes are being made")

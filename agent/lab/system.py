@@ -95,9 +95,10 @@ class Process:
                     os.truncate(self.log, 0)  # it is open for appending, so the next line starts the file
 
 
-def control_plane(place: Place, event: Callable[[str, str], None]) -> Process:
+def control_plane(place: Place, lifetime: float, event: Callable[[str, str], None]) -> Process:
     argv = narrows("control-plane", "--config", str(place.config), "--listen", f"unix:{place.xds}",
-                   "--admin", f"unix:{place.control_plane}", "--ca-dir", str(place.authority), "--node-tokens", str(place.tokens))
+                   "--admin", f"unix:{place.control_plane}", "--ca-dir", str(place.authority), "--node-tokens", str(place.tokens),
+                   "--certificate-lifetime", str(lifetime))
     return Process("control plane", argv, place.system_cgroup("control-plane"), place.logs / "control-plane.log", "",
                    event)
 

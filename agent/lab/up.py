@@ -178,7 +178,8 @@ def run_detached(place: Place, paths: Sequence[Path], options: Options, wait: fl
                           "--ready-fd", str(write_end))
     argv += ["--nodes", str(options.nodes)] if options.nodes else []
     argv += ["--workers", str(options.workers)] if options.workers is not None else []
-    argv += ["--access-log", options.access_log, "--capture", options.capture, *(["--tunnels"] if options.tunnels else [])]
+    argv += ["--access-log", options.access_log, "--capture", options.capture, "--tunnels" if options.tunnels else "--no-tunnels",
+             "--certificate-lifetime", str(options.certificate_lifetime)]
     argv += [] if options.mesh else ["--no-mesh"]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           pass_fds=(write_end,), start_new_session=True) as process:

@@ -18,7 +18,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from controlplane.ca.identity import Identity
 from controlplane.ca.material import RSA_BITS, Material, PrivateKey, pem
 
-SKEW = timedelta(minutes=2)  # a certificate begins that much in the past: clocks of nodes differ (Istio's allowance)
+SKEW = timedelta(minutes=2)  # a certificate begins that much in the past: clocks of nodes differ (Istio's allowance); but no more than
+SKEW_SHARE = 10  # ... the tenth part of its lifetime, or a short one would be renewed at once: half of its time would have passed
 ROOT_LIFETIME = timedelta(days=3650)  # of a root of our own making; Istio's
 REQUEST_BYTES = 16 << 10  # a request with RSA of 4096 bits has 2 KiB
 RSA_MOST_BITS = 8192  # checking a signature of more costs us more than the asker
@@ -134,7 +135,7 @@ def _end_entity(material: Material, key: PublicKey, names: x509.SubjectAlternati
     if ends <= now:
         raise ExpiredError
     return (x509.CertificateBuilder().subject_name(_NOTHING).issuer_name(material.certificate.subject).public_key(key)
-            .serial_number(x509.random_serial_number()).not_valid_before(now - SKEW).not_valid_after(ends)
+            .serial_number(x509.random_serial_number()).not_valid_before(now - min(SKEW, lifetime / SKEW_SHARE)).not_valid_after(ends)
             .add_extension(names, critical=True)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             # keyEncipherment: what TLS 1.2 needs of an RSA key

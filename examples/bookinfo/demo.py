@@ -1,4 +1,4 @@
-"""`make demo`: Bookinfo in a mesh on this machine, what the mesh sees of it, and traffic shifted while it runs.
+"""`make demo`: Bookinfo in a mesh on this machine, what the mesh sees of it and what others see on the wire, and traffic shifted.
 
 On a terminal it stays until Ctrl-C; without one it does the tour, tears down and exits with 0, or with 1 and a reason if
 requests were not routed or not counted as the routes say.
@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from examples.bookinfo.observe import Snapshot
+from examples.bookinfo.observe import Parties, Snapshot
 
 HERE = Path(__file__).resolve().parent
 NARROWS = str(Path(sys.executable).with_name("narrows"))
@@ -30,6 +31,7 @@ REQUESTS = 200  # per step: with a share of 50 %, five standard deviations are 3
 SIGMAS = 5.0
 SETTLE = 20.0  # seconds for a route to be in force, and for both sides to have counted
 UP_SECONDS = 150
+PRINCIPALS = "spiffe://cluster.local/ns/default/sa/"
 
 # Sends N requests for the page's data over one kept connection and says which version of reviews answered, and how often.
 CLIENT = """
@@ -55,6 +57,17 @@ EXERCISES: tuple[tuple[str, str, str, dict[str, float]], ...] = (  # file, what 
 console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120)
 
 
+# Sends N requests for details, each over a connection of its own, with a marker where everybody on the way could read it.
+MARKED = """
+import http.client, sys
+for _ in range(int(sys.argv[1])):
+    connection = http.client.HTTPConnection("details", 9080, timeout=10)
+    connection.request("GET", "/details/0", headers={"end-user": sys.argv[2]})
+    assert connection.getresponse().read()
+    connection.close()
+"""
+
+
 class Wrong(Exception):
     """The mesh did not do as it should; the text says what was expected and what was seen."""
 
@@ -64,7 +77,7 @@ class Lab:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.nodes: list[str] = []
+        self.nodes: dict[str, str] = {}  # name, network namespace
 
     def run(self, verb: str, *arguments: str, seconds: float = 90) -> str:
         done = subprocess.run([NARROWS, "lab", verb, "--name", self.name, *arguments], stdin=subprocess.DEVNULL,
@@ -85,8 +98,15 @@ class Lab:
 
     def metrics(self) -> Snapshot:
         if not self.nodes:
-            self.nodes = [node["name"] for node in self.status()["nodes"]]
+            self.nodes = {node["name"]: node["netns"] for node in self.status()["nodes"]}
         return Snapshot(self.run("metrics", node) for node in self.nodes)
+
+    def announced(self) -> bool:
+        """Whether each node knows of every captured pod that it takes tunnels."""
+        done = subprocess.run([NARROWS, "config", "workloads", "--name", self.name, "-o", "json"], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=60, check=True)
+        return all((one["protocol"] == "HBONE") is not one["name"].startswith("sleep-uncaptured")
+                   for told in json.loads(done.stdout).values() for one in told)
 
 
 def free_name() -> str:
@@ -103,6 +123,11 @@ def running() -> Iterator[Lab]:
         began = time.monotonic()
         lab.run("up", str(HERE / "bookinfo.yaml"), str(HERE / "destination-rules.yaml"), "--detach", seconds=UP_SECONDS)
         console.print(f"Up and ready after {time.monotonic() - began:.1f} s.\n")
+        deadline = time.monotonic() + SETTLE
+        while not lab.announced():
+            if time.monotonic() > deadline:
+                raise Wrong(f"after {SETTLE:g} s the nodes do not know that captured pods take tunnels; look at `narrows config workloads`")
+            time.sleep(0.1)
         yield lab
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it
@@ -174,6 +199,54 @@ def show_traffic(lab: Lab) -> None:
     if counted is None or counted.requests != REQUESTS:
         raise Wrong(f"sleep sent {REQUESTS} requests, the source counted {counted.requests if counted else 0:.0f}")
     console.print("sleep-uncaptured is served like any other client, and no source counted it.\n")
+    show_identities(now.identities(before))
+
+
+def show_identities(parties: dict[Parties, float]) -> None:
+    """The same requests once more: as whom the ends of each connection proved themselves to each other."""
+    table = Table("source", "its identity", "destination", "its identity", "connection", "requests",
+                  title=f"Under which identity; all begin with {PRINCIPALS}", title_justify="left")
+    for who, count in sorted(parties.items()):
+        table.add_row(who.source_workload, who.source_principal.removeprefix(PRINCIPALS), who.destination_workload,
+                      who.destination_principal.removeprefix(PRINCIPALS), who.connection_security_policy, f"{count:.0f}")
+        if who.source_principal.startswith(PRINCIPALS) is (who.source_workload == "sleep-uncaptured"):
+            raise Wrong(f"{who.source_workload} reached {who.destination_workload} as {who.source_principal}")
+    console.print(table)
+
+
+@contextlib.contextmanager
+def captured(lab: Lab, marker: str) -> Iterator[dict[str, int]]:
+    """What crosses the link of the first node to the others within the body; wire.py says what is in it."""
+    argv = ["nsenter", f"--net=/run/netns/{lab.nodes['n1']}", "--", sys.executable, str(HERE / "wire.py"), "eth0", marker]
+    reader = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    found: dict[str, int] = {}
+    try:
+        assert reader.stdout is not None
+        if reader.stdout.readline() != "listening\n":
+            raise Wrong("the link between the nodes cannot be read")
+        yield found
+        found.update(json.loads(reader.communicate(timeout=60)[0]))
+    finally:
+        reader.kill()
+        reader.communicate()
+
+
+def show_wire(lab: Lab) -> None:
+    """The same requests with and without the mesh, read on the link between the nodes."""
+    marker = f"marker-{secrets.token_hex(8)}"
+    table = Table("client on n1, server on n2", "requests", "TCP connections", "bytes", "TLS records", "bytes not TLS", "marker found",
+                  title="On the wire between the nodes: requests with a marker, captured", title_justify="left")
+    for pod in ("sleep", "sleep-uncaptured"):
+        with captured(lab, marker) as seen:
+            lab.run("exec", pod, "--", "/usr/bin/python3", "-c", MARKED, str(REQUESTS), marker)
+        table.add_row(f"{pod} to details", str(REQUESTS), *(str(seen[key]) for key in ("connections", "bytes", "records", "otherBytes")),
+                      f"{seen['marker']} times" if seen["marker"] else "never")
+        tls = seen["otherBytes"] == seen["marker"] == 0 and seen["applicationData"] >= REQUESTS
+        plain = seen["applicationData"] == 0 and seen["marker"] >= REQUESTS
+        if seen["dropped"] or not (tls if pod == "sleep" else plain):
+            raise Wrong(f"requests of {pod} to details, on the link between the nodes: {seen}")
+    console.print(table)
+    console.print("In the mesh nothing but TLS crosses the link. sleep-uncaptured shows that the capture would find the marker.\n")
 
 
 def shift(lab: Lab) -> None:
@@ -234,6 +307,7 @@ def main() -> int:
         with running() as lab:
             show_pods(lab)
             show_traffic(lab)
+            show_wire(lab)
             shift(lab)
             further(lab)
             if sys.stdin.isatty():

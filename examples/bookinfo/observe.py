@@ -4,6 +4,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -38,6 +39,16 @@ class Call:
 Key = tuple[str, str, str]  # reporter, source workload, destination workload
 
 
+class Parties(NamedTuple):
+    """Labels of Istio's metrics. A principal is what a certificate said in a handshake, else `unknown`."""
+
+    source_workload: str
+    destination_workload: str
+    source_principal: str
+    destination_principal: str
+    connection_security_policy: str
+
+
 class Snapshot:
     """Every sample of every node at one moment."""
 
@@ -67,6 +78,14 @@ class Snapshot:
             else:
                 call.buckets[float(labels["le"])] += grown
         return {key: call for key, call in found.items() if call.requests}
+
+    def identities(self, before: Snapshot) -> dict[Parties, float]:
+        """Requests since an earlier moment, as the destinations counted them, by who was at the ends of the connection."""
+        found: dict[Parties, float] = collections.defaultdict(float)
+        for name, labels, grown in self.since(before):
+            if name == REQUESTS and labels["reporter"] == "destination":
+                found[Parties(*(labels[key] for key in Parties._fields))] += grown
+        return dict(found)
 
     def versions(self, before: Snapshot, service: str, reporter: str, wanted: Callable[[Labels], bool]) -> dict[str, int]:
         """How many requests each version of a service got since an earlier moment."""

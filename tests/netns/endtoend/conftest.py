@@ -1,4 +1,7 @@
-"""One lab for the end-to-end tests of this folder: real programs of other people behind captured pods."""
+"""One lab for the end-to-end tests of this folder: real programs of other people behind captured pods.
+
+Without tunnels, so that 15006 is what most of them go through: Bookinfo, routing and faults have labs of their own, with tunnels.
+"""
 from __future__ import annotations
 
 import os
@@ -42,7 +45,7 @@ def nft_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """peers.yaml alone on nodes whose kernel has no legacy tables."""
     path = tmp_path_factory.mktemp("nft") / "peers.yaml"
     path.write_text((HERE / "peers.yaml").read_text().replace("@PYTHON@", "/usr/bin/python3").replace("@HERE@", str(HERE)))
-    with lab(path, hidden=True) as running:
+    with lab(path, hidden=True, options=("--no-tunnels",)) as running:
         yield running
 
 
@@ -78,5 +81,5 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             text = text.replace(f"@{name}@", str(value))
         path.write_text(text)
     assert Path(sys.executable).exists()
-    with lab(*manifests) as running:
+    with lab(*manifests, options=("--no-tunnels",)) as running:
         yield running

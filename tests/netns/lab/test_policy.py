@@ -76,7 +76,7 @@ def mesh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path.write_text("".join(POD % {"name": name, "intercept": intercept, "command": command} for name, intercept, command in (
         ("server", "enabled", json.dumps([PYTHON, "-c", SERVER])), ("web", "enabled", sleep), ("db", "enabled", sleep),
         ("outsider", "disabled", sleep))))
-    with lab(path, options=["--nodes", "1", *(["--tunnels"] if request.param == "tunnels" else [])]) as running:
+    with lab(path, options=["--nodes", "1", "--tunnels" if request.param == "tunnels" else "--no-tunnels"]) as running:
         until(lambda: all(pod["ready"] for pod in running.status()), "pods are ready", timeout=60)
         yield running
 
