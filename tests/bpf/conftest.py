@@ -10,8 +10,9 @@ import pytest
 
 from agent.capture import egress, loader
 from agent.capture.pins import Pins, pins_of
-
-pytest_plugins = ["tests.support.cgroup"]
+from tests.support.cgroup import Cgroups
+from tests.support.egress import Stage, staged
+from tests.support.netns import Namespaces
 
 
 @pytest.fixture
@@ -40,3 +41,9 @@ def loaded(pins: Pins, cache: Path) -> Pins:
     found = loader.load(pins, cache)
     assert found.hooks == {hook.name: "" for hook in loader.HOOKS}
     return pins
+
+
+@pytest.fixture
+def stage(namespaces: Namespaces, cgroups: Cgroups, loaded: Pins) -> Iterator[Stage]:
+    with staged(namespaces, cgroups, loaded) as made:
+        yield made
