@@ -9,11 +9,13 @@ import time
 
 import pytest
 
+from agent.dataplane import blobs
 from agent.model.workload import Protocol
-from tests.support.hbone import CLIENT_ID, SERVER_ID, certificate, configure, enrol, give_key
+from tests.support.hbone import CLIENT_ID, SERVER_ID, UIDS, addresses, certificate, configure, enrol, give_key
 from tests.support.mesh import (
     AUTO_PORT,
     CLIENT,
+    SCOPE,
     SERVER,
     TCP_PORT,
     VIP,
@@ -300,6 +302,12 @@ def test_a_pod_without_certificate_fails_closed(mesh: Mesh) -> None:
     enrol(mesh, ROOT, who=(SERVER,))
     configure(mesh, protocol=Protocol.TCP)
     fails(mesh, "no certificate was signed for its identity")
+
+
+def test_a_pod_without_identity_fails_closed(pair: Mesh) -> None:
+    configure(pair, protocol=Protocol.TCP)
+    pair.worker.commit(blobs.put_pod("pod-c", 1, UIDS[CLIENT], SCOPE, addresses(pair.pods.client)))
+    fails(pair, "the destination wants a tunnel, and this pod has no identity")
 
 
 def test_a_server_without_certificate_is_not_reached_in_plain_text(mesh: Mesh) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,6 +156,64 @@ def test_who_is_not_believed_is_told_to_the_operator(pair: Mesh, dialled: Any) -
         assert text in record["failure"] and "/ns/default/sa/remote" in record["failure"]
         assert (record["flag"], record["details"]) == ("DPE", "peer_not_trusted")
         assert record["downstream_remote"].startswith(pair.pods.other.ip)
+
+
+# ---- Python as the server ---------------------------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def refuser(netns: Netns, status: str, folder: Path) -> Iterator[list[bytes]]:
+    """Answers every CONNECT with `status`; "" resets the stream instead. Gives the authorities that were asked for."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(ROOT.pem(folder))
+    context.load_cert_chain(ROOT.issue(SERVER_ID).pem(folder))
+    context.set_alpn_protocols(["h2"])
+    listener = netlink.in_netns(netns.path, lambda: socket.create_server((netns.ip, 15008)))
+    asked: list[bytes] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError), listener:
+            plain, _ = listener.accept()
+            with context.wrap_socket(plain, server_side=True) as connection:
+                peer = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, validate_inbound_headers=False))
+                peer.initiate_connection()
+                connection.sendall(peer.data_to_send())
+                while data := connection.recv(65536):
+                    for event in peer.receive_data(data):
+                        if isinstance(event, h2.events.RequestReceived):
+                            asked.append(dict(event.headers)[b":authority"])
+                            if status:
+                                peer.send_headers(event.stream_id, [(":status", status)], end_stream=True)
+                            else:
+                                peer.reset_stream(event.stream_id)
+                    connection.sendall(peer.data_to_send())
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield asked
+    finally:
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(("status", "text"), [
+    ("401", "answered 401: its policy denies this identity"), ("400", "answered 400: it does not serve that address"),
+    ("503", "answered 503: it could not connect to the application"), ("302", "refused the connection"),
+    ("", "the tunnel's stream was reset before it was answered"),
+])
+def test_what_the_destinations_proxy_refuses_is_told_in_words(pair: Mesh, tmp_path: Path, status: str, text: str) -> None:
+    other = pair.pods.other
+    pair.pods = replace(pair.pods, server=other)
+    configure(pair, protocol=Protocol.TCP)
+    with refuser(other, status, tmp_path) as asked:
+        connection = pair.dial(port=TCP_PORT)
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"x")
+            assert connection.recv(1) == b"", "nobody was reached"
+        record = pair.worker.record()
+    assert asked == [f"{other.ip}:8080".encode()]
+    assert text in record["failure"] and (record["reporter"], record["flag"]) == ("source", "UF")
 
 
 # ---- openssl s_client ------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -15,7 +16,9 @@ from agent.model.workload import Protocol
 from tests.support.mesh import (
     HTTP_PORT,
     SCOPE,
+    SERVER,
     SERVICE,
+    SERVICE_INDEX,
     TCP_PORT,
     Mesh,
     Web,
@@ -29,6 +32,7 @@ from tests.support.mesh import (
     receive_all,
     request,
     response,
+    workload,
 )
 from tests.support.wait import until
 from tests.support.worker import APPLIED, DRAINED, FAILED, READY, UID, Worker
@@ -151,6 +155,30 @@ def test_a_pod_has_a_bound_of_connections_and_the_others_wait_in_the_backlog(mes
         assert receive(connection, 1) == b"x"
 
 
+@pytest.mark.parametrize(("gone", "side"), [(blobs.Delete(blobs.Kind.WORKLOAD, "w-server"), ("destination", SERVER)),
+                                            (blobs.Delete(blobs.Kind.SERVICE, SERVICE), ("service", SERVICE_INDEX))])
+def test_series_of_who_is_gone_stay_for_who_reads_them_until_a_thousand_others_are_gone_too(
+        mesh: Mesh, gone: blobs.Delete, side: tuple[str, int]) -> None:
+    mesh.configure(*everything(mesh))
+    mesh.origin(8080, Web())
+    with mesh.dial() as connection:
+        connection.sendall(request())
+        assert read_message(connection).status == 200
+
+    def known() -> bool:
+        return any(key[side[0]] == side[1] for key, _ in mesh.worker.series())
+
+    until(known, "the request is counted")
+    mesh.quiet()
+    others = [replace(workload(f"gone-{number}", mesh.pods.other), addresses=(ip_address(0x0AC80000 + number),)) for number in range(1024)]
+    mesh.worker.commit(*(blobs.put_workload(1000 + number, other, lambda _: SERVICE_INDEX) for number, other in enumerate(others)))
+    mesh.worker.commit(gone)
+    mesh.worker.commit(*(blobs.Delete(blobs.Kind.WORKLOAD, other.uid) for other in others[:-1]))
+    assert known()
+    mesh.worker.commit(blobs.Delete(blobs.Kind.WORKLOAD, others[-1].uid))
+    until(lambda: not known(), "its series are free")
+
+
 def test_when_descriptors_run_out_connections_wait_and_nothing_spins(mesh: Mesh) -> None:
     with Worker(rlimit=48) as poor:
         mine = Mesh(mesh.pods, poor)
@@ -159,8 +187,8 @@ def test_when_descriptors_run_out_connections_wait_and_nothing_spins(mesh: Mesh)
             mesh.worker.detach(2)
             until(lambda: mesh.worker.header["sockets_ready"] == 0, "detached")
             poor.commit(blobs.put_settings(ProxySettings()))
+            mine.configure(*everything(mine), protocol=Protocol.TCP)  # before sockets take the descriptors that commits come with
             mine.attach()
-            mine.configure(*everything(mine), protocol=Protocol.TCP)
             origin = mine.origin(8080, echo)
             connections = [mine.dial(port=TCP_PORT) for _ in range(40)]
             until(lambda: poor.header["downstream_open"] >= 6, "it serves what it can")

@@ -23,7 +23,7 @@ from agent.dataplane import blobs
 from agent.model.routing import Endpoint
 from tests.support import conntrack
 from tests.support.halfopen import half_open
-from tests.support.mesh import HTTP_PORT, VIP, Mesh, Web, cluster, destination, everything, read_message, request, response
+from tests.support.mesh import AUTO_PORT, HTTP_PORT, VIP, Mesh, Web, cluster, destination, everything, read_message, request, response
 from tests.support.netns import Netns
 from tests.support.wait import until
 
@@ -345,6 +345,39 @@ def test_requests_that_wait_for_their_answers_give_up_their_copies_before_anybod
     for one in waiting:
         assert read_message(one).status == 200
     assert mesh.worker.header["refused_memory"] == 0
+
+
+def test_who_cannot_be_read_for_want_of_memory_is_told_so_in_time(mesh: Mesh) -> None:
+    """Heads that do not end hold all that the pod may have: requests on connections that were open before are answered, not forgotten."""
+    mesh.settings(buffered_bytes_per_pod=MEBIBYTE, hold_timeout_ms=500, detect_timeout_ms=60_000)
+    mesh.configure(*everything(mesh))
+    mesh.origin(8080, Web())
+    kept, fresh = mesh.dial(), mesh.dial(port=AUTO_PORT)
+    kept.sendall(request())
+    assert read_message(kept).status == 200
+    until(lambda: mesh.worker.header["accepted"] >= 3, "both are taken, and the other hop", timeout=DEADLINE)
+    peers = {"{}:{}".format(*one.getsockname()) for one in (kept, fresh)}
+    flood = http_attack(mesh, 64, b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: a")
+    until(lambda: mesh.worker.header["pod_buffered"] >= MEBIBYTE, "no buffer is left", timeout=DEADLINE)
+    kept.sendall(request("/late"))
+    fresh.sendall(b"G")
+    assert read_message(kept).status == 503
+    with contextlib.suppress(ConnectionResetError):
+        assert fresh.recv(1) == b""
+    told: dict[str, str] = {}
+
+    def both() -> bool:
+        told.update({record["downstream_remote"]: record["flag"] for record in mesh.worker.records()
+                     if record["details"] == "overload{pod_memory}"})
+        return peers <= told.keys()
+
+    until(both, "both are logged", timeout=DEADLINE)
+    assert [told[one] for one in peers] == ["OM", "OM"]
+    close(flood)
+    until(lambda: mesh.worker.header["downstream_open"] <= 4, "the flood is over", timeout=DEADLINE)
+    with mesh.dial() as again:
+        again.sendall(request())
+        assert read_message(again).status == 200
 
 
 # ---- time ---------------------------------------------------------------------------------------------------------------------
