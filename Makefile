@@ -17,7 +17,7 @@ help:
 	@echo "make test-sanitize  ext/ and its processes under AddressSanitizer and UBSan, or SANITIZE=thread (root; tests/README.md)"
 	@echo "make coverage    lines of ext/ that run in tests, by file; fails below 90 % (root)"
 	@echo "make bench       our proxy beside Envoy, HAProxy and nginx: CASES= PROXIES= ROUNDS= SECONDS= (root; tests/bench/README.md)"
-	@echo "make fuzz        libFuzzer with sanitizers on parsers, tables and whole connections, FUZZ_SECONDS=60 each"
+	@echo "make fuzz        libFuzzer with sanitizers on parsers, tables, tunnels and whole connections, FUZZ_SECONDS=60 each"
 	@echo "make soak        half an hour under load while routes, pods and workers come and go: MINUTES= (root)"
 	@echo "make lint        ruff, mypy --strict, cython-lint"
 	@echo "make build       compile the extension"

@@ -67,6 +67,7 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
     int NGHTTP2_ERR_PAUSE
     int NGHTTP2_ERR_CALLBACK_FAILURE
     int NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+    int NGHTTP2_ERR_FLOODED
     uint32_t NGHTTP2_DATA_FLAG_EOF
     uint32_t NGHTTP2_DATA_FLAG_NO_COPY
 
@@ -90,6 +91,8 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
         nghttp2_session_callbacks* callbacks, int (*call)(nghttp2_session*, const nghttp2_frame*, void*) noexcept nogil)
     void nghttp2_session_callbacks_set_on_frame_send_callback(
         nghttp2_session_callbacks* callbacks, int (*call)(nghttp2_session*, const nghttp2_frame*, void*) noexcept nogil)
+    void nghttp2_session_callbacks_set_on_invalid_frame_recv_callback(
+        nghttp2_session_callbacks* callbacks, int (*call)(nghttp2_session*, const nghttp2_frame*, int, void*) noexcept nogil)
     void nghttp2_session_callbacks_set_on_data_chunk_recv_callback(
         nghttp2_session_callbacks* callbacks, int (*call)(nghttp2_session*, uint8_t, int32_t, const uint8_t*, size_t, void*) noexcept nogil)
     void nghttp2_session_callbacks_set_send_data_callback(
@@ -105,6 +108,7 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
     void nghttp2_session_del(nghttp2_session* session)
     ssize_t nghttp2_session_mem_recv(nghttp2_session* session, const uint8_t* data, size_t size)
     ssize_t nghttp2_session_mem_send(nghttp2_session* session, const uint8_t** data)
+    size_t nghttp2_session_get_outbound_queue_size(nghttp2_session* session)
     int nghttp2_session_want_read(nghttp2_session* session)
     int nghttp2_session_want_write(nghttp2_session* session)
     void* nghttp2_session_get_stream_user_data(nghttp2_session* session, int32_t id)

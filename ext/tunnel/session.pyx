@@ -6,10 +6,10 @@ from libc.string cimport memcmp, memcpy, memset
 from ext.core.slab cimport slab_free
 from ext.core.text cimport Span
 from ext.tunnel.nghttp2 cimport *
-from ext.tunnel.shapes cimport (AUTHORITY_MAX, BAGGAGE_MAX, FORWARDED_MAX, FRAME_HEAD, HEADERS_CLIENT, HEADERS_SERVER, ODD_MOST,
-                                RESETS_BURST, RESETS_RATE, SINK_BYTES, SINK_KEPT, STREAMS_MOST, TRACE_MAX, TROUBLE_CLOSED, TROUBLE_FLOOD,
-                                TROUBLE_HTTP2, TROUBLE_MEMORY, TROUBLE_SILENT, TROUBLE_TLS, UPDATES_MOST, WHOLE_LEAST, WINDOW,
-                                WINDOW_CONNECTION, Asked, Ops, Pad, Session, Stream)
+from ext.tunnel.shapes cimport (AUTHORITY_MAX, BAGGAGE_MAX, FORWARDED_MAX, FRAME_HEAD, HEADERS_CLIENT, HEADERS_SERVER, ODD_HEADERS,
+                                ODD_MOST, QUEUE_MOST, RESETS_BURST, RESETS_RATE, SINK_BYTES, SINK_KEPT, STREAMS_MOST, TRACE_MAX,
+                                TROUBLE_CLOSED, TROUBLE_FLOOD, TROUBLE_HTTP2, TROUBLE_MEMORY, TROUBLE_SILENT, TROUBLE_TLS,
+                                UPDATES_MOST, WHOLE_LEAST, WINDOW, WINDOW_CONNECTION, Asked, Ops, Pad, Session, Stream)
 from ext.tunnel.stream cimport (stream_answered, stream_broken, stream_ended, stream_out, stream_received, stream_sent,
                                 stream_stale)
 from ext.tunnel.tls cimport (TLS_RECORD, Credentials, tls_end, tls_free, tls_handshake, tls_init, tls_open, tls_read,
@@ -33,6 +33,7 @@ cdef int pad_open(Pad* pad) noexcept nogil:
         nghttp2_session_callbacks_set_on_header_callback(callbacks, on_header)
         nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, on_frame)
         nghttp2_session_callbacks_set_on_frame_send_callback(callbacks, on_sent)
+        nghttp2_session_callbacks_set_on_invalid_frame_recv_callback(callbacks, on_invalid)
         nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, on_data)
         nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, on_close)
         nghttp2_session_callbacks_set_send_data_callback(callbacks, on_send)
@@ -83,6 +84,7 @@ cdef int on_header(nghttp2_session* h2, const nghttp2_frame* frame, const uint8_
     cdef Asked* asked = &session.asked
     cdef uint32_t most = HEADERS_SERVER if session.server else HEADERS_CLIENT
     if n + size + 32 > most - asked.bytes:      # RFC 9113 6.5.2: 32 for each field
+        session.odd += ODD_HEADERS
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
     asked.bytes += <uint32_t>(n + size + 32)
     if frame.headers.cat == NGHTTP2_HCAT_HEADERS:
@@ -138,6 +140,13 @@ cdef int on_frame(nghttp2_session* h2, const nghttp2_frame* frame, void* owner) 
         session.updates += 1
     else:
         session.odd += 1
+    return 0
+
+
+cdef int on_invalid(nghttp2_session* h2, const nghttp2_frame* frame, int code, void* owner) noexcept nogil:
+    """What makes us reset a stream costs as much as what the peer resets, which libnghttp2 counts (CVE-2025-8671)."""
+    (<Session*>owner).odd += 1
+    (<Session*>owner).broke = code
     return 0
 
 
@@ -268,9 +277,21 @@ cdef int give_up(Session* session, uint8_t trouble, int code) noexcept nogil:
     return -1
 
 
+cdef int take(Session* session, const char* plain, uint32_t size) noexcept nogil:
+    cdef int64_t taken = nghttp2_session_mem_recv(session.h2, <const uint8_t*>plain, size)
+    if taken == NGHTTP2_ERR_FLOODED:
+        return give_up(session, TROUBLE_FLOOD, 0)
+    if taken < 0:
+        return give_up(session, TROUBLE_HTTP2, <int>taken)
+    if session.odd > ODD_MOST or session.updates > UPDATES_MOST or nghttp2_session_get_outbound_queue_size(session.h2) > QUEUE_MOST:
+        nghttp2_session_terminate_session(session.h2, NGHTTP2_ENHANCE_YOUR_CALM)
+        return give_up(session, TROUBLE_FLOOD, 0)
+    return 0
+
+
 cdef int session_feed(Session* session, const char* data, uint32_t size, uint64_t now_ns) noexcept nogil:
     cdef Pad* pad = session.pad
-    cdef int64_t n, taken
+    cdef int64_t n
     cdef int done
     if session.trouble:
         return -1
@@ -294,12 +315,8 @@ cdef int session_feed(Session* session, const char* data, uint32_t size, uint64_
             return give_up(session, TROUBLE_TLS, 0)
         if n == 0:
             break
-        taken = nghttp2_session_mem_recv(session.h2, <const uint8_t*>pad.plain, <size_t>n)
-        if taken < 0:
-            return give_up(session, TROUBLE_HTTP2, <int>taken)
-        if session.odd > ODD_MOST or session.updates > UPDATES_MOST:
-            nghttp2_session_terminate_session(session.h2, NGHTTP2_ENHANCE_YOUR_CALM)
-            return give_up(session, TROUBLE_FLOOD, 0)
+        if take(session, pad.plain, <uint32_t>n) != 0:
+            return -1
     if nghttp2_session_want_write(session.h2):
         soil(session)
     if session.tls.ended:
@@ -335,6 +352,9 @@ cdef bint session_pull(Session* session) noexcept nogil:
         session.dirty = 1
         return True
     if session_over(session):
+        if session.trouble == 0 and not session.leaving and not session.going:
+            session.trouble = TROUBLE_HTTP2         # libnghttp2 said GOAWAY, for this
+            session.code = session.broke
         tls_end(&session.tls)
     return False
 

@@ -29,7 +29,9 @@ cdef enum:
     WHOLE_LEAST = 4096              # of a frame that has a TLS record of its own, encrypted from where its bytes lie
     HEADERS_SERVER = 65536          # bytes of a header list (RFC 9113 10.5.1), as ztunnel has them
     HEADERS_CLIENT = 16384
-    ODD_MOST = 2000                 # frames a second that carry nothing: PING, SETTINGS, PRIORITY, RST_STREAM, empty DATA
+    ODD_MOST = 2000                 # frames a second that carry nothing: PING, SETTINGS, PRIORITY, RST_STREAM, empty DATA, what is refused
+    ODD_HEADERS = 20                # of these for a header list beyond its bound: it was decoded all the same
+    QUEUE_MOST = 2000               # frames that wait for a peer that does not read: its streams' make some 600 at most
     UPDATES_MOST = 50000            # WINDOW_UPDATEs a second
     RESETS_BURST = 2000             # RST_STREAM of a peer: so many at once,
     RESETS_RATE = 1000              # and a second (CVE-2023-44487)
@@ -137,6 +139,7 @@ cdef struct Session:
     uint8_t pinged                  # a PING is out
     uint8_t trouble                 # Trouble
     int code
+    int broke                       # of libnghttp2: what it last refused
     uint32_t odd
     uint32_t updates
     uint64_t odd_ns                 # since when they are counted

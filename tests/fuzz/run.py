@@ -26,7 +26,7 @@ TOOLS = Path(sys.executable).parent  # meson, ninja, cython
 CLANG = "14"
 ROOMS = ("sys", "core", "wire", "route", "tunnel", "proxy")
 # harness -> most bytes of an input: beyond, mutations are slow and say nothing new
-HARNESSES = {"http1": 4096, "forward": 2048, "sniff": 1100, "tables": 8192, "connections": 1024}
+HARNESSES = {"http1": 4096, "forward": 2048, "sniff": 1100, "tables": 8192, "hbone": 1024, "connections": 1024}
 IN_NAMESPACE = {"connections"}  # a network of its own, made by tests/fuzz/world.py
 AT_ONCE = 2
 # libFuzzer's library comes first: AddressSanitizer has empty ones of the functions by which modules report what they cover

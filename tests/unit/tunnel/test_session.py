@@ -468,7 +468,7 @@ def test_an_idle_tunnel_ends_properly(tmp_path: Path) -> None:
     assert peer.of(h2.events.ConnectionTerminated)[0].error_code == 0 and peer.ended and mine.state["over"]
 
 
-def test_more_streams_than_allowed_are_refused(tmp_path: Path) -> None:
+def test_a_peer_that_opens_more_streams_than_allowed_ends_its_tunnel(tmp_path: Path) -> None:
     mine, peer = server(tmp_path)
     for number in range(200):
         peer.h2.send_headers(2 * number + 1, CONNECT)
@@ -478,7 +478,7 @@ def test_more_streams_than_allowed_are_refused(tmp_path: Path) -> None:
     block = encoder.encode(CONNECT)
     peer.raw(len(block).to_bytes(3, "big") + b"\x01\x04" + (401).to_bytes(4, "big") + block)
     run_raw(mine, peer)
-    assert mine.state["streams"] == 200 and mine.state["trouble"] == "none"
+    assert mine.state["streams"] == 200 and mine.state["trouble"] == "http2" and mine.state["over"]
 
 
 def run_raw(mine: Tunnel, peer: Peer) -> None:
@@ -543,6 +543,39 @@ def test_rapid_resets_end_the_tunnel(tmp_path: Path) -> None:
                 mine.drop(event[1]["lane"])     # its user sees at once that it was reset
         mine.events.clear()
     assert over and number <= 2 * 4000
+
+
+def test_a_peer_that_asks_on_and_reads_nothing_ends(tmp_path: Path) -> None:
+    """It never acknowledges SETTINGS, so streams beyond the limit are refused one by one, and each refusal waits to be sent."""
+    mine, peer = Tunnel(ours(WEB), True), Peer(tmp_path, ROOT.issue(DB), serves=False)
+    peer.h2.receive_data = lambda data: []  # type: ignore[method-assign]
+    run(mine, peer)
+    mine.refuse_with = 503
+    said = 0
+    while said < 10_000:
+        mine.now_ns += 1_000_000_000
+        for _ in range(500):
+            peer.raw(frame(1, 4, 2 * said + 1, peer.h2.encoder.encode(CONNECT)))
+            said += 1
+        if not mine.feed(peer.wire.read()):
+            break
+    assert said <= 3_000 and mine.state["trouble"] == "flood"
+
+
+def test_what_makes_us_reset_streams_ends_the_tunnel(tmp_path: Path) -> None:
+    """CVE-2025-8671: the peer resets nothing itself."""
+    mine, peer = server(tmp_path)
+    over, number = False, 1
+    while not over and number < 20_000:
+        peer.raw(frame(1, 4, number, peer.h2.encoder.encode(CONNECT)) + frame(8, 0, number, b"\x7f\xff\xff\xff"))
+        number += 2
+        over = not mine.feed(peer.wire.read())
+        mine.flush()
+        for event in mine.events:
+            if event[0] == "asks":
+                mine.drop(event[1]["lane"])
+        mine.events.clear()
+    assert over and number <= 2 * 2_500 and mine.state["trouble"] == "flood"
 
 
 def test_a_header_list_without_end_is_refused(tmp_path: Path) -> None:
