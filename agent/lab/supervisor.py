@@ -38,6 +38,7 @@ from agent.lab.tokens import Tokens
 EVENTS = 500  # kept; older ones are dropped
 SETTLE = 0.02  # seconds in which changes are gathered into one round
 CAPTURE_SECONDS = 1.0  # agents are asked so often which pods they have captured
+DECIDED = {"captured": True, "leaving": False, "out": False}  # an agent's states of a pod that say whether it takes tunnels
 COLLECT = 3.0  # seconds for killed processes to be collected; it takes milliseconds
 HASH_LABEL = "pod-template-hash"
 
@@ -324,12 +325,13 @@ class Supervisor:
             await self._look_at_capture()
 
     async def _look_at_capture(self) -> None:
-        """Who does not answer has nothing new."""
+        """Who does not answer, or has not looked at a pod yet, has nothing new: what an agent that starts again has not taken over
+        is captured still, and peers that were told otherwise would send in plain text."""
         for node in list(self.nodes):
             for key, told in (await self.admins.pods(node)).items():
-                pod = self.pods.get(key)
-                if pod is not None and pod.uid == told["uid"] and pod.captured != told["captured"]:
-                    pod.captured = bool(told["captured"])
+                pod, captured = self.pods.get(key), DECIDED.get(told["state"])
+                if pod is not None and pod.uid == told["uid"] and captured not in (None, pod.captured):
+                    pod.captured = bool(captured)
                     self._changed()
 
     # -- what others are told ---------------------------------------------------------------------------------------

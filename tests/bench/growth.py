@@ -81,7 +81,7 @@ def lab(services: int) -> Iterator[tuple[str, float]]:
         file.flush()
         began = time.monotonic()
         try:
-            subprocess.run([NARROWS, "lab", "up", file.name, "--name", name, "--nodes", "1", "--workers", "1",
+            subprocess.run([NARROWS, "lab", "up", file.name, "--name", name, "--nodes", "1", "--workers", "1", "--no-tunnels",
                             "--access-log", "off", "--detach"], check=True,
                            capture_output=True, timeout=240)
             yield name, time.monotonic() - began

@@ -165,7 +165,7 @@ def soak(minutes: float, kill_every: float) -> int:
     with tempfile.TemporaryDirectory(prefix="narrows-soak-") as made:
         file = Path(made) / "lab.yaml"
         file.write_text("\n---\n".join(map(json.dumps, manifests())))
-        with lab(file, prefix="soak", options=("--workers", "2", "--access-log", "off")) as mesh:
+        with lab(file, prefix="soak", options=("--workers", "2", "--access-log", "off", "--no-tunnels")) as mesh:
             this = Soak(mesh, Path(made), kill_every)
             put(this.routes, routes(0))
             ask = ("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "http://web/1k")

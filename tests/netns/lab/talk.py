@@ -60,11 +60,16 @@ def ask(host: str, path: str, marker: str = "-", count: str = "1", fresh: str = 
         try:
             connection.request("GET", path, headers={"marker": marker})
             answer = connection.getresponse()
-            said = answer.read().decode()
+            said = ""
+            while piece := answer.read(65536):
+                said = (said + piece.decode())[-1000:]
+            if answer.length:
+                raise http.client.IncompleteRead(b"", answer.length)
             print(said if answer.status == 200 else f"failed {answer.status} {said}", flush=True)
         except (OSError, http.client.HTTPException) as error:
             print(f"failed {type(error).__name__} {error}", flush=True)
             connection.close()
+            time.sleep(0.02)  # what is refused is refused at once
         if fresh:
             connection.close()
 
