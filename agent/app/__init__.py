@@ -24,6 +24,8 @@ import click
 @click.option("--metrics-address", help="Address for metrics and readiness (default: all).")
 @click.option("--metrics-port", type=click.IntRange(1, 65535), default=15020, show_default=True)
 @click.option("--readiness-port", type=click.IntRange(1, 65535), default=15021, show_default=True)
+@click.option("--same-node-tunnel", is_flag=True,
+              help="Reach pods of this node as those of others (default: inside their namespaces, without a tunnel).")
 @click.option("--access-log", type=click.Choice(["json", "text", "off"]), default="json", show_default=True,
               help="Format of access.log.")
 @click.option("--capture", type=click.Choice(["auto", "iptables", "nftables"]), default="auto", show_default=True,

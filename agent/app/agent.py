@@ -79,6 +79,7 @@ class Options:
     metrics_port: int = 15020
     readiness_port: int = 15021
     access_log: str = "json"  # json, text, off
+    same_node_tunnel: bool = False
     idle_seconds: float = 600.0
     capture: str = "auto"  # auto, iptables, nftables
 
@@ -92,7 +93,8 @@ class Agent:
         self._stopping = asyncio.Event()
         self._events = Events()
         self._store = Store()
-        self._store.put_settings(ProxySettings(access_log=options.access_log != "off"))
+        self._store.put_settings(ProxySettings(access_log=options.access_log != "off",
+                                               same_node_tunnel=options.same_node_tunnel))
         self._committer = Committer(self._store)
         self._mesh = Mesh(self._store, self._committer, idle_seconds=options.idle_seconds)
         self._session = Session(WHOLE, NAMED)

@@ -41,8 +41,8 @@ def encode_put(put: Put, service_index: Callable[[str], int]) -> blobs.Put:
             return blobs.put_destination(destination)
         case PutCluster(cluster):
             return blobs.put_cluster(cluster, service_index)
-        case PutPod(uid, handle, workload_uid, scope, addresses, identity):
-            return blobs.put_pod(uid, handle, workload_uid, scope, addresses, identity)
+        case PutPod(uid, handle, workload_uid, scope, addresses, identity, excluded):
+            return blobs.put_pod(uid, handle, workload_uid, scope, addresses, identity, excluded)
         case PutTrust(trust):
             return blobs.put_trust(trust)
         case PutCertificate(certificate):

@@ -324,7 +324,7 @@ class Pods:
         if one.pod.uid not in self._attached or not await self._redirected(one):
             return False
         one.step(State.ENTERING, one.reason)
-        self._know(one)
+        self._know(one, None)  # which ports that agent excluded is not known
         one.step(State.CAPTURED, f"captured as before: {one.reason}")
         return True
 
@@ -337,7 +337,7 @@ class Pods:
         if not captured:
             one.step(State.ENTERING, "being captured")
         await self._listen(one)
-        self._know(one)
+        self._know(one, settings.exclude_inbound_ports)
         refused = await _unless_changed(one, self._committer.in_force())
         if said := next((text for key, text in refused.items() if key[1] == pod.uid), None):
             raise CaptureError(f"the data path refuses the pod: {said}")
@@ -397,11 +397,11 @@ class Pods:
     def _identity(self, pod: LocalPod) -> str:
         return spiffe(self._trust_domain, pod.namespace, pod.service_account or "default")
 
-    def _know(self, one: Tracked) -> None:
+    def _know(self, one: Tracked, excluded: tuple[int, ...] | None) -> None:
         pod = one.pod
         self._identities.hold(pod.uid, self._identity(pod))
         self._store.put_pod(pod.uid, f"{self._cluster}//Pod/{pod.namespace}/{pod.name}", f"ns={pod.namespace}",
-                            pod.addresses, self._identity(pod))
+                            pod.addresses, self._identity(pod), excluded)
 
     async def _leave(self, one: Tracked, reason: str) -> None:
         pod = one.pod
@@ -416,6 +416,9 @@ class Pods:
             return
         if one.state is not State.LEAVING:
             await self._reconciler.release(pod.netns)
+            if pod.uid in self._attached:
+                self._know(one, None)  # new connections are not ours any more, from pods of this node neither
+                self._committer.nudge()
             one.plan = one.settings = None
             one.step(State.LEAVING, reason)  # OUT only when nothing is left: who is woken on the way must come back here
             self._events.add("Released", one.about, f"not captured any more: {reason}; live connections finish")

@@ -20,7 +20,8 @@ All integers little-endian. `str` is u32 length + bytes, `list` is u32 count + i
       weighted    str cluster (in the scope of the key), u32 weight, edit request, edit response
       edit        list str remove, list (str, str) set, list (str, str) add
     CLUSTER       u8 balancer, u32 connect timeout ms, u32 service index, list (addr, u16 port, u32 weight, u8 healthy)
-    POD           u32 handle, str workload uid, str scope, list addr, str identity (empty: none)
+    POD           u32 handle, str workload uid, str scope, list addr, str identity (empty: none), u8 direct (1: pods of its node may be
+                  connected to it inside its namespace), list u16 ports on which it is not captured inbound
     TRUST         list str root (DER), list str revocation list (DER); the key is the trust domain
     CERTIFICATE   u32 key id, u64 not before, u64 not after (s since 1970), list str certificate (DER, leaf first); the key is
                   the identity
@@ -275,10 +276,14 @@ def put_cluster(cluster: Cluster, service_index: ServiceIndex) -> Put:
 
 
 def put_pod(pod_uid: str, handle: int, workload_uid: str, scope: str, addresses: tuple[IPAddress, ...],
-            identity: str = "") -> Put:
-    """`handle` is the number under which keeper and workers know the pod; `workload_uid` is Workload.uid; `identity` a SPIFFE ID."""
+            identity: str = "", excluded: tuple[int, ...] | None = None) -> Put:
+    """`handle` is the number under which keeper and workers know the pod; `workload_uid` is Workload.uid; `identity` a SPIFFE ID.
+
+    `excluded`: ports on which it is not captured inbound; None: nobody is connected to it inside its namespace, the pod's own rules decide.
+    """
     return _put(Kind.POD, pod_uid, lambda: b"".join(
-        (_u32(handle), _str(workload_uid), _str(scope), _addresses(addresses), _str(identity))))
+        (_u32(handle), _str(workload_uid), _str(scope), _addresses(addresses), _str(identity), _u8(excluded is not None),
+         _list(map(_u16, excluded or ())))))
 
 
 def put_trust(trust: Trust) -> Put:

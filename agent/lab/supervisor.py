@@ -158,7 +158,8 @@ class Supervisor:
             if self.options.mesh:
                 self._tokens.add([name])
                 self._process(system.keeper(self.place, name, self.options.workers, self.event))
-                self._process(system.agent(self.place, name, self.options.access_log, self.options.capture, self.event))
+                self._process(system.agent(self.place, name, self.options.access_log, self.options.capture, self.options.tunnels,
+                                           self.event))
             self._rules = ""  # the new node has none yet
 
     def _process(self, process: system.Process) -> None:

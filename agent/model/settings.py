@@ -69,3 +69,6 @@ class ProxySettings:
     tunnel_pong_ms: int = 20_000
     # a tunnel that we dialled ends after so long without a stream: ztunnel's pool keeps it as long
     tunnel_idle_ms: int = 5 * MINUTE_MS
+    # Pods of one node are connected inside the destination's namespace, without a tunnel. True: as to any other node, for a network whose
+    # own policies (Kubernetes NetworkPolicy) have to see that traffic
+    same_node_tunnel: bool = False

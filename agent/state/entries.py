@@ -87,6 +87,7 @@ class PutPod:
     scope: str  # `ns=<namespace>`
     addresses: tuple[IPAddress, ...]
     identity: str = ""  # SPIFFE ID
+    excluded: tuple[int, ...] | None = None  # ports not captured inbound; None: it is not connected to directly
 
     @property
     def key(self) -> Key:

@@ -181,11 +181,12 @@ class Store:
                 self._unname_service(before.cluster.service)
             self._unset((Table.CLUSTER, key))
 
-    def put_pod(self, uid: str, workload: str, scope: str, addresses: tuple[IPAddress, ...], identity: str = "") -> int:
-        """A pod that is to be known to the workers. Returns its handle."""
+    def put_pod(self, uid: str, workload: str, scope: str, addresses: tuple[IPAddress, ...], identity: str = "",
+                excluded: tuple[int, ...] | None = None) -> int:
+        """A pod that is to be known to the workers (`excluded`: see blobs.put_pod). Returns its handle."""
         handle = self.handle(uid)
         self._policies.pod(uid, scope, workload)
-        self._set(PutPod(uid, handle, workload, scope, addresses, identity))
+        self._set(PutPod(uid, handle, workload, scope, addresses, identity, excluded))
         return handle
 
     def handle(self, uid: str) -> int:

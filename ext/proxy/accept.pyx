@@ -10,12 +10,12 @@ from ext.core.slab cimport slab_take
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.account cimport account_begin_tcp
 from ext.proxy.budget cimport admission, budget_share
-from ext.proxy.conn cimport conn_end, conn_new, pod_find, pod_retire
+from ext.proxy.conn cimport conn_end, conn_new, pod_retire
 from ext.proxy.decide cimport identify
 from ext.proxy.flow cimport flow_start
 from ext.proxy.shed cimport shed_idle
 from ext.proxy.state cimport (ACCEPT_BATCH, ACCEPT_PAUSE_MS, PAUSED_DESCRIPTORS, PAUSED_FULL, PORTS, REFUSING, RUNNING, Acceptor,
-                              Captured, Conn, Worker)
+                              Captured, Conn, Worker, pod_find)
 from ext.proxy.stock cimport stock_close, stock_open, stock_shed
 from ext.proxy.tunnel cimport tunnels_finish
 from ext.proxy.tunnel_in cimport tunnel_accept

@@ -2,12 +2,15 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from ext.core.pipes cimport Pipe
 from ext.proxy.state cimport Acceptor, Bulk, Captured, Conn, Tunnel, Worker
+from ext.route.shapes cimport Identity
 from ext.sys.stream cimport Peer
 
 # Takes the descriptor over; NULL: no memory, and it is closed.
 cdef Conn* conn_new(Acceptor* acceptor, int fd, const Peer* client, const Peer* target) noexcept nogil
 # One that came by a tunnel; its Source is to be set. NULL: no memory.
 cdef Conn* conn_carried(Tunnel* t, const Peer* client, const Peer* target) noexcept nogil
+# One that comes from a pod of this worker, whose identity `who` is (NULL: it has none); its Source is to be set. NULL: no memory.
+cdef Conn* conn_near(Captured* pod, const Peer* client, const Peer* target, Identity* who, bint secure) noexcept nogil
 # One that was refused before it was one, to be told of. NULL: no memory.
 cdef Conn* conn_refused(Captured* pod, const Peer* client, const Peer* target) noexcept nogil
 # The one end: what is open is accounted with this flag and reason, and everything is let go. `abort` resets the client.
@@ -24,6 +27,5 @@ cdef Pipe* bulk_pipe(Conn* c) noexcept nogil
 cdef void bulk_drop(Conn* c, Bulk* bulk) noexcept nogil
 
 # ---- pods (in conn, since the last connection of a detached pod frees it) ----
-cdef Captured* pod_find(Worker* w, uint32_t handle) noexcept nogil
 cdef void pod_retire(Captured* pod) noexcept nogil
 cdef void pod_resume(Captured* pod) noexcept nogil      # accepts again when it is below its bound

@@ -18,7 +18,7 @@ from ext.proxy.stock cimport stock_close, stock_forget
 from ext.proxy.tunnel cimport tunnel_leave
 from ext.proxy.upstream cimport pool_close, upstream_drop
 from ext.route.balance cimport endpoint_end
-from ext.route.tables cimport cluster_release, destination_release, identity_release, slot_release
+from ext.route.tables cimport cluster_release, destination_release, identity_hold, identity_release, slot_release
 from ext.sys.stream cimport Peer
 
 
@@ -88,6 +88,17 @@ cdef Conn* conn_carried(Tunnel* t, const Peer* client, const Peer* target) noexc
         c.tunnel = t
         c.secure = 1
         t.users += 1
+        count(c)
+    return c
+
+
+cdef Conn* conn_near(Captured* pod, const Peer* client, const Peer* target, Identity* who, bint secure) noexcept nogil:
+    cdef Conn* c = make(pod, LISTEN_INBOUND, client, target)
+    if c != NULL:
+        if who != NULL:
+            identity_hold(who)
+            c.peer = who
+        c.secure = secure
         count(c)
     return c
 
@@ -233,13 +244,6 @@ cdef void linger_advance(Conn* c) noexcept nogil:
 
 
 # ---- pods -----------------------------------------------------------------------------------------------------------------------
-
-cdef Captured* pod_find(Worker* w, uint32_t handle) noexcept nogil:
-    cdef Captured* pod = w.by_handle[handle & 255]
-    while pod != NULL and pod.handle != handle:
-        pod = pod.chain
-    return pod
-
 
 cdef void pod_resume(Captured* pod) noexcept nogil:
     cdef int i

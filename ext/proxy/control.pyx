@@ -11,14 +11,14 @@ from ext.core.text cimport Span
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.accept cimport pod_attach, pod_detach
 from ext.proxy.budget cimport budget_apply
-from ext.proxy.conn cimport conn_end, pod_find, pod_resume
+from ext.proxy.conn cimport conn_end, pod_resume
 from ext.proxy.forget cimport forget_prepare
 from ext.proxy.held cimport held_wake
 from ext.proxy.keys cimport key_forget, key_put
 from ext.proxy.outbox cimport outbox_flush, send_applied, send_drained, send_failed, send_ready
 from ext.proxy.permit cimport permit_review
 from ext.proxy.recall cimport recall_begin
-from ext.proxy.state cimport C_HTTP, X_IDLE, Captured, Conn, Worker
+from ext.proxy.state cimport C_HTTP, X_IDLE, Captured, Conn, Worker, pod_find
 from ext.proxy.stock cimport stock_fill
 from ext.route.tables cimport ERROR_BYTES, Prepared, tables_apply, tables_prepare
 from ext.sys.stream cimport MSG_DONTWAIT, iovec, msghdr

@@ -14,6 +14,7 @@ from ext.proxy.conn cimport conn_end, conn_release, conn_timer, linger_advance
 from ext.proxy.decide cimport FOUND_FULL, FOUND_LATER, FOUND_NONE, find_destination, identify
 from ext.proxy.held cimport held_expire
 from ext.proxy.http cimport http_advance, http_expire, http_start
+from ext.proxy.near cimport Neighbour, near_accept, near_way
 from ext.proxy.permit cimport PERMIT_YES, permit_enter
 from ext.proxy.relay cimport relay_advance, relay_expire, relay_start
 from ext.proxy.state cimport (C_DEAD, C_DETECT, C_DIAL, C_HELD, C_HTTP, C_LINGER, C_NEW, C_RELAY, GO_DETECT, GO_HTTP, GO_TCP, Q_HELD,
@@ -70,6 +71,7 @@ cdef void proceed(Conn* c) noexcept nogil:
         start_dial(c)                   # 200 comes behind the application's connection, whatever will be spoken
     elif c.intent == GO_HTTP:
         conn_release(c)
+        near_accept(c)
         http_start(c)
     elif c.intent == GO_DETECT:
         c.state = C_DETECT
@@ -209,9 +211,10 @@ cdef int choose_tcp(Conn* c) noexcept nogil:
 
 
 cdef void go_tcp(Conn* c) noexcept nogil:
+    cdef Neighbour near
     cdef int why = choose_tcp(c)
     if why == 0 and c.kind == LISTEN_OUTBOUND:
-        c.secure = secure_way(c, &c.goal)
+        c.secure = near.secure if near_way(c, &c.goal, &near) else secure_way(c, &c.goal)
     account_begin_tcp(c)
     if why != 0:
         conn_end(c, <uint8_t>why, DETAIL_NO_CONFIG if why == FLAG_NC else DETAIL_NO_HEALTHY_UPSTREAM, True)
@@ -254,6 +257,7 @@ cdef void dial(Conn* c) noexcept nogil:
         conn_end(c, FLAG_UF, DETAIL_CONNECT_TIMEOUT if c.up.error == -ETIMEDOUT else DETAIL_CONNECT_FAILURE, True)
     elif c.up.state == U_READY:
         tunnel_accepted(c)
+        near_accept(c)
         if c.intent == GO_HTTP:
             upstream_keep(c.up)         # the first request finds it in the pool
             c.up = NULL

@@ -150,6 +150,20 @@ cdef struct Tunnel:         # one HBONE connection; see ext/proxy/tunnel.pxd
     int error               # -errno of a connect
     Session session
 
+cdef struct Near:           # a connection between two pods of this worker, see near.pxd. End 0: the Upstream, end 1: the Conn behind it
+    Grave grave
+    Worker* w
+    Captured* pod           # of end 1
+    Identity* who           # of end 0's pod; as long as end 1 lives
+    Source* ends[2]         # NULL: closed
+    Buffers* memory[2]      # of their pods: what an end has not read yet is its own
+    Buffer unread[2]        # by that end
+    int errors[2]           # that an end gets from now on, -errno
+    uint8_t shut[2]         # an end said its last
+    uint8_t stopped[2]      # an end found no room
+    uint8_t open            # end 1 has taken the connection
+    uint16_t refusal        # else, why not, as Conn.refusal
+
 cdef struct Texts:          # of one exchange, for its log record; taken only when logging is on
     uint16_t at[10]
     uint16_t n[10]
@@ -191,7 +205,8 @@ cdef struct Upstream:
     Peer remote
     Peer local              # for the log; family 0: not asked
     Peer source_ip          # inbound: the client's address that it is bound to; family 0: none
-    Tunnel* tunnel          # that carries it, used; NULL: a socket of its own
+    Tunnel* tunnel          # that carries it, used; NULL: a socket of its own, or `near`
+    Near* near              # it is a connection to a pod of this worker; NULL: it is not
     Upstream* wait_prev     # for the tunnel to open
     Upstream* wait_next
     uint8_t waits
@@ -265,7 +280,8 @@ cdef struct Conn:
     uint8_t promised        # a socket of the stock is this one's, in its pod's next turn
     uint8_t secure          # mutual TLS to the other proxy: it came by a tunnel, or goes by one
     uint16_t refusal        # of a CONNECT that is not answered yet, when it ends: 503 unless somebody says otherwise
-    Tunnel* tunnel          # it came by, used; NULL: by a socket
+    Tunnel* tunnel          # it came by, used; NULL: by a socket, or `near`
+    Near* near              # it came from a pod of this worker; NULL: it did not
     Peer client
     Peer target             # original destination
     Peer goal               # what the dial in progress connects to
@@ -349,6 +365,7 @@ ctypedef void (*Expire)(Conn* c, Timer* timer) noexcept nogil
 ctypedef void (*Retire)(Captured* pod) noexcept nogil
 ctypedef void (*Distrusts)(Tunnel* t) noexcept nogil
 ctypedef void (*Recalls)(Tunnel* t) noexcept nogil
+ctypedef Conn* (*Enters)(Captured* pod, const Peer* client, const Peer* target, Identity* who, bint secure) noexcept nogil
 
 cdef struct Outbox:         # datagrams to the keeper that its socket did not take yet
     char* data
@@ -379,6 +396,7 @@ cdef struct Worker:
     Slab upstreams
     Slab pods
     Slab texts
+    Slab nears
     Slab tunnels
     Pad pad                 # of all tunnels
     char* sealed            # SEALED_BYTES, what a tunnel's socket gave
@@ -405,6 +423,7 @@ cdef struct Worker:
     Retire retire           # a detached pod lost what it had
     Distrusts distrusts     # a handshake that was begun to us failed
     Recalls recalls         # a tunnel whose `doubted` is set has opened
+    Enters enters           # a connection comes from a pod of this worker
     Head head               # scratch: the head parsed last
     Conn* head_of           # whose request it is, with spans still valid; NULL: nobody's
     uint8_t ready           # READY was sent
@@ -421,3 +440,9 @@ cdef struct Worker:
     Key* keys
     int pending_fd          # transaction to apply between two turns, -1
     uint32_t pending_sequence
+
+cdef inline Captured* pod_find(Worker* w, uint32_t handle) noexcept nogil:
+    cdef Captured* pod = w.by_handle[handle & 255]
+    while pod != NULL and pod.handle != handle:
+        pod = pod.chain
+    return pod

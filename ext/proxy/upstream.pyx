@@ -7,6 +7,7 @@ from ext.core.protocol cimport PORT_INBOUND, PORT_OUTBOUND
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.source cimport source_abort, source_error, source_silent
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
+from ext.proxy.near cimport Neighbour, near_fits, near_join, near_room, near_way
 from ext.proxy.state cimport POOL_BUCKETS, U_CONNECTING, U_DEAD, U_IDLE, U_READY, Captured, Conn, Tunnel, Upstream, Worker
 from ext.proxy.stock cimport stock_take, stock_wait
 from ext.proxy.tunnel cimport tunnel_busy
@@ -27,10 +28,12 @@ cdef uint32_t bucket_of(const Peer* to) noexcept nogil:
     return (hash ^ (hash >> 15)) % POOL_BUCKETS
 
 
-cdef bint serves(const Upstream* up, const Peer* to, const Peer* source, const Asking* asking) noexcept nogil:
-    """`asking`: what its tunnel must be; NULL: it must be a socket of its own."""
-    if not same_peer(&up.remote, to) or (asking == NULL) != (up.tunnel == NULL):
+cdef bint serves(const Upstream* up, const Peer* to, const Peer* source, const Asking* asking, const Neighbour* near) noexcept nogil:
+    """`asking`: what its tunnel must be; `near`: in which pod it must end; both NULL: it must be a socket of its own."""
+    if not same_peer(&up.remote, to) or (asking == NULL) != (up.tunnel == NULL) or (near == NULL) != (up.near == NULL):
         return False
+    if near != NULL:
+        return near_fits(up, near)
     if asking != NULL:
         return tunnel_fits(up.tunnel, asking) and not up.tunnel.finishing and not tunnel_busy(up.tunnel)
     if source == NULL:
@@ -76,12 +79,13 @@ cdef inline bint unchanged(Upstream* up, bint again) noexcept nogil:
     return (again and not up.source.readable) or still_open(up)
 
 
-cdef Upstream* pool_find(Captured* pod, const Peer* to, const Peer* source, const Asking* asking, bint again) noexcept nogil:
+cdef Upstream* pool_find(Captured* pod, const Peer* to, const Peer* source, const Asking* asking, const Neighbour* near,
+                         bint again) noexcept nogil:
     cdef Upstream* up = pod.pool[bucket_of(to)]
     cdef Upstream* after
     while up != NULL:
         after = up.next
-        if serves(up, to, source, asking):
+        if serves(up, to, source, asking, near):
             pool_take(up)
             if unchanged(up, again):
                 return up
@@ -154,7 +158,7 @@ cdef void on_event(Source* source, uint32_t events) noexcept nogil:
     cdef Upstream* up = <Upstream*>source
     cdef int error
     if up.state == U_IDLE:
-        if (events == 0 and up.tunnel == NULL) or source.readable or source.hung or source.failed:
+        if (events == 0 and up.source.carrier == NULL) or source.readable or source.hung or source.failed:
             upstream_drop(up, False)
         return
     if up.state == U_CONNECTING:
@@ -164,7 +168,7 @@ cdef void on_event(Source* source, uint32_t events) noexcept nogil:
         error = source_error(source)
         up.error = error
         up.state = U_READY if error == 0 else U_DEAD
-        if error == 0 and up.tunnel == NULL and up.w.tables.settings.access_log:
+        if error == 0 and up.source.carrier == NULL and up.w.tables.settings.access_log:
             stream_local(source.fd, &up.local)
     if up.conn != NULL:
         up.w.advance(up.conn)
@@ -179,6 +183,24 @@ cdef void on_timer(Timer* timer) noexcept nogil:
         up.error = -ETIMEDOUT
         if up.conn != NULL:
             up.w.advance(up.conn)
+
+
+cdef void begin(Conn* c, Upstream* up, const Peer* to) noexcept nogil:
+    up.source.ready = on_event
+    up.source.flow = &c.pod.flow
+    up.w = c.w
+    up.pod = c.pod
+    up.conn = c
+    up.state = U_CONNECTING
+    up.remote = to[0]
+    up.dialled_ns = c.w.loop.now_ns
+    timer_init(&up.timer, on_timer, up)
+
+
+cdef void opened(Conn* c, Upstream* up, uint32_t connect_ms) noexcept nogil:
+    timer_set(&c.w.loop.timers, &up.timer, c.w.loop.now_ns + <uint64_t>connect_ms * 1000000)
+    c.pod.upstreams += 1
+    c.w.stats.upstream_open += 1
 
 
 cdef Upstream* dial(Conn* c, int fd, const Peer* to, const Peer* source, uint32_t connect_ms, int* error) noexcept nogil:
@@ -200,25 +222,15 @@ cdef Upstream* dial(Conn* c, int fd, const Peer* to, const Peer* source, uint32_
         return NULL
     up.source.fd = fd
     up.source.shared = 1
-    up.source.ready = on_event
-    up.source.flow = &c.pod.flow
-    up.w = w
-    up.pod = c.pod
-    up.conn = c
-    up.state = U_CONNECTING
-    up.remote = to[0]
+    begin(c, up, to)
     if source != NULL:
         up.source_ip = source[0]
-    up.dialled_ns = w.loop.now_ns
-    timer_init(&up.timer, on_timer, up)
     if loop_add(&w.loop, &up.source) != 0:
         error[0] = -ENOMEM
         close(fd)
         slab_give(&w.upstreams, up)
         return NULL
-    timer_set(&w.loop.timers, &up.timer, w.loop.now_ns + <uint64_t>connect_ms * 1000000)
-    c.pod.upstreams += 1
-    w.stats.upstream_open += 1
+    opened(c, up, connect_ms)
     error[0] = 0
     return up
 
@@ -230,7 +242,7 @@ cdef int carried(Conn* c, const Asking* asking, const Peer* to, uint32_t connect
     cdef Tunnel* t
     cdef GotTunnel got
     if pooled:
-        up = pool_find(c.pod, to, NULL, asking, c.x.request_done and idempotent(c.x.method))
+        up = pool_find(c.pod, to, NULL, asking, NULL, c.x.request_done and idempotent(c.x.method))
         if up != NULL:
             up.conn = c
             c.up = up
@@ -242,22 +254,38 @@ cdef int carried(Conn* c, const Asking* asking, const Peer* to, uint32_t connect
     if up == NULL:
         error[0] = -ENOMEM
         return FAILED
-    up.source.ready = on_event
-    up.source.flow = &c.pod.flow
-    up.w = w
-    up.pod = c.pod
-    up.conn = c
-    up.state = U_CONNECTING
-    up.remote = to[0]
-    up.dialled_ns = w.loop.now_ns
-    timer_init(&up.timer, on_timer, up)
+    begin(c, up, to)
     if not tunnel_join(t, up):
         error[0] = -ENOMEM
         slab_give(&w.upstreams, up)
         return FAILED
-    timer_set(&w.loop.timers, &up.timer, w.loop.now_ns + <uint64_t>connect_ms * 1000000)
-    c.pod.upstreams += 1
-    w.stats.upstream_open += 1
+    opened(c, up, connect_ms)
+    c.up = up
+    return DIALLED
+
+
+cdef int joined(Conn* c, const Neighbour* near, const Peer* to, uint32_t connect_ms, bint pooled, int* error) noexcept nogil:
+    """To a pod of this worker. QUEUED: it has no room, nothing was done."""
+    cdef Worker* w = c.w
+    cdef Upstream* up
+    if pooled:
+        up = pool_find(c.pod, to, NULL, NULL, near, c.x.request_done and idempotent(c.x.method))
+        if up != NULL:
+            up.conn = c
+            c.up = up
+            return DIALLED
+    if not near_room(near):
+        return QUEUED
+    up = <Upstream*>slab_take(&w.upstreams)
+    if up == NULL:
+        error[0] = -ENOMEM
+        return FAILED
+    begin(c, up, to)
+    if not near_join(near, up, to):
+        error[0] = -ENOMEM
+        slab_give(&w.upstreams, up)
+        return FAILED
+    opened(c, up, connect_ms)
     c.up = up
     return DIALLED
 
@@ -267,16 +295,23 @@ cdef int upstream_get(Conn* c, const Peer* to, const Peer* source, uint32_t conn
     cdef int fd
     cdef Upstream* up
     cdef Asking asking
+    cdef Neighbour near
     cdef Way way
+    cdef int got
     error[0] = 0
     if to.port == PORT_OUTBOUND or to.port == PORT_INBOUND:
         error[0] = -EHOSTUNREACH        # ourselves: a loop
         return FAILED
+    if near_way(c, to, &near):
+        got = joined(c, &near, to, connect_ms, pooled, error)
+        if got != QUEUED:
+            c.secure = near.secure
+            return got
     way = way_of(c, to, &asking, error)
     if way != WAY_PLAIN:                # never by a socket instead
         return carried(c, &asking, to, connect_ms, pooled, error) if way == WAY_TUNNEL else FAILED
     if pooled:
-        up = pool_find(c.pod, to, source, NULL, c.x.request_done and idempotent(c.x.method))
+        up = pool_find(c.pod, to, source, NULL, NULL, c.x.request_done and idempotent(c.x.method))
         if up != NULL:
             up.conn = c
             c.up = up

@@ -8,7 +8,7 @@ from ext.core.pipes cimport pipes_init
 from ext.core.protocol cimport FD_CONTROL, FD_LOG, FD_STATS
 from ext.core.shm cimport gauge, log_attach, stats_attach
 from ext.proxy.budget cimport budget_apply
-from ext.proxy.conn cimport pod_retire
+from ext.proxy.conn cimport conn_near, pod_retire
 from ext.proxy.control cimport control_apply, control_check_drained, control_open
 from ext.proxy.flow cimport flow_advance, flow_expire
 from ext.proxy.forget cimport forget_turn
@@ -20,7 +20,7 @@ from ext.proxy.tunnel cimport tunnels_open
 from ext.proxy.tunnel_in cimport tunnel_distrusts
 from ext.sys.privilege cimport privilege_drop
 from ext.sys.seccomp cimport (CONFINED, CONFINED_OFF, CONFINED_SANITIZER, Tell, sanitizer_loaded, seccomp_install)
-from ext.proxy.state cimport Captured, Conn, Texts, Upstream, Worker
+from ext.proxy.state cimport Captured, Conn, Near, Texts, Upstream, Worker
 from ext.route.tables cimport tables_new
 
 import os
@@ -105,11 +105,13 @@ cdef Worker* worker_new(int control, void* stats, size_t stats_size, void* log, 
     w.upstreams.size = sizeof(Upstream)
     w.pods.size = sizeof(Captured)
     w.texts.size = sizeof(Texts)
+    w.nears.size = sizeof(Near)
     w.advance = flow_advance
     w.expire = flow_expire
     w.retire = pod_retire
     w.distrusts = tunnel_distrusts
     w.recalls = recall_tunnel
+    w.enters = conn_near
     if control_open(w, control) != 0:
         return NULL
     return w

@@ -11,7 +11,7 @@ from ext.wire.http1 cimport HEAD_MAX_BYTES
 from ext.route.clusters cimport cluster_free, read_cluster
 from ext.route.policies cimport policy_free, read_policy
 from ext.route.reader cimport (
-    LEAST_ADDRESS, REASON_BYTES, Reader, cut, no_memory, read_address, refuse, refuse_number, refuse_text, take)
+    LEAST_ADDRESS, REASON_BYTES, Reader, cut, no_memory, read_address, read_ports, refuse, refuse_number, refuse_text, take)
 from ext.route.routes cimport destination_free, read_destination
 from ext.route.shapes cimport (
     PROTO_TLS, TUNNEL_HBONE, Address, Certificate, Claim, Cluster, Destination, Identity, IdentityParts, Pod, Policy, Service,
@@ -25,7 +25,7 @@ from ext.route.trust cimport read_certificate, read_trust
 # ---- settings ----------------------------------------------------------------------------------------------
 
 cdef enum:
-    SETTINGS_COUNT = 23
+    SETTINGS_COUNT = 24
     DAY_MS = 86_400_000
     MEBIBYTE = 1_048_576
 
@@ -62,6 +62,7 @@ cdef Range range_of(uint32_t i) noexcept nogil:
         Range(b"tunnel_ping_ms", 10, DAY_MS, 10_000),
         Range(b"tunnel_pong_ms", 10, DAY_MS, 20_000),
         Range(b"tunnel_idle_ms", 10, DAY_MS, 300_000),
+        Range(b"same_node_tunnel", 0, 1, 0),
     ]
     return ranges[i]
 
@@ -245,7 +246,12 @@ cdef int read_pod(Reader* r, Pod* p) noexcept nogil:
         return no_memory(r)
     if read_claims(r, p, &p.n_claims, &p.claims) < 0:
         return -1
-    return read_identity(r, &p.identity)
+    if read_identity(r, &p.identity) < 0:
+        return -1
+    p.direct = take_u8(&r.c)
+    if p.direct > 1:
+        return refuse_number(r, b"direct", p.direct)
+    return read_ports(r, &p.excluded)
 
 
 # ---- contents ----------------------------------------------------------------------------------------------

@@ -337,6 +337,13 @@ cdef class Tables:
         port = tables.workload_port(workload, target_port)
         return (port.service, port.service_port, port.protocol) if port != NULL else None
 
+    def pod_excluded(self, uint32_t handle):
+        """Ports on which a pod is not captured inbound; None: it is not to be connected to directly, or not known."""
+        cdef shapes.Pod* pod = tables.pod_by_handle(self.t, handle)
+        if pod == NULL or not pod.direct:
+            return None
+        return [pod.excluded.items[i] for i in range(pod.excluded.n)]
+
     def pod(self, uint32_t handle):
         """(workload index, scope, addresses) or None."""
         cdef shapes.Pod* pod = tables.pod_by_handle(self.t, handle)

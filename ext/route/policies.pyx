@@ -1,13 +1,13 @@
 """See policies.pxd."""
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memchr, memcpy
 from ext.core.arena cimport arena_free, arena_take
-from ext.core.blob cimport take_count, take_u8, take_u16
+from ext.core.blob cimport take_count, take_u8
 from ext.core.text cimport Span
-from ext.route.reader cimport LEAST_ADDRESS, cut, no_memory, read_address, read_text, refuse, refuse_number, take
+from ext.route.reader cimport LEAST_ADDRESS, cut, no_memory, read_address, read_ports, read_text, refuse, refuse_number, take
 from ext.route.shapes cimport (
     ACTION_DENY, MATCH_EXACT, MATCH_PREFIX, MATCH_PRESENT, MATCH_SUFFIX, SCOPE_WORKLOAD, Account, Accounts, Block, Blocks, PolicyClause,
-    PolicyMatch, PolicyRule, Ports, TextMatch, TextMatches)
+    PolicyMatch, PolicyRule, TextMatch, TextMatches)
 from ext.route.slots cimport scope_drop, scope_intern
 
 cdef enum:
@@ -46,17 +46,6 @@ cdef int read_blocks(Reader* r, Blocks* out) noexcept nogil:
         out.items[i].bits = take_u8(&r.c)
         if out.items[i].bits > (32 if out.items[i].address.family == 4 else 128):
             return refuse_number(r, b"prefix length of a block", out.items[i].bits)
-    return 0
-
-
-cdef int read_ports(Reader* r, Ports* out) noexcept nogil:
-    cdef uint32_t i
-    out.n = take_count(&r.c, 2)
-    out.items = <uint16_t*>take(r, out.n, sizeof(uint16_t))
-    if out.items == NULL:
-        return -1
-    for i in range(out.n):
-        out.items[i] = take_u16(&r.c)
     return 0
 
 

@@ -6,7 +6,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from ext.core.arena cimport Arena
 from ext.core.blob cimport Cursor
 from ext.core.text cimport Span
-from ext.route.shapes cimport Address, Destination
+from ext.route.shapes cimport Address, Destination, Ports
 from ext.route.slots cimport Names
 
 cdef enum:
@@ -38,3 +38,4 @@ cdef bint is_token(Span text) noexcept nogil
 
 # `out` is zeroed.
 cdef int read_address(Reader* r, Address* out) noexcept nogil
+cdef int read_ports(Reader* r, Ports* out) noexcept nogil

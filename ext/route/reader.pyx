@@ -1,7 +1,8 @@
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcmp, memcpy
 from ext.core.arena cimport arena_copy, arena_take
-from ext.core.blob cimport take_bytes, take_str, take_u8
+from ext.core.blob cimport take_bytes, take_count, take_str, take_u8, take_u16
 
 
 cdef int refuse(Reader* r, const char* reason) noexcept nogil:
@@ -83,3 +84,14 @@ cdef int read_address(Reader* r, Address* out) noexcept nogil:
     if r.c.bad:
         return cut(r)
     return refuse_number(r, b"address family", out.family)
+
+
+cdef int read_ports(Reader* r, Ports* out) noexcept nogil:
+    cdef uint32_t i
+    out.n = take_count(&r.c, 2)
+    out.items = <uint16_t*>take(r, out.n, sizeof(uint16_t))
+    if out.items == NULL:
+        return -1
+    for i in range(out.n):
+        out.items[i] = take_u16(&r.c)
+    return 0

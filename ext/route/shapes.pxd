@@ -73,6 +73,7 @@ cdef struct Settings:
     uint32_t tunnel_ping_ms             # between two PINGs of a tunnel
     uint32_t tunnel_pong_ms             # without the answer to one: it ends
     uint32_t tunnel_idle_ms             # a dialled tunnel without a stream: it ends
+    uint32_t same_node_tunnel           # 1: a pod of the same node is reached as one of another
 
 cdef struct Address:                    # 17 bytes; for IPv4 ip[4:] is zero. IPv4-mapped IPv6 is to be given as IPv4
     uint8_t family                      # 4 or 6
@@ -164,6 +165,10 @@ cdef struct Service:
     uint32_t n_ports
     ServicePort* ports
 
+cdef struct Ports:
+    uint32_t n
+    uint16_t* items
+
 cdef struct Pod:
     Node node                           # by handle
     Arena arena
@@ -173,6 +178,8 @@ cdef struct Pod:
     uint32_t n_claims
     Claim* claims
     Identity* identity                  # NULL: none
+    uint8_t direct                      # pods of its node may be connected to it inside its namespace
+    Ports excluded                      # on which it is not captured inbound
 
 cdef struct Trust:                      # of one trust domain: who may sign, and what was taken back
     Arena arena
@@ -217,10 +224,6 @@ cdef struct Block:                      # of addresses
 cdef struct Blocks:
     uint32_t n
     Block* items
-
-cdef struct Ports:
-    uint32_t n
-    uint16_t* items
 
 cdef struct Account:
     Span namespace

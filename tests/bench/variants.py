@@ -2,6 +2,7 @@
 
     python -m tests.bench.variants seccomp [--rounds 15] [--seconds 1]   http1k and pingpong, `--seccomp required` and `off`
     python -m tests.bench.variants workers [--rounds 7] [--seconds 2]    http1k on four pods, 1, 2 and 4 workers
+    python -m tests.bench.variants near [--rounds 7] [--seconds 1]       two pods of one worker: joined in memory, and by way of 15006
 
 A pod has one worker, so several workers need several pods: four namespaces, each with 16 connections in a load process of its own,
 which a keeper spreads evenly (or the run stops). Workers float over all cores; loads and origin keep the load core. On a machine of
@@ -17,15 +18,20 @@ import statistics
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
 from agent import netlink
+from agent.capture.plan import plan
+from agent.capture.reconcile import Reconciler
 from agent.dataplane import blobs
 from agent.dataplane.client import connect
-from tests.bench import proxies, report
+from agent.model.pod import CaptureSettings
+from agent.model.workload import Protocol, WorkloadPort, spiffe
+from tests.bench import pairs, proxies, report
 from tests.bench.__main__ import foremost
-from tests.bench.cases import CASES, Sample, request
+from tests.bench.cases import CASES, Case, Sample, request
 from tests.bench.tools import ECHO_PORT, HTTP_PORT, SOURCE_PORT, load, start_origin
 from tests.bench.topology import CAPTURED_PORT, PROXY_CORE, BenchError, Site, Topology, cpu_ns, family, pin, wait_listening
 from tests.support.keeper import Keeper
@@ -140,17 +146,79 @@ def seccomp(ground: Ground, rounds: int, seconds: float) -> str:
     return "\n".join(lines)
 
 
+async def enrol_pair(keeper: Keeper, case: Case, site: Site, server: Site, *, hops: bool) -> None:
+    """A client's and a server's pod, both captured, at one worker. `hops`: they are reached as pods of another node without tunnels."""
+    protocol = Protocol.HTTP if case.mode == "http" else Protocol.TCP
+    origin = replace(proxies.workload("w-origin", site.address),
+                     ports=(WorkloadPort(f"default/{proxies.HOST}", case.port, case.port, protocol),))
+    client = await connect(keeper.path)
+    try:
+        await client.commit([*proxies.entries(case.mode, site, case.port),
+                             blobs.put_settings(replace(proxies.SETTINGS, same_node_tunnel=hops)),
+                             blobs.put_workload(2, origin, lambda _: 2)])
+        for handle, (name, one) in enumerate((("client", site), ("origin", server)), 1):
+            await client.commit([blobs.put_pod(f"pod-{name}", handle, f"w-{name}", proxies.SCOPE, (ip_address(one.netns.ip),),
+                                               spiffe("cluster.local", "default", name), ())])
+            fd = netlink.open_namespace(one.netns.path)
+            try:
+                await client.add_pod(handle, f"pod-{name}", (4,), fd)
+            finally:
+                os.close(fd)
+    finally:
+        await client.close()
+
+
+def near(ground: Ground, rounds: int, seconds: float) -> str:
+    """Every turn is checked: the worker had connections to 15006, or had none."""
+    lines = ["| case | joined | by 15006 | joined / by 15006 (95 % interval) |", "|---|---|---|---|"]
+    for case in (CASES[name] for name in ("http1k", "connect", "pingpong", "tcpconnect", "bulk1")):
+        ready = {}
+        for how in ("near", "hops"):
+            site, server = pairs.sites(ground.topology, f"{case.name}-{how}", ground.folder)
+            asyncio.run(Reconciler(f"bench{os.getpid()}").apply(server.netns.path, plan(CaptureSettings(), (4,), f"bench{os.getpid()}")))
+            keeper = Keeper(ground.folder / f"{case.name}-{how}", "--workers", "1").wait()
+            ground.stops.append(keeper)
+            until(lambda: "is ready" in keeper.text, "the worker is ready", timeout=15)  # noqa: B023 - asked before the next one
+            asyncio.run(enrol_pair(keeper, case, site, server, hops=how == "hops"))
+            wait_listening(site.netns, CAPTURED_PORT, None, keeper.log)
+            ready[how] = proxies.Proxy("narrows", site, case.port, keeper.pid, lambda: None)
+            pin(ready[how].pids(), PROXY_CORE)
+            before = passed(server)
+            case.measure(ready[how], 0.5)
+            if (passed(server) > before) != (how == "hops"):
+                raise BenchError(f"{case.name}: {how} took the other way")
+        found: report.Samples = {"narrows": [], "hops": []}
+        for number in range(rounds):
+            for how in ("near", "hops") if number % 2 else ("hops", "near"):
+                found["narrows" if how == "near" else how].append(case.measure(ready[how], seconds))
+        print(f"near: {case.name} done", file=sys.stderr, flush=True)
+        ratio = report.ratio(found, "hops")
+        assert ratio is not None
+        cells = [f"{statistics.median(one.figure or 0 for one in found[name]):.3f}" for name in found]
+        lines.append(f"| {case.title}: {case.unit} | {' | '.join(cells)} | "
+                     f"{ratio['ratio']:.3f} ({ratio['low']:.3f} - {ratio['high']:.3f}) |")
+    return "\n".join(lines)
+
+
+def passed(server: Site) -> int:
+    """SYNs that were redirected to 15006 so far."""
+    rules = server.netns.run("iptables-legacy-save", "-c", "-t", "nat").stdout.splitlines()
+    return sum(int(line[1:line.index(":")]) for line in rules if "--to-ports 15006" in line)
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("what", choices=("seccomp", "workers"))
-    options.add_argument("--rounds", type=int, default=0, help="default: 15, 7")
-    options.add_argument("--seconds", type=float, default=0, help="of load in each turn; default: 1, 2")
+    options.add_argument("what", choices=("seccomp", "workers", "near"))
+    options.add_argument("--rounds", type=int, default=0, help="default: 15, 7, 7")
+    options.add_argument("--seconds", type=float, default=0, help="of load in each turn; default: 1, 2, 1")
     given = options.parse_args()
     ground = Ground()
     try:
         with foremost():
             if given.what == "seccomp":
                 print(seccomp(ground, given.rounds or 15, given.seconds or 1.0))
+            elif given.what == "near":
+                print(near(ground, given.rounds or 7, given.seconds or 1.0))
             else:
                 print(workers(ground, given.rounds or 7, given.seconds or 2.0))
     except BenchError as error:

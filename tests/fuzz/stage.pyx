@@ -156,6 +156,7 @@ cdef bint stage_close() noexcept nogil:
     slab_free(&w.upstreams)
     slab_free(&w.pods)
     slab_free(&w.texts)
+    slab_free(&w.nears)
     buffers_free(&w.memory)
     tables_free(w.tables)
     loop_close(&w.loop)

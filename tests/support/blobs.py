@@ -115,7 +115,7 @@ PUTS = {
     "unknown_destination": blobs.put_unknown_destination(SCOPE, f"{HOST}:6379"),
     "cluster": blobs.put_cluster(CLUSTER, index_of),
     "policy": blobs.put_policy(POLICY),
-    "pod": blobs.put_pod("4b0c", POD, WORKLOAD.uid, SCOPE, WORKLOAD.addresses, WORKLOAD.identity),
+    "pod": blobs.put_pod("4b0c", POD, WORKLOAD.uid, SCOPE, WORKLOAD.addresses, WORKLOAD.identity, (9091,)),
     "trust": blobs.put_trust(TRUST),
     "certificate": blobs.put_certificate(CERTIFICATE),
     "resource": blobs.put_resource("type.googleapis.com/istio.workload.Address", "default/" + HOST, "v17", b"\x0a\x00"),

@@ -168,8 +168,11 @@ class Mesh:
         return descriptors
 
     def attach(self) -> None:
-        self.worker.attach(1, self.pods.client)
-        self.worker.attach(2, self.pods.server)
+        for handle in (1, 2):
+            self.attach_one(handle)
+
+    def attach_one(self, handle: int) -> None:
+        self.worker.attach(handle, self.pods.client if handle == 1 else self.pods.server)
 
 
 def workload(uid: str, pod: Netns, *ports: WorkloadPort) -> Workload:

@@ -54,6 +54,7 @@ def test_the_decoder_reads_what_the_golden_bytes_say() -> None:
         1, "spiffe://cluster.local/ns/default/sa/reviews", ["default/only-productpage", "istio-system/istio_converted_static_strict"])
     assert tables.pod(POD) == (21, SCOPE, ["10.244.1.5", "fd00:10:244:1::5"])
     assert tables.pod_identity(POD) == "spiffe://cluster.local/ns/default/sa/reviews"
+    assert tables.pod_excluded(POD) == [9091]
     assert tables.trust(b"cluster.local") == (list(TRUST.roots), list(TRUST.lists))
     assert tables.certificate(CERTIFICATE.identity.encode()) == (
         CERTIFICATE.key, CERTIFICATE.not_before, CERTIFICATE.not_after, list(CERTIFICATE.chain))
