@@ -8,7 +8,7 @@ from pathlib import Path
 
 SCALAR = slice(36, 68)  # of PKCS#8 of a P-256 key: the private number
 NAME = "/memfd:narrows-key (deleted)"
-SHADOW = 1 << 40  # bytes; whoever maps more is a sanitizer, for what it knows of the memory: none of its contents, and hours to read
+SHADOW = 1 << 36  # bytes; whoever maps more is a sanitizer, for what it knows of the memory: none of its contents, and hours to read
 _REGION = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+ *(.*)$")
 
 
