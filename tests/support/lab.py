@@ -25,7 +25,7 @@ class LabError(AssertionError):
     """A lab command ended otherwise than it should; carries its output."""
 
 
-def narrows(*argv: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
+def narrows(*argv: str, timeout: float = 90, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run([NARROWS, *argv], capture_output=True, text=True, timeout=timeout, check=False,
                           env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"})
     if check and done.returncode != 0:
@@ -39,11 +39,11 @@ class Lab:
     def __init__(self, name: str, paths: Sequence[Path | str] = ()) -> None:
         self.name, self.paths = name, tuple(Path(path) for path in paths)
 
-    def run(self, *argv: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, timeout: float = 90, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`narrows lab ARGV... --name NAME`; the name goes right behind the subcommand."""
         return narrows("lab", argv[0], "--name", self.name, *argv[1:], timeout=timeout, check=check)
 
-    def exec(self, pod: str, *argv: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def exec(self, pod: str, *argv: str, timeout: float = 90, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.run("exec", pod, "--", *argv, timeout=timeout, check=check)
 
     def apply(self, path: Path) -> None:

@@ -9,6 +9,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,12 +51,17 @@ def nft_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    base = tmp_path_factory.mktemp("servers")
-    base.chmod(0o755)
-    for parent in base.parents:  # the database runs as a user of its own and must reach its data
-        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
+def servers() -> Iterator[Lab]:
+    # The database runs as a user of its own and must reach its data: pytest closes the folders it makes to others at each start.
+    with tempfile.TemporaryDirectory(prefix="narrows-servers-") as folder:
+        base = Path(folder)
+        base.chmod(0o755)
+        with lab(*prepared(base), options=("--no-tunnels",)) as running:
+            yield running
+
+
+def prepared(base: Path) -> list[Path]:
+    """The servers' data and files, in `base`; returns the manifests."""
     data, www = base / "pg", base / "www"
     www.mkdir()
     (www / "hello.txt").write_text("hello\n")
@@ -80,6 +86,4 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
                             "VENV": sys.executable}.items():
             text = text.replace(f"@{name}@", str(value))
         path.write_text(text)
-    assert Path(sys.executable).exists()
-    with lab(*manifests, options=("--no-tunnels",)) as running:
-        yield running
+    return manifests
