@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from agent import netlink
+from agent.capture import pins
 from agent.capture.nft import script
 from agent.capture.plan import Plan, plan
 from agent.capture.reconcile import BACKENDS, CaptureError, Reconciler
@@ -106,11 +107,17 @@ def verify_command(*, netns: str, backend: str, instance: str, **asked: Any) -> 
 @click.option("--instance", help="Only the chains of this instance (an agent's is its run directory); "
               "without it those of every instance.")
 def clean_command(paths: tuple[str, ...], run_dir: Path | None, instance: str | None) -> None:
-    """Remove every chain, rule and route of ours. Ends with 1 when a namespace could not be cleaned."""
+    """Remove every chain, rule and route of ours, and of an instance that is named the BPF programs, links and maps too.
+
+    Ends with 1 when a namespace could not be cleaned.
+    """
     wanted = list(dict.fromkeys([*paths, *(_namespaces(run_dir) if run_dir is not None else [])]))
-    if not wanted and run_dir is None:
-        raise click.UsageError("name a namespace with --netns, or an instance's directory with --run-dir")
+    named = instance if instance is not None else str(run_dir) if run_dir is not None else None
+    if not wanted and named is None:
+        raise click.UsageError("name a namespace with --netns, or an instance by --instance or its directory with --run-dir")
     failed = asyncio.run(_clean(wanted, instance))
+    if named is not None and not paths:
+        failed = _unpin(named) or failed
     if failed:
         sys.exit(1)
 
@@ -125,6 +132,20 @@ async def _clean(paths: Iterable[str], instance: str | None) -> bool:
             failed = True
             continue
         click.echo(f"{path}: " + (f"removed {', '.join(outcome.changed)}" if outcome.changed else "nothing of ours"))
+    return failed
+
+
+def _unpin(instance: str) -> bool:
+    """Programs leave their cgroups with the pins of their links."""
+    failed = False
+    for one in pins.found(instance):
+        try:
+            one.remove()
+            click.echo(f"{one.root}: removed")
+        except OSError as error:
+            click.echo(f"{one.root}: {error.strerror}; this needs root", err=True)
+            failed = True
+    pins.unmount()
     return failed
 
 

@@ -55,7 +55,7 @@ class Egress:
         self._lacking = frozenset(lacking)
 
     def serve(self, cgroup: str) -> None:
-        """Links the proxy's cgroup: listeners that are made by its processes from now on learn where connections were meant to go."""
+        """Links the proxy's cgroup: listeners that its processes made or make learn where connections were meant to go."""
         self._link(cgroup, PROXY)
 
     def capture(self, netns: str, cgroup: str, addresses: Iterable[IPAddress], settings: CaptureSettings) -> None:

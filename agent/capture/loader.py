@@ -80,7 +80,16 @@ class Loaded:
 
 def load(pins: Pins, cache: Path, *, sources: Path = SOURCES, deadline: float = DEADLINE) -> Loaded:
     """Blocks for up to `deadline` seconds. LoadError when there is no BCC, no root, or a pin that is not ours."""
-    argv = [sys.executable, "-m", "agent.capture.loader", "child", str(pins.root), str(cache), str(sources)]
+    return _run(str(pins.root), cache, sources, deadline)
+
+
+def probe(cache: Path, *, deadline: float = DEADLINE) -> Loaded:
+    """Which hooks the kernel takes, as `load` says it; afterwards nothing is there but the cache."""
+    return _run("", cache, SOURCES, deadline)
+
+
+def _run(root: str, cache: Path, sources: Path, deadline: float) -> Loaded:
+    argv = [sys.executable, "-m", "agent.capture.loader", "child", root, str(cache), str(sources)]
     try:
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=deadline, check=False,
                               env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCES.parent), os.environ.get("PYTHONPATH", "")])})
@@ -129,15 +138,17 @@ def obtain(cache: Path, sources: Path) -> tuple[dict[str, Any], bool]:
     return made, False
 
 
-def install(pins: Pins, made: dict[str, Any]) -> dict[str, str]:
-    """Maps are adopted or made, then programs loaded, then pins replaced; by hook "" or why not."""
+def install(pins: Pins | None, made: dict[str, Any]) -> dict[str, str]:
+    """Maps are adopted or made, then programs loaded, then pins replaced; by hook "" or why not. Without pins all ends with this process.
+    """
     with suppress(ValueError):  # no CAP_SYS_RESOURCE; maps count in it before Linux 5.11 only
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    pins.make()
+    if pins is not None:
+        pins.make()
+    adopted = pins is not None and all((pins.maps / name).exists() for name in made["maps"])
     maps: dict[int, int] = {}
-    adopted = all((pins.maps / name).exists() for name in made["maps"])
     for name, (number, *shape) in made["maps"].items():
-        maps[number] = _map(pins, name, MapShape(*shape))
+        maps[number] = _map(pins, name, MapShape(*shape)) if pins is not None else bpf_call.create_map(name, MapShape(*shape))
     said = {}
     for hook in HOOKS:
         code = base64.b64decode(made["programs"][hook.program])
@@ -148,7 +159,8 @@ def install(pins: Pins, made: dict[str, Any]) -> dict[str, str]:
             said[hook.name] = str(error.strerror)
             continue
         said[hook.name] = ""
-        _put_in_force(pins, hook, program, adopted)
+        if pins is not None:
+            _put_in_force(pins, hook, program, adopted)
     return said
 
 
@@ -192,7 +204,7 @@ def _child(root: str, cache: str, sources: str) -> dict[str, Any]:
 
     try:
         made, cached = obtain(Path(cache), Path(sources))
-        return {"hooks": install(Pins(Path(root)), made), "cached": cached, "headers": made["headers"]}
+        return {"hooks": install(Pins(Path(root)) if root else None, made), "cached": cached, "headers": made["headers"]}
     except (CompileError, PinError) as error:
         return {"error": str(error)}
     except OSError as error:

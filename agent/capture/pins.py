@@ -67,15 +67,41 @@ class Pins:
 
 
 def pins_of(bpffs: Path, instance: str, layout: int) -> Pins:
+    return Pins(bpffs / "narrows" / _written(instance) / f"v{layout}")
+
+
+def found(instance: str | None, places: tuple[Path, ...] = (USUAL, OWN)) -> list[Pins]:
+    """What is pinned of an instance, or of every one: all layouts, wherever a bpffs is mounted."""
+    mounted = _mounted()
+    return [Pins(layout) for place in places if str(place) in mounted
+            for name in ([place / "narrows" / _written(instance)] if instance is not None else sorted(place.glob("narrows/*")))
+            for layout in sorted(name.glob("v*"))]
+
+
+def unmount(own: Path = OWN) -> bool:
+    """Take our own bpffs away when nothing is pinned there; False when there is none or it is in use."""
+    if str(own) not in _mounted() or (own / "narrows").exists():
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(own), 0) != 0:
+        return False
+    own.rmdir()
+    return True
+
+
+def _written(instance: str) -> str:
     """bpffs reserves dots in names, so one is written as %2e."""
-    name = re.sub(r"[^A-Za-z0-9_-]", lambda found: "".join(f"%{byte:02x}" for byte in found[0].encode()), instance)
-    return Pins(bpffs / "narrows" / name / f"v{layout}")
+    return re.sub(r"[^A-Za-z0-9_-]", lambda part: "".join(f"%{byte:02x}" for byte in part[0].encode()), instance)
+
+
+def _mounted() -> list[str]:
+    return [fields[1] for line in Path("/proc/self/mounts").read_text().splitlines()
+            if len(fields := line.split()) > 2 and fields[2] == "bpf"]
 
 
 def bpffs(usual: Path = USUAL, own: Path = OWN) -> Path:
     """A mounted bpffs: `usual`, `own`, or `own` mounted now. PinError when that fails too."""
-    mounted = [fields[1] for line in Path("/proc/self/mounts").read_text().splitlines()
-               if len(fields := line.split()) > 2 and fields[2] == "bpf"]
+    mounted = _mounted()
     for place in (usual, own):
         if str(place) in mounted:
             return place
@@ -89,7 +115,7 @@ def bpffs(usual: Path = USUAL, own: Path = OWN) -> Path:
 
 
 def _ours(path: Path, forbidden: int) -> None:
-    found = path.lstat()
-    if found.st_uid != 0 or stat.S_ISLNK(found.st_mode) or found.st_mode & forbidden:
-        raise PinError(f"{path} belongs to uid {found.st_uid} with mode {stat.S_IMODE(found.st_mode):o}: not made by us, so it is not "
+    status = path.lstat()
+    if status.st_uid != 0 or stat.S_ISLNK(status.st_mode) or status.st_mode & forbidden:
+        raise PinError(f"{path} belongs to uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):o}: not made by us, so it is not "
                        "used; find out who made it and remove it")

@@ -88,17 +88,23 @@ def chain_prefix(instance: str) -> str:
     return f"{CHAIN_PREFIX}{blake2b(instance.encode(), digest_size=4).hexdigest()}_"
 
 
-def plan(settings: CaptureSettings, families: Iterable[int], instance: str) -> Plan:
-    """The plan of a pod. `families` (4, 6) are those of its namespace; the same input gives the same plan."""
+def plan(settings: CaptureSettings, families: Iterable[int], instance: str, *, redirect: bool = True, hooks: bool = False) -> Plan:
+    """The plan of a pod. `families` (4, 6) are those of its namespace; the same input gives the same plan.
+
+    `hooks`: socket hooks (egress.py) send what the pod connects to to 15001, so nothing here resets it; what no hook has sent there is
+    reset by the worker. `redirect` False: what goes out is left to them. A pod that changes from one way to the other has both meanwhile.
+    """
     versions = sorted(set(families))
     if not versions or not set(versions) <= {4, 6}:
         raise ValueError(f"families of a pod are 4 and 6, not {versions}")
     prefix = chain_prefix(instance)
     mark, mask = (int(part, 16) for part in MARK_LOCAL.split("/"))
+    refused = (OUTBOUND_PORT, INBOUND_PORT) if not hooks else (INBOUND_PORT,)
     return Plan(
         instance,
-        marks=tuple(table(family, prefix) for family in versions for table in (_raw, _mangle, _filter)),
-        redirects=tuple(_nat(family, prefix, settings) for family in versions),
+        marks=tuple(table for family in versions for table in (
+            _raw(family, prefix), _mangle(family, prefix), _filter(family, prefix, refused))),
+        redirects=tuple(_nat(family, prefix, settings, redirect) for family in versions),
         rules=tuple(netlink.Rule(family, RULE_PRIORITY, ROUTE_TABLE, mark, mask) for family in versions),
         routes=tuple(netlink.Route(EVERYTHING[family], "lo", table=ROUTE_TABLE, type="local") for family in versions))
 
@@ -123,19 +129,21 @@ def _mangle(family: int, prefix: str) -> Table:
         _chain(prefix, "OUTPUT", [Rule(restore, matches=(Extension("connmark", (("mark", MARK_LOCAL),)),))])))
 
 
-def _filter(family: int, prefix: str) -> Table:
+def _filter(family: int, prefix: str, ports: tuple[int, ...]) -> Table:
     """Only SYNs are looked up in conntrack, so that the packets of a bulk transfer pay one comparison."""
     reset = Extension("REJECT", (("reject-with", "tcp-reset"),))
     return Table(family, "filter", (_chain(prefix, "INPUT", [
         Rule(reset, protocol="tcp", matches=(_SYN, Extension("conntrack", (("ctorigdstport", str(port)),))))
-        for port in (OUTBOUND_PORT, INBOUND_PORT)]),))
+        for port in ports]),))
 
 
-def _nat(family: int, prefix: str, settings: CaptureSettings) -> Table:
+def _nat(family: int, prefix: str, settings: CaptureSettings, redirect_out: bool) -> Table:
     probe, local = PROBE_SOURCES[family], LOCALHOST[family]
     inbound = [Rule(_ACCEPT, source=probe, protocol="tcp")]
     inbound += [_port(port) for port in (HBONE_PORT, *settings.exclude_inbound_ports)]
     inbound += [Rule(_redirect(INBOUND_PORT), destination=f"!{local}", protocol="tcp", matches=(_SYN, _NOT_OURS))]
+    if not redirect_out:
+        return Table(family, "nat", (_chain(prefix, "PREROUTING", inbound),))
     outbound = [
         Rule(_ACCEPT, destination=probe, protocol="tcp"),
         Rule(_ACCEPT, protocol="tcp", matches=(Extension("mark", (("mark", MARK_LOCAL),)),)),

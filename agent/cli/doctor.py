@@ -12,6 +12,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
@@ -112,6 +113,27 @@ def bpf() -> Check:
     return Check("BPF tool chain", "warn", said[-1] if said else f"exit code {done.returncode}",
                  "eBPF capture is not available; capture by iptables is not concerned",
                  "`make setup` installs python3-bpfcc and prepares kernel headers; root is needed to load")
+
+
+def bpf_hooks() -> Iterator[Check]:
+    """Each program is loaded, attached to nothing and forgotten."""
+    from agent.capture.loader import HOOKS, LoadError, probe
+
+    if os.geteuid() != 0:
+        yield Check("BPF hooks", "warn", f"uid {os.geteuid()}", "only root may load programs", "run this as root")
+        return
+    with tempfile.TemporaryDirectory(prefix="narrows-bpf-") as folder:
+        try:
+            found = probe(Path(folder), deadline=BPF_SECONDS)
+        except LoadError as error:
+            yield Check("BPF hooks", "warn", str(error), "capture by socket hooks is not available; capture by iptables is not concerned",
+                        "see BPF tool chain")
+            return
+    for hook in HOOKS:
+        why = found.hooks[hook.name]
+        yield good(f"BPF hook {hook.name}", "loads") if not why else Check(
+            f"BPF hook {hook.name}", "warn", why, hook.lack or "what pods connect to is captured by iptables",
+            "nothing, if that will do; else a newer kernel, or one that is not locked down (`cat /sys/kernel/security/lockdown`)")
 
 
 def capture() -> Check:
@@ -297,7 +319,7 @@ def number(path: str) -> int | None:
 
 
 CHECKS: tuple[Callable[[], Check] | Callable[[], Iterator[Check]], ...] = (
-    kernel, root, seccomp, cgroup, bpffs, bpf, capture, legacy_tables, ipv6, conntrack, backlog, descriptors, tools, python,
+    kernel, root, seccomp, cgroup, bpffs, bpf, bpf_hooks, capture, legacy_tables, ipv6, conntrack, backlog, descriptors, tools, python,
     packages, extension,
 )
 

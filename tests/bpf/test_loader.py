@@ -133,6 +133,13 @@ def test_a_hook_that_the_kernel_refuses_is_left_out_alone(pins: Pins, tmp_path: 
     assert "connect4: no" in loader.Loaded({**said, "connect4": "no"}, False, "").problem
 
 
+def test_the_doctor_says_of_each_hook_whether_it_works() -> None:
+    done = subprocess.run([sys.executable, "-c", "from agent.cli.main import main; main()", "doctor", "-o", "json"], capture_output=True,
+                          text=True, timeout=200, check=False, cwd=loader.SOURCES.parent)
+    found = {check["name"]: (check["status"], check["found"]) for check in json.loads(done.stdout)["checks"]}
+    assert {found[f"BPF hook {hook.name}"] for hook in loader.HOOKS} == {("ok", "loads")}
+
+
 @pytest.mark.parametrize("where", ["root", "maps"])
 def test_a_directory_of_somebody_elses_is_not_used(loaded: Pins, cache: Path, where: str) -> None:
     folder = loaded.root if where == "root" else loaded.maps

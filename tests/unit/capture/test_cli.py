@@ -34,7 +34,7 @@ def test_a_star_includes_everything() -> None:
     (("plan", "--exclude-outbound-port", "0"), "0 is not in the range 1<=x<=65535"),
     (("verify", "--netns", "/run/netns/gone"), "cannot open namespace /run/netns/gone"),
     (("clean", "--netns", "/etc/hostname"), "/etc/hostname is not a network namespace"),
-    (("clean",), "name a namespace with --netns, or an instance's directory with --run-dir"),
+    (("clean",), "name a namespace with --netns, or an instance by --instance or its directory with --run-dir"),
 ])
 def test_bad_input_is_named_and_ends_with_an_error(argv: tuple[str, ...], said: str) -> None:
     code, text = run(*argv)
