@@ -168,8 +168,8 @@ def entries(mode: str, site: Site, origin_port: int) -> list[blobs.Entry]:
         blobs.put_settings(SETTINGS),
         blobs.put_pod("pod-client", 1, "w-client", SCOPE, (ip_address(site.netns.ip),)),
         blobs.put_service(2, service),
-        blobs.putworkload(1, workload("w-client", site.netns.ip), lambda _: 0),
-        blobs.putworkload(2, workload("w-origin", site.address), lambda _: 2),
+        blobs.put_workload(1, workload("w-client", site.netns.ip), lambda _: 0),
+        blobs.put_workload(2, workload("w-origin", site.address), lambda _: 2),
         blobs.put_cluster(cluster, lambda _: 2),
         blobs.put_destination(destination),
     ]
