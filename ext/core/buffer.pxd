@@ -2,7 +2,7 @@
 
     [ gone | start .. end | room .. size ]
 
-Memory comes in two sizes from free lists of the worker. What is above KEEP_FREE goes back to the allocator, and of the rest what is
+Memory comes in three sizes from free lists of the worker. What is above KEEP_FREE goes back to the allocator, and of the rest what is
 not needed for a while (`buffers_trim`), so that a rush does not stay in memory. The sum is bounded (`limit`): beyond it a take fails,
 and the caller answers with flag OM. Below it is `soft`: who wants to read more looks there first and waits, so that heads and answers
 of what was read already still find room.
@@ -12,19 +12,25 @@ A share counts one pod's part of a pool (`whole`) and has bounds of its own.
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
+    # a message in a tunnel until it is sent: thousands may wait at one time, which in blocks of 16 KiB, all with the same low bits of
+    # their addresses, would use the same few lines of the caches
+    BUFFER_TINY = 2048
     BUFFER_SMALL = 16384        # most requests and responses: one read
     BUFFER_LARGE = 65536        # a head of up to 60 KiB, and bulk
-    KEEP_FREE = 256             # per size: 4 MiB and 16 MiB
+    KEEP_FREE = 256             # per size: 0.5, 4 and 16 MiB
 
 cdef struct FreeBlock:
     FreeBlock* next
 
 cdef struct Buffers:
+    FreeBlock* tiny
     FreeBlock* small
     FreeBlock* large
+    uint32_t n_tiny
     uint32_t n_small
     uint32_t n_large
-    uint32_t idle_small         # free ones that nobody needed since the last trim
+    uint32_t idle_tiny          # free ones that nobody needed since the last trim
+    uint32_t idle_small
     uint32_t idle_large
     uint64_t taken              # bytes now in buffers, and what was counted with them
     uint64_t soft
@@ -61,6 +67,8 @@ cdef inline void buffers_uncount(Buffers* share, uint32_t size) noexcept nogil:
 
 # Memory for at least `size` bytes in all (0: any), keeping what is in it, moved to the front when that makes the room. 0, or -1: no memory.
 cdef int buffer_reserve(Buffers* pool, Buffer* b, uint32_t size) noexcept nogil
+# BUFFER_TINY bytes for one that has no memory. 0, or -1: no memory.
+cdef int buffer_tiny(Buffers* pool, Buffer* b) noexcept nogil
 cdef void buffer_compact(Buffer* b) noexcept nogil
 # Gives the memory back, whatever is in it.
 cdef void buffer_drop(Buffers* pool, Buffer* b) noexcept nogil

@@ -9,7 +9,13 @@ cdef char* take(Buffers* share, uint32_t size) noexcept nogil:
     cdef FreeBlock* block
     if not buffers_count(share, size):
         return NULL
-    if size == BUFFER_SMALL and pool.small != NULL:
+    if size == BUFFER_TINY and pool.tiny != NULL:
+        block = pool.tiny
+        pool.tiny = block.next
+        pool.n_tiny -= 1
+        if pool.n_tiny < pool.idle_tiny:
+            pool.idle_tiny = pool.n_tiny
+    elif size == BUFFER_SMALL and pool.small != NULL:
         block = pool.small
         pool.small = block.next
         pool.n_small -= 1
@@ -33,7 +39,11 @@ cdef void give(Buffers* share, char* data, uint32_t size) noexcept nogil:
     cdef Buffers* pool = share.whole if share.whole != NULL else share
     cdef FreeBlock* block = <FreeBlock*>data
     buffers_uncount(share, size)
-    if size == BUFFER_SMALL and pool.n_small < KEEP_FREE:
+    if size == BUFFER_TINY and pool.n_tiny < KEEP_FREE:
+        block.next = pool.tiny
+        pool.tiny = block
+        pool.n_tiny += 1
+    elif size == BUFFER_SMALL and pool.n_small < KEEP_FREE:
         block.next = pool.small
         pool.small = block
         pool.n_small += 1
@@ -48,6 +58,11 @@ cdef void give(Buffers* share, char* data, uint32_t size) noexcept nogil:
 cdef void buffers_trim(Buffers* pool) noexcept nogil:
     cdef FreeBlock* block
     cdef int _
+    for _ in range((pool.idle_tiny + 1) // 2):
+        block = pool.tiny
+        pool.tiny = block.next
+        pool.n_tiny -= 1
+        free(block)
     for _ in range((pool.idle_small + 1) // 2):
         block = pool.small
         pool.small = block.next
@@ -58,6 +73,7 @@ cdef void buffers_trim(Buffers* pool) noexcept nogil:
         pool.large = block.next
         pool.n_large -= 1
         free(block)
+    pool.idle_tiny = pool.n_tiny
     pool.idle_small = pool.n_small
     pool.idle_large = pool.n_large
 
@@ -93,6 +109,15 @@ cdef int buffer_reserve(Buffers* pool, Buffer* b, uint32_t size) noexcept nogil:
     return 0
 
 
+cdef int buffer_tiny(Buffers* pool, Buffer* b) noexcept nogil:
+    b.data = take(pool, BUFFER_TINY)
+    if b.data == NULL:
+        return -1
+    b.start = b.end = 0
+    b.size = BUFFER_TINY
+    return 0
+
+
 cdef void buffer_drop(Buffers* pool, Buffer* b) noexcept nogil:
     if b.data != NULL:
         give(pool, b.data, b.size)
@@ -102,6 +127,10 @@ cdef void buffer_drop(Buffers* pool, Buffer* b) noexcept nogil:
 
 cdef void buffers_free(Buffers* pool) noexcept nogil:
     cdef FreeBlock* block
+    while pool.tiny != NULL:
+        block = pool.tiny
+        pool.tiny = block.next
+        free(block)
     while pool.small != NULL:
         block = pool.small
         pool.small = block.next
@@ -110,4 +139,4 @@ cdef void buffers_free(Buffers* pool) noexcept nogil:
         block = pool.large
         pool.large = block.next
         free(block)
-    pool.n_small = pool.n_large = pool.idle_small = pool.idle_large = 0
+    pool.n_tiny = pool.n_small = pool.n_large = pool.idle_tiny = pool.idle_small = pool.idle_large = 0

@@ -2,8 +2,8 @@
 from libc.errno cimport EAGAIN, ECONNREFUSED, ECONNRESET, ENOMEM, EPIPE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
-from ext.core.buffer cimport (BUFFER_LARGE, BUFFER_SMALL, Buffer, Buffers, buffer_consume, buffer_drop, buffer_reserve,
-                              buffer_room, buffer_used)
+from ext.core.buffer cimport (BUFFER_LARGE, BUFFER_SMALL, BUFFER_TINY, Buffer, Buffers, buffer_consume, buffer_drop, buffer_reserve,
+                              buffer_room, buffer_tiny, buffer_used)
 from ext.core.loop cimport Source
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.text cimport Span
@@ -28,12 +28,16 @@ cdef inline void wake(Stream* stream) noexcept nogil:
 
 # ---- received bytes --------------------------------------------------------------------------------------------------------------
 
-cdef Chunk* chunk_new(Buffers* pool, uint32_t size) noexcept nogil:
+cdef Chunk* chunk_new(Stream* stream) noexcept nogil:
+    """`waiting` says already what it is for."""
     cdef Buffer b
     cdef Chunk* chunk
     b.data = NULL
     b.start = b.end = b.size = 0
-    if buffer_reserve(pool, &b, size) != 0:
+    if stream.waiting <= BUFFER_TINY - sizeof(Chunk):
+        if buffer_tiny(stream.pool, &b) != 0:
+            return NULL
+    elif buffer_reserve(stream.pool, &b, BUFFER_LARGE if stream.wide or stream.waiting > BUFFER_SMALL else 0) != 0:
         return NULL
     chunk = <Chunk*>b.data
     chunk.next = NULL
@@ -60,7 +64,7 @@ cdef int stream_received(Stream* stream, const uint8_t* data, uint32_t size) noe
     stream.waiting += size
     while size > 0:
         if chunk == NULL or chunk.end == chunk.size:
-            chunk = chunk_new(stream.pool, BUFFER_LARGE if stream.wide or stream.waiting > BUFFER_SMALL else 0)
+            chunk = chunk_new(stream)
             if chunk == NULL:
                 return -1
             if stream.last != NULL:
@@ -202,6 +206,14 @@ cdef int64_t hbone_write(Stream* stream, const void* data, size_t size) noexcept
         return -EAGAIN
     if size > SEND_BYTES - n:
         size = SEND_BYTES - n
+    if stream.out.data == NULL:
+        if size <= BUFFER_TINY - FRAME_HEAD:
+            if buffer_tiny(stream.pool, &stream.out) != 0:
+                return -ENOMEM
+        elif buffer_reserve(stream.pool, &stream.out, <uint32_t>size) != 0:
+            return -ENOMEM
+        if size + FRAME_HEAD <= stream.out.size:
+            stream.out.start = stream.out.end = FRAME_HEAD
     if size > buffer_room(&stream.out) and buffer_reserve(stream.pool, &stream.out, n + <uint32_t>size) != 0:
         if buffer_room(&stream.out) == 0:
             return -EAGAIN if n > 0 else -ENOMEM
@@ -216,8 +228,9 @@ cdef int64_t hbone_write(Stream* stream, const void* data, size_t size) noexcept
 cdef int64_t hbone_give(Stream* stream, Buffer* b) noexcept nogil:
     cdef uint32_t size = buffer_used(b)
     cdef int64_t n
-    if stream.error != 0 or stream.session == NULL or stream.fin_out or stream.state != STREAM_OPEN or stream.out.data != NULL:
-        if buffer_used(&stream.out) > 0 and size > buffer_room(&stream.out):
+    if size <= BUFFER_TINY - FRAME_HEAD or stream.error != 0 or stream.session == NULL or stream.fin_out or stream.state != STREAM_OPEN \
+            or stream.out.data != NULL:
+        if buffer_used(&stream.out) > 0 and size > BUFFER_TINY and size > buffer_room(&stream.out):
             return stream.error if stream.error != 0 else -EAGAIN
         n = hbone_write(stream, b.data + b.start, size)
         if n > 0:
