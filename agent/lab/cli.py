@@ -73,7 +73,7 @@ def command() -> None:
 @click.option("--access-log", type=click.Choice(["json", "text", "off"]), default="json", show_default=True,
               help="Format of access.log on each node.")
 @click.option("--tunnels/--no-tunnels", default=True, show_default=True,
-              help="Between captured pods: tunnels (HBONE), encrypted with the identities of both; without, plain text.")
+              help="Between captured pods of two nodes: tunnels (HBONE), encrypted with the identities of both; without, plain text.")
 @click.option("--certificate-lifetime", type=click.FloatRange(0, 90 * 24, min_open=True), default=24.0, show_default=True, metavar="HOURS",
               help="Of the pods' certificates; they are renewed at half of it.")
 @click.option("--capture", type=click.Choice(["auto", "iptables", "nftables"]), default="auto", show_default=True,
