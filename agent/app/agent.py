@@ -388,6 +388,7 @@ class Agent:
         return shape | {
             "listeners": listeners,
             "certificates": self._certificates.shown(),
+            **dump.tunnels(self._data_path.tunnels(), self._pods.by_handle(), time.time()),
             "config": {"node": self._options.node, "clusterId": self._options.cluster,
                        "trustDomain": self._options.trust_domain, "xds": self._options.xds,
                        "runDir": str(self._options.run_dir)},

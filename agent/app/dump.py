@@ -1,20 +1,23 @@
 """`/config_dump`: what is in force, in the JSON that ztunnel's dump has, with what layer 7 adds beside it.
 
 Keys are ztunnel's (`istioctl ztunnel-config` reads them): workloads, services, policies, certificates. Ours beside
-them: destinations (with their routes), clusters (with their endpoints), listeners. Lists are sorted by name.
+them: destinations (with their routes), clusters (with their endpoints), listeners, tunnels. Lists are sorted by name.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from agent.model.policy import Match, Policy, Scope
 from agent.model.routing import Cluster, Destination, HeaderEdit, MatchKind, NamedMatch, Route, StringMatch, WeightedCluster
+from agent.model.telemetry import TunnelRow
 from agent.model.workload import Service, Tunnel, Workload
 from agent.state.entries import Table
 from agent.state.store import Store
 
 Json = dict[str, Any]
+LATEST = 253_402_300_799  # s since 1970: the end of year 9999
 SCOPES = {Scope.GLOBAL: "Global", Scope.NAMESPACE: "Namespace", Scope.WORKLOAD: "WorkloadSelector"}
 MATCHES = {"namespaces": "namespaces", "not_namespaces": "notNamespaces", "principals": "principals", "not_principals": "notPrincipals",
            "sources": "sourceIps", "not_sources": "notSourceIps", "destinations": "destinationIps",
@@ -152,3 +155,25 @@ def _match(match: StringMatch) -> Json:
 
 def _named(named: NamedMatch) -> Json:
     return {"name": named.name, **_match(named.match)}
+
+
+def tunnels(found: Mapping[int, tuple[list[TunnelRow], int]], pods: Mapping[int, tuple[str, str]], now: float) -> Json:
+    """`found`: worker index -> its tunnels and how many it has; `pods`: handle -> name and identity. A pod that has left has neither."""
+    return {
+        "tunnels": [_tunnel(row, index, *pods.get(row.pod, ("", "")), now) for index, (rows, _) in sorted(found.items()) for row in rows],
+        "tunnelsNotShown": sum(max(total - len(rows), 0) for rows, total in found.values()),
+    }
+
+
+def _tunnel(row: TunnelRow, worker: int, pod: str, identity: str, now: float) -> Json:
+    return {"pod": pod, "direction": row.direction, "state": row.state, "identity": identity, "peer": row.peer, "address": row.address,
+            "streams": row.streams, "streamsEver": row.streams_ever, "bytes": row.bytes, "worker": worker,
+            "ageSeconds": round(max(now - row.opened_us / 1e6, 0.0), 1), "certificateExpiration": _moment(row.until),
+            "peerCertificateExpiration": _moment(row.peer_until)}
+
+
+def _moment(seconds: int) -> str | None:
+    """None: not known, or beyond what a calendar has."""
+    if not 0 < seconds <= LATEST:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

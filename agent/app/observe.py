@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from agent.dataplane.readers import Readers, refused_call, seccomp
-from agent.model.telemetry import SeriesKey, SeriesValues
+from agent.model.telemetry import SeriesKey, SeriesValues, TunnelRow
 from agent.model.workload import Service, Workload
 from agent.state.store import Store
 from agent.telemetry.accesslog import AccessLog
@@ -60,6 +60,11 @@ class DataPath:
     def headers(self) -> Mapping[int, Mapping[str, int]]:
         readers = self._readers
         return readers.headers() if readers is not None else {}
+
+    def tunnels(self) -> Mapping[int, tuple[list[TunnelRow], int]]:
+        """Worker index -> the tunnels that it lists, and how many it has."""
+        readers = self._readers
+        return readers.tunnels() if readers is not None else {}
 
     def seccomp(self) -> dict[int, str]:
         """Worker index -> `on`, or `off` and why."""

@@ -250,6 +250,11 @@ class Pods:
         chosen = self._reconciler.chosen
         return {"backend": chosen.name, "reason": chosen.reason} if chosen else {"backend": "", "reason": self._unchosen}
 
+    def by_handle(self) -> dict[int, tuple[str, str]]:
+        """Name and identity of the pods that the keeper holds listeners for."""
+        return {attached.handle: (one.pod.ref, self._identity(one.pod))
+                for uid, attached in self._attached.items() if (one := self._pods.get(uid)) is not None}
+
     def handles(self) -> dict[str, int]:
         return {uid: one.handle for uid, one in self._attached.items()}
 

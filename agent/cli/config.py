@@ -17,7 +17,7 @@ Row = tuple[Any, ...]
 
 @click.group()
 def command() -> None:
-    """Show what is in force: services, workloads, policies, routes, clusters, endpoints, listeners, certificates."""
+    """Show what is in force: services, workloads, policies, routes, clusters, endpoints, listeners, certificates, tunnels."""
 
 
 def _services(dump: Json) -> Iterable[Row]:
@@ -107,6 +107,14 @@ def _policies(dump: Json) -> Iterable[Row]:
                "yes" if one["applies"] else "to no pod here")
 
 
+def _tunnels(dump: Json) -> Iterable[Row]:
+    for one in dump["tunnels"]:
+        yield (one["pod"] or "(gone)", one["direction"], one["state"], one["identity"], one["peer"], one["address"], one["streams"],
+               f"{one['ageSeconds']:.0f} s", one["bytes"], one["peerCertificateExpiration"] or "")
+    if dump["tunnelsNotShown"]:
+        yield (f"and {dump['tunnelsNotShown']} more", *[""] * 9)
+
+
 VIEWS: dict[str, tuple[str, Callable[[Json], Iterable[Row]], tuple[str, ...]]] = {
     "services": ("services", _services, ("NAMESPACE", "HOST", "ADDRESS", "PORTS", "ENDPOINTS")),
     "workloads": ("workloads", _workloads,
@@ -118,6 +126,12 @@ VIEWS: dict[str, tuple[str, Callable[[Json], Iterable[Row]], tuple[str, ...]]] =
     "listeners": ("listeners", _listeners, ("KIND", "WHERE", "ADDRESS", "STATE")),
     "certificates": ("certificates", _certificates,
                      ("IDENTITY", "STATE", "PODS", "SERIAL", "UNTIL", "RENEWAL", "ROOTS", "ERROR")),
+    "tunnels": ("tunnels", _tunnels,
+                ("POD", "DIRECTION", "STATE", "IDENTITY", "PEER", "ADDRESS", "STREAMS", "AGE", "BYTES", "PEER UNTIL")),
+}
+HELP = {
+    "tunnels": "The HBONE tunnels that are open: who to whom, what they carry, until when their certificates hold. "
+               "A second old; at most 1,024 of each worker.",
 }
 EMPTY = {
     "routes": "none yet: routes come when a captured pod first talks to a destination",
@@ -125,13 +139,14 @@ EMPTY = {
     "endpoints": "none yet: endpoints come with the routes that name them",
     "listeners": "none: no pod of this node is captured",
     "certificates": "none: no pod of this node is captured",
+    "tunnels": "none: no connection of this node's pods goes by one now",
 }
 
 
 def _add(view: str) -> None:
     _, rows, heads = VIEWS[view]
 
-    @command.command(view, help=f"The {view} that are in force.")
+    @command.command(view, help=HELP.get(view, f"The {view} that are in force."))
     @click.option("--name", help="Name of the lab (default: default).")
     @click.option("--node", help="Only this node.")
     @click.option("--run-dir", type=click.Path(path_type=Path), help="Run directory of one instance.")

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agent.dataplane.client import Segments
-from agent.model.telemetry import AccessRecord, SeriesKey, SeriesValues
-from ext.core import shm
+from agent.model.telemetry import AccessRecord, SeriesKey, SeriesValues, TunnelRow
+from ext.core import roster, shm
 from ext.sys import syscalls
 
 SECCOMP = {0: "not yet", 1: "on", 2: "off: --seccomp off", 3: "off: a sanitizer is loaded"}  # Confinement, ext/sys/seccomp.pxd
@@ -50,6 +50,11 @@ class Reader:
         found: list[tuple[dict[str, Any], dict[str, Any]]] = shm.read_series(self._statistics)
         return [(SeriesKey(**key), SeriesValues(**values)) for key, values in found]
 
+    def tunnels(self) -> tuple[list[TunnelRow], int]:
+        """Those that the worker lists (1,024 at most), and how many it has."""
+        rows, total = roster.read_roster(self._statistics)
+        return [TunnelRow(**row) for row in rows], total
+
     def drain_log(self, most: int = DRAIN_MOST) -> list[AccessRecord]:
         """Takes records out of the ring, oldest first. One reader at a time: whoever takes them has them alone."""
         found, damaged = shm.drain_log(self._log, most)
@@ -90,6 +95,10 @@ class Readers:
                 else:
                     total[key] = values
         return total
+
+    def tunnels(self) -> dict[int, tuple[list[TunnelRow], int]]:
+        """Worker index -> its tunnels, and how many it has."""
+        return {reader.index: reader.tunnels() for reader in self._readers}
 
     def drain_log(self, most: int = DRAIN_MOST) -> list[AccessRecord]:
         """At most `most` records of each worker, in the order in which they ended."""

@@ -60,6 +60,23 @@ class SeriesValues:
 
 
 @dataclass(frozen=True, slots=True)
+class TunnelRow:
+    """One HBONE tunnel of a worker, as of some second ago."""
+
+    pod: int  # handle of the local pod
+    direction: str  # outbound: we dialled it; inbound: it was accepted on 15008
+    state: str  # connecting, handshake, open, finishing (takes no more connections)
+    peer: str  # its identity; of a dialled one before the handshake's end the one that it must prove
+    address: str  # ip:port that was dialled, or of who came
+    streams: int  # connections that it carries
+    streams_ever: int
+    bytes: int  # of its connections, both ways, ever
+    opened_us: int  # CLOCK_REALTIME
+    until: int  # s since 1970: the end of our certificate
+    peer_until: int  # and of the peer's; 0: not known yet
+
+
+@dataclass(frozen=True, slots=True)
 class AccessRecord:
     """One finished connection (TCP) or request (HTTP). Addresses are `ip:port`, `[ip]:port`, or "" when there is none."""
 

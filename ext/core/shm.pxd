@@ -40,10 +40,12 @@ cdef extern from *:
 
 cdef enum:
     STATS_MAGIC = 0x5354524e      # 'NRTS'
-    STATS_VERSION = 1
+    STATS_VERSION = 2
     STATS_SLOTS = 4096            # series per worker; 4096 * 640 B = 2.5 MiB of address space, touched as used
     STATS_OVERFLOW = 6            # series behind them for what found no slot: reporter x protocol
     STATS_FULL = 3584             # slots not free, 7/8: above, probe runs get long and new keys go to overflow
+    ROSTER_ROWS = 1024            # tunnels of a worker that are listed; 0.5 MiB, touched as used
+    ROSTER_PEER = 384             # bytes of an identity
     HEADER_BYTES = 4096           # of either segment
     BOUNDS = 19
     BUCKETS = 20                  # 19 bounds and +Inf
@@ -179,6 +181,35 @@ cdef struct StatsHeader:           # 4096 bytes reserved at the start of the seg
     uint64_t tunnels_silent        # open ones whose peer did not answer a PING in time
     uint64_t tunnels_idle          # dialled ones that ended because nobody used them
 
+cdef enum RosterState:
+    ROSTER_CONNECTING = 0
+    ROSTER_HANDSHAKE = 1
+    ROSTER_OPEN = 2
+    ROSTER_FINISHING = 3           # open, and takes no more streams
+    ROSTER_STATES = 4
+
+cdef struct TunnelRow:             # 496 bytes: one HBONE tunnel
+    uint64_t opened_us             # CLOCK_REALTIME: when its socket was dialled or accepted
+    uint64_t bytes                 # of its streams, both ways, ever
+    uint64_t streams_ever
+    uint64_t until                 # s since 1970: the end of our certificate
+    uint64_t peer_until            # and of the peer's; 0: not known yet
+    uint32_t pod                   # handle
+    uint32_t streams               # open ones
+    uint8_t server                 # 1: accepted on 15008, 0: dialled
+    uint8_t state                  # RosterState
+    uint16_t peer_n
+    uint8_t address[20]            # LogAddress: whom we dialled, or who came
+    char peer[384]                 # its identity; of a dialled one that has not shaken hands, the one that it must prove
+    uint64_t reserved[5]
+
+cdef struct Roster:                # behind the series: the tunnels of the present worker, as of some second ago
+    uint64_t version               # odd: being written
+    uint32_t rows
+    uint32_t total                 # more than the rows have room for, maybe
+    uint64_t reserved[6]
+    TunnelRow row[1024]            # ROSTER_ROWS
+
 cdef struct LogHeader:             # 4096 bytes reserved
     uint32_t magic
     uint16_t version
@@ -279,6 +310,7 @@ cdef enum Detail:
 
 cdef struct Stats:                  # private to the worker
     StatsHeader* header
+    Roster* roster
     Series* series                  # STATS_SLOTS, then the overflow ones
     uint32_t taken                  # slots that are not free
 

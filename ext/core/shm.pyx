@@ -6,7 +6,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 from ext.core.text cimport Span
 
-if sizeof(Series) != 640 or sizeof(SeriesKey) != 24 or sizeof(LogRecord) != 159 or sizeof(LogAddress) != 19:
+if sizeof(Series) != 640 or sizeof(SeriesKey) != 24 or sizeof(LogRecord) != 159 or sizeof(LogAddress) != 19 \
+        or sizeof(TunnelRow) != 496:
     raise ImportError("ext.core.shm: a struct has not the size that both sides agreed on")
 if sizeof(Series) - COPIED_WORDS * 8 != 2 * sizeof(uint32_t) + 9 * sizeof(uint64_t):
     raise ImportError("ext.core.shm: what a reader copies does not end where a series' counters do")
@@ -17,7 +18,7 @@ if sizeof(StatsHeader) > HEADER_BYTES or sizeof(LogHeader) > HEADER_BYTES:
 
 
 cdef size_t stats_segment() noexcept nogil:
-    return HEADER_BYTES + (STATS_SLOTS + STATS_OVERFLOW) * sizeof(Series)
+    return HEADER_BYTES + (STATS_SLOTS + STATS_OVERFLOW) * sizeof(Series) + sizeof(Roster)
 
 
 cdef size_t log_segment() noexcept nogil:
@@ -65,6 +66,11 @@ cdef int stats_attach(Stats* stats, void* memory, size_t size, uint32_t pid, uin
         return -1
     stats.header = header
     stats.series = series_at(memory)
+    stats.roster = <Roster*>(stats.series + STATS_SLOTS + STATS_OVERFLOW)
+    nrw_store(&stats.roster.version, (stats.roster.version | 1) + 2)    # the tunnels of the worker before: none
+    nrw_fence_release()
+    stats.roster.rows = stats.roster.total = 0
+    nrw_store_release(&stats.roster.version, stats.roster.version + 1)
     stats.taken = 0
     header.pid = pid
     nrw_store(&header.started_ns, now_ns)

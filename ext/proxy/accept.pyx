@@ -18,7 +18,7 @@ from ext.proxy.state cimport (ACCEPT_BATCH, ACCEPT_PAUSE_MS, PAUSED_DESCRIPTORS,
                               Captured, Conn, Worker, pod_find)
 from ext.proxy.stock cimport stock_close, stock_open, stock_shed
 from ext.proxy.tunnel cimport tunnels_finish
-from ext.proxy.tunnel_in cimport tunnel_accept
+from ext.proxy.tunnel_in cimport tunnel_accept, tunnel_waits
 from ext.proxy.upstream cimport pool_close, pool_shed
 from ext.sys.stream cimport Peer, stream_abort, stream_accept, stream_original
 
@@ -87,9 +87,10 @@ cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
     cdef Conn* c
     cdef uint16_t why
     cdef int _turn, fd
+    cdef bint waits = acceptor.kind == LISTEN_HBONE and tunnel_waits(acceptor)
     for _turn in range(ACCEPT_BATCH):
         why = may_accept(acceptor)
-        if why != 0 and acceptor.paused != REFUSING:
+        if (why != 0 or waits) and acceptor.paused != REFUSING:
             if acceptor.full_ns == 0:
                 acceptor.full_ns = w.loop.now_ns
             pause(acceptor, PAUSED_FULL)
@@ -109,8 +110,9 @@ cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
                 w.stats.refused_connections += 1
                 refuse(fd)
             else:
-                acceptor.paused = RUNNING
-                acceptor.full_ns = 0
+                if not waits:
+                    acceptor.paused = RUNNING
+                    acceptor.full_ns = 0
                 tunnel_accept(acceptor, fd, &client)
             if source.fd < 0 or loop_over(&w.loop):
                 return
@@ -137,7 +139,7 @@ cdef void on_pause(Timer* timer) noexcept nogil:
     cdef Worker* w = acceptor.w
     if acceptor.source.fd < 0 or (acceptor.paused != PAUSED_DESCRIPTORS and acceptor.paused != PAUSED_FULL):
         return
-    if acceptor.paused == PAUSED_FULL and may_accept(acceptor) != 0:
+    if acceptor.paused == PAUSED_FULL and (may_accept(acceptor) != 0 or (acceptor.kind == LISTEN_HBONE and tunnel_waits(acceptor))):
         if w.loop.now_ns - acceptor.full_ns < <uint64_t>w.tables.settings.hold_timeout_ms * 1000000:
             timer_set(&w.loop.timers, &acceptor.pause, w.loop.now_ns + <uint64_t>ACCEPT_PAUSE_MS * 1000000)
             return

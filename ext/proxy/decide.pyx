@@ -45,7 +45,7 @@ cdef uint8_t declared(Conn* c, Workload* workload) noexcept nogil:
     if workload == NULL:
         return PROTO_TCP
     c.facts.destination = workload.index
-    port = workload_port(workload, c.target.port)
+    port = workload_port(workload, c.target.port, c.named)
     if port == NULL:
         return PROTO_TCP
     c.facts.service = port.service

@@ -239,11 +239,12 @@ cdef void dial(Conn* c) noexcept nogil:
         conn_end(c, FLAG_DC, DETAIL_DOWNSTREAM_CLOSED, True)
         return
     if c.up == NULL:
-        if c.queue == Q_STOCK:
+        if c.queue == Q_STOCK or c.queue == Q_HELD:
             return
         got = upstream_get(c, &c.goal, kept_source(c), c.connect_ms, False, &error)
         if got == QUEUED:
-            conn_timer(c, STOCK_WAIT_MS)
+            if c.queue != Q_HELD:
+                conn_timer(c, STOCK_WAIT_MS)
             return
         if got == FAILED:
             c.facts.failure = error

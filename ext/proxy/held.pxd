@@ -3,6 +3,8 @@
 A connection reads nothing more while it is held, so that its bytes are bounded by what was read before: at most one head, and hold_bytes.
 A pod may have as many of them as places are still free.
 """
+from libc.stdint cimport uint8_t
+from ext.core.text cimport Span
 from ext.proxy.state cimport Conn, Worker
 from ext.route.shapes cimport Pod, ServicePort, Slot
 
@@ -10,6 +12,8 @@ from ext.route.shapes cimport Pod, ServicePort, Slot
 cdef int held_wait(Conn* c, const Pod* pod, const ServicePort* port) noexcept nogil
 # The same for any other slot, which somebody will fill unasked.
 cdef int held_wait_slot(Conn* c, Slot* slot) noexcept nogil
+# And for one that may not have a name yet: of that kind and key.
+cdef int held_wait_key(Conn* c, uint8_t kind, Span key) noexcept nogil
 cdef void held_forget(Conn* c) noexcept nogil
 # After an apply: those whose slot has content go on.
 cdef void held_wake(Worker* w) noexcept nogil

@@ -1,14 +1,15 @@
 """See held.pxd."""
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from ext.core.buffer cimport buffer_used
 from ext.core.loop cimport loop_again
 from ext.core.protocol cimport KIND_DESTINATION
+from ext.core.text cimport Span
 from ext.core.timer cimport timer_clear, timer_set
 from ext.proxy.budget cimport memory_forget
 from ext.proxy.outbox cimport send_miss
 from ext.proxy.state cimport Q_HELD, Q_NONE, Conn, Worker
 from ext.route.shapes cimport Pod, ServicePort, Slot
-from ext.route.tables cimport destination_wait, slot_hold, slot_release
+from ext.route.tables cimport destination_wait, slot_hold, slot_release, slot_wait
 
 cdef enum:
     ASK_AGAIN_NS = 1000000000   # the agent may have been away when it was asked
@@ -42,6 +43,17 @@ cdef int held_wait_slot(Conn* c, Slot* slot) noexcept nogil:
     if full(c):
         return -1
     slot_hold(slot)
+    wait_in(c, slot)
+    return 0
+
+
+cdef int held_wait_key(Conn* c, uint8_t kind, Span key) noexcept nogil:
+    cdef Slot* slot
+    if full(c):
+        return -1
+    slot = slot_wait(c.w.tables, kind, key)
+    if slot == NULL:
+        return -1
     wait_in(c, slot)
     return 0
 

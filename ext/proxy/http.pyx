@@ -222,6 +222,8 @@ cdef bint find_upstream(Conn* c) noexcept nogil:
         got = upstream_get(c, &c.goal, kept_source(c), c.connect_ms, not c.x.retried, &error)
         if got == QUEUED:
             c.w.head_of = NULL
+            if c.queue == Q_HELD:
+                return False
             if c.wait_until_ns == 0:
                 c.wait_until_ns = c.w.loop.now_ns + <uint64_t>STOCK_WAIT_MS * 1000000
             exchange_arm(c)

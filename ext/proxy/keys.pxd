@@ -27,5 +27,9 @@ cdef Key* key_find(Worker* w, uint32_t id) noexcept nogil
 # Valid now; borrowed until the next commit or message of the keeper (credentials_hold). NULL: `lack` says why, and `error`
 # (TLS_ERROR_BYTES) has libssl's words for LACK_BROKEN.
 cdef Credentials* credentials_of(Worker* w, const Identity* identity, Lack* lack, char* error) noexcept nogil
+# It is signed, or told, within moments when nothing is wrong: worth waiting for.
+cdef inline bint may_come(Lack lack) noexcept nogil:
+    return lack == LACK_CERTIFICATE or lack == LACK_TRUST
+
 # For an operator.
 cdef const char* lack_text(Lack lack) noexcept nogil

@@ -9,6 +9,7 @@ from ext.proxy.answer cimport answer
 from ext.proxy.budget cimport memory_forget, memory_short, worker_descriptors
 from ext.proxy.conn cimport conn_end
 from ext.proxy.request cimport give_up_replay
+from ext.proxy.roster cimport roster_write
 from ext.proxy.state cimport (C_DETECT, C_HTTP, C_RELAY, U_READY, X_FLOW, X_HEAD, X_IDLE, Bulk, Captured, Conn, Worker)
 from ext.proxy.stock cimport stock_rest
 
@@ -156,6 +157,7 @@ cdef void on_survey(Timer* timer) noexcept nogil:
     gauge(&w.stats.pod_connections, conns)
     gauge(&w.stats.pod_buffered, buffered)
     gauge(&w.stats.waiting_memory, w.n_waiting)
+    roster_write(w)
     timer_set(&w.loop.timers, &w.survey, w.loop.now_ns + SURVEY_NS)
 
 

@@ -148,6 +148,8 @@ cdef struct Tunnel:         # one HBONE connection; see ext/proxy/tunnel.pxd
     uint64_t second_moved
     uint64_t rate           # bytes of the second before
     int error               # -errno of a connect
+    uint64_t opened_us      # CLOCK_REALTIME
+    uint64_t peer_until     # s since 1970: the end of the peer's certificate; 0: not asked yet
     Session session
 
 cdef struct Near:           # a connection between two pods of this worker, see near.pxd. End 0: the Upstream, end 1: the Conn behind it
@@ -282,6 +284,7 @@ cdef struct Conn:
     uint16_t refusal        # of a CONNECT that is not answered yet, when it ends: 503 unless somebody says otherwise
     Tunnel* tunnel          # it came by, used; NULL: by a socket, or `near`
     Near* near              # it came from a pod of this worker; NULL: it did not
+    uint32_t named          # service that its CONNECT named, of those that this workload is of; 0: none
     Peer client
     Peer target             # original destination
     Peer goal               # what the dial in progress connects to

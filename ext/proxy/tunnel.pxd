@@ -24,6 +24,8 @@ cdef Tunnel* tunnel_new(Captured* pod, int fd, const Ops* ops, Credentials* cred
                         uint32_t open_ms) noexcept nogil
 # Ends it: its streams fail, and who waits for it is told why.
 cdef void tunnel_fail(Tunnel* t, uint8_t trouble) noexcept nogil
+# What nobody answered in time, for an operator.
+cdef Span tunnel_silence(uint8_t state) noexcept nogil
 cdef void tunnel_finish(Tunnel* t) noexcept nogil       # no more streams
 cdef void tunnels_finish(Captured* pod) noexcept nogil
 cdef void tunnel_leave(Tunnel* t) noexcept nogil        # a user is gone

@@ -2,9 +2,9 @@
 from libc.errno cimport EAGAIN, ECONNREFUSED, EINTR, ETIMEDOUT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strlen
 from posix.unistd cimport close
-from ext.core.loop cimport Source, loop_add, loop_again, loop_bury, loop_over, source_close
+from ext.core.loop cimport Source, loop_add, loop_again, loop_bury, loop_over, source_close, wall_us
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.text cimport Span
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
@@ -68,6 +68,7 @@ cdef Tunnel* tunnel_new(Captured* pod, int fd, const Ops* ops, Credentials* cred
     w.n_tunnels += 1
     w.stats.tunnels_open += 1
     t.used_ns = t.second_ns = w.loop.now_ns
+    t.opened_us = wall_us()
     timer_init(&t.timer, on_timer, t)
     timer_set(&w.loop.timers, &t.timer, w.loop.now_ns + <uint64_t>open_ms * 1000000)
     return t
@@ -84,13 +85,34 @@ cdef void tunnel_leave(Tunnel* t) noexcept nogil:
     bury(t)
 
 
-cdef void tell_waiters(Tunnel* t) noexcept nogil:
+cdef Span tunnel_silence(uint8_t state) noexcept nogil:
+    cdef Span why
+    if state == T_CONNECTING:
+        why.p = b"no answer on 15008 of the destination in time: does a NetworkPolicy or a firewall stand between the nodes?"
+    elif state == T_SHAKING:
+        why.p = b"the destination's proxy took 15008's connection and did not finish the handshake in time: does it wait for a certificate?"
+    else:
+        why.p = b"the destination's proxy did not answer in time: could it reach the application?"
+    why.n = <uint32_t>strlen(why.p)
+    return why
+
+
+cdef void tell_waiters(Tunnel* t, uint8_t state) noexcept nogil:
+    """`state`: which it was in when it failed."""
     cdef char[TLS_ERROR_BYTES] text
     cdef Span why
     cdef Upstream* up = t.waits_first
     why.p = text
     why.n = 0
-    if up != NULL and t.session.trouble != TROUBLE_NONE and t.error != -ETIMEDOUT:
+    if up != NULL and t.error == -ETIMEDOUT:
+        why = tunnel_silence(state)
+    elif up != NULL and t.error == -ECONNREFUSED:
+        why.p = b"15008 of the destination refused the connection: no mesh proxy listens for that pod now"
+        why.n = <uint32_t>strlen(why.p)
+    elif up != NULL and state == T_SHAKING and t.session.trouble == TROUBLE_CLOSED:
+        why.p = b"the destination's proxy closed 15008 within the handshake: it has no certificate, or does not believe ours"
+        why.n = <uint32_t>strlen(why.p)
+    elif up != NULL and t.session.trouble != TROUBLE_NONE:
         why.n = session_text(&t.session, text, sizeof(text))
     while up != NULL:
         t.waits_first = up.wait_next
@@ -108,6 +130,7 @@ cdef void tell_waiters(Tunnel* t) noexcept nogil:
 cdef void tunnel_fail(Tunnel* t, uint8_t trouble) noexcept nogil:
     cdef Worker* w = t.w
     cdef Captured* pod = t.pod
+    cdef uint8_t state
     if t.state == T_DEAD:
         return
     if t.session.trouble == TROUBLE_NONE:
@@ -115,8 +138,9 @@ cdef void tunnel_fail(Tunnel* t, uint8_t trouble) noexcept nogil:
     if t.server and t.state == T_SHAKING and t.session.tls.fault != 0:
         w.distrusts(t)
     w.stats.tunnels_failed += t.state != T_OPEN
+    state = t.state
     t.state = T_DEAD
-    tell_waiters(t)
+    tell_waiters(t, state)
     session_close(&t.session)
     timer_clear(&w.loop.timers, &t.timer)
     source_close(&w.loop, &t.source)

@@ -1,15 +1,18 @@
 """Tunnels from other nodes: accepted on 15008 in the pod's namespace, each CONNECT a connection like one that was captured.
 
-    CONNECT -> 400 another method, or an authority that is not an address and port of this pod
+    CONNECT -> 400 another method, or an authority that is neither an address and port of this pod nor name and port of a service of
+                   its workload
             -> 401 the policy says no                                            (Conn.refusal)
             -> 503 no room, or the application did not take the connection
-            -> 200 once it did
+            -> 200 once it did, with our baggage
 """
 from libc.stdint cimport uint8_t, uint16_t
 from ext.core.text cimport Span
 from ext.proxy.state cimport Acceptor, Conn, Tunnel
 from ext.sys.stream cimport Peer
 
+# Who comes now would have to be refused, and might not have to be in a moment: our certificate, or the pod itself, is not told yet.
+cdef bint tunnel_waits(const Acceptor* acceptor) noexcept nogil
 # Takes the descriptor over.
 cdef void tunnel_accept(Acceptor* acceptor, int fd, const Peer* client) noexcept nogil
 # A server's handshake failed: one record in the log, naming who came and why it was not believed.

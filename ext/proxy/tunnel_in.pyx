@@ -11,15 +11,15 @@ from ext.proxy.account cimport account_begin_tcp, account_failure
 from ext.proxy.budget cimport admits
 from ext.proxy.conn cimport conn_carried, conn_end, conn_refused
 from ext.proxy.decide cimport identify
-from ext.proxy.keys cimport LACK_NONE, Lack, credentials_of, lack_text
+from ext.proxy.keys cimport LACK_NONE, Lack, credentials_of, lack_text, may_come
 from ext.proxy.state cimport TUNNEL_OPEN_MS, TUNNELS_POD, Acceptor, Captured, Conn, Tunnel, Worker
 from ext.proxy.tunnel cimport tunnel_dirty, tunnel_going, tunnel_new, tunnel_opened, tunnel_wakes
-from ext.proxy.words cimport authority_read
-from ext.route.shapes cimport Pod
-from ext.route.tables cimport pod_by_handle
+from ext.proxy.words cimport authority_read, baggage_write, forwarded_host, named_read, same_name
+from ext.route.shapes cimport Pod, Service, Workload, WorkloadPort
+from ext.route.tables cimport Tables, pod_by_handle, service_by_index
 from ext.sys.stream cimport same_ip, stream_abort, stream_local
 from ext.tunnel.session cimport session_text
-from ext.tunnel.shapes cimport STREAM_OPENING, Asked, Ops, Session, Stream
+from ext.tunnel.shapes cimport BAGGAGE_MAX, STREAM_OPENING, Asked, Ops, Session, Stream
 from ext.tunnel.stream cimport (hbone_abort, hbone_accept, hbone_answer, hbone_drop, hbone_give, hbone_read, hbone_refuse, hbone_shut,
                                 hbone_take, hbone_write)
 from ext.tunnel.tls cimport TLS_ERROR_BYTES, Credentials
@@ -101,13 +101,54 @@ cdef bint is_ours(const Tunnel* t, const Peer* target) noexcept nogil:
     return False
 
 
+cdef bint find_target(const Tunnel* t, const Asked* asked, Peer* target, uint32_t* service) noexcept nogil:
+    """The authority: an address of this pod, or a service that its workload is of, by name and port. `service` is that one, or
+    the one that `forwarded` names: as ztunnel, by nothing else of that field is anybody believed (mesh-facts 1.6)."""
+    cdef const Pod* pod = pod_by_handle(t.w.tables, t.pod.handle)
+    cdef const Workload* workload = <const Workload*>pod.workload.current if pod != NULL else NULL
+    cdef Span name
+    cdef const WorkloadPort* port
+    cdef uint16_t number = 0
+    if authority_read(asked.authority, asked.authority_n, target) == 0:
+        name = forwarded_host(asked.forwarded, asked.forwarded_n)
+        if name.n > 0 and workload != NULL:
+            port = named_port(t.w.tables, workload, name, 0, target.port)
+            service[0] = port.service if port != NULL else 0
+        return is_ours(t, target)
+    if workload == NULL or named_read(asked.authority, asked.authority_n, &name, &number) != 0:
+        return False
+    port = named_port(t.w.tables, workload, name, number, 0)
+    if port == NULL:
+        return False
+    target[0] = t.local
+    target.port = port.target_port
+    service[0] = port.service
+    return True
+
+
+cdef const WorkloadPort* named_port(Tables* tables, const Workload* workload, Span name, uint16_t port, uint16_t target) noexcept nogil:
+    """A port of the service of that name; `port` is the service's, `target` the workload's, 0: any."""
+    cdef const WorkloadPort* one
+    cdef Service* service
+    cdef uint32_t i
+    for i in range(workload.n_ports):
+        one = &workload.ports[i]
+        if (port != 0 and one.service_port != port) or (target != 0 and one.target_port != target):
+            continue
+        service = service_by_index(tables, one.service)
+        if service != NULL and same_name(service.hostname, name):
+            return one
+    return NULL
+
+
 cdef void on_asks(Session* session, int32_t id, Asked* asked, bint ended) noexcept nogil:
     cdef Tunnel* t = <Tunnel*>session.owner
     cdef Captured* pod = t.pod
     cdef Peer target
     cdef Conn* c
     cdef Stream* stream
-    if not asked.method or authority_read(asked.authority, asked.authority_n, &target) != 0 or not is_ours(t, &target) or \
+    cdef uint32_t service = 0
+    if not asked.method or not find_target(t, asked, &target, &service) or \
             target.port == PORT_OUTBOUND or target.port == PORT_INBOUND or target.port == PORT_HBONE:
         hbone_refuse(session, id, 400)
         return
@@ -118,6 +159,7 @@ cdef void on_asks(Session* session, int32_t id, Asked* asked, bint ended) noexce
     if c == NULL:
         hbone_refuse(session, id, 503)
         return
+    c.named = service
     c.source.fd = CARRIED
     c.source.carrier = &CARRIER
     stream = hbone_accept(session, id, ended, &c.source, &pod.buffers)
@@ -130,8 +172,12 @@ cdef void on_asks(Session* session, int32_t id, Asked* asked, bint ended) noexce
 
 
 cdef void tunnel_accepted(Conn* c) noexcept nogil:
+    cdef char[BAGGAGE_MAX] baggage
+    cdef Span ours
     if c.tunnel != NULL and (<Stream*>c.source.stream).state == STREAM_OPENING:
-        hbone_answer(<Stream*>c.source.stream, 200, NULL)
+        ours.p = baggage
+        ours.n = baggage_write(baggage, sizeof(baggage), c)
+        hbone_answer(<Stream*>c.source.stream, 200, &ours)
 
 
 # ---- connections -------------------------------------------------------------------------------------------------------------------------
@@ -176,6 +222,15 @@ cdef void tunnel_distrusts(Tunnel* t) noexcept nogil:
     why.p = text
     why.n = session_text(&t.session, text, sizeof(text))
     tunnel_tell(t, why, FLAG_DPE, DETAIL_DISTRUST)
+
+
+cdef bint tunnel_waits(const Acceptor* acceptor) noexcept nogil:
+    cdef char[TLS_ERROR_BYTES] text
+    cdef const Pod* known = pod_by_handle(acceptor.w.tables, acceptor.pod.handle)
+    cdef Lack lack = LACK_NONE
+    if known == NULL:
+        return True
+    return known.identity != NULL and credentials_of(acceptor.w, known.identity, &lack, text) == NULL and may_come(lack)
 
 
 cdef void tunnel_accept(Acceptor* acceptor, int fd, const Peer* client) noexcept nogil:

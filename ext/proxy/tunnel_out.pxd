@@ -14,6 +14,7 @@ from ext.tunnel.tls cimport Credentials
 cdef enum Way:
     WAY_PLAIN = 0               # the destination is reached by a socket
     WAY_TUNNEL = 1
+    WAY_LATER = 3               # likewise, but its certificate may still come: held (Q_HELD), `advance` runs when it came or never will
     WAY_NONE = 2                # it must be reached by a tunnel and cannot be: see Conn.texts, *error
 
 cdef enum GotTunnel:

@@ -5,11 +5,12 @@ from libc.string cimport strlen
 from posix.unistd cimport close
 from ext.core.buffer cimport Buffer
 from ext.core.loop cimport CARRIED, Carrier, Source, loop_again
-from ext.core.protocol cimport LISTEN_OUTBOUND, PORT_HBONE
+from ext.core.protocol cimport KIND_CERTIFICATE, KIND_TRUST, LISTEN_OUTBOUND, PORT_HBONE
 from ext.core.text cimport Span
 from ext.proxy.account cimport account_failure
-from ext.proxy.keys cimport LACK_NONE, Lack, credentials_of, lack_text
-from ext.proxy.state cimport T_OPEN, TUNNEL_OPEN_MS, TUNNELS_EACH, TUNNELS_POD, Captured, Conn, Tunnel, Upstream
+from ext.proxy.held cimport held_wait_key
+from ext.proxy.keys cimport LACK_CERTIFICATE, LACK_NONE, Lack, credentials_of, lack_text, may_come
+from ext.proxy.state cimport C_DETECT, T_OPEN, TUNNEL_OPEN_MS, TUNNELS_EACH, TUNNELS_POD, Captured, Conn, Tunnel, Upstream
 from ext.proxy.stock cimport stock_forget, stock_take, stock_wait
 from ext.proxy.tunnel cimport (tunnel_busy, tunnel_dirty, tunnel_finish, tunnel_going, tunnel_leave, tunnel_new, tunnel_opened,
                                tunnel_wakes)
@@ -154,10 +155,19 @@ cdef Way way_of(Conn* c, const Peer* to, Asking* out, int* error) noexcept nogil
     out.to.port = PORT_HBONE
     out.credentials = credentials_of(c.w, pod.identity, &lack, text)
     if out.credentials == NULL:
+        if c.state == C_DETECT:
+            error[0] = -EACCES          # dialled early: the end of detection waits
+            return WAY_NONE
+        if not c.unconfigured and may_come(lack):
+            if held_wait_key(c, KIND_CERTIFICATE if lack == LACK_CERTIFICATE else KIND_TRUST,
+                             pod.identity.name if lack == LACK_CERTIFICATE else pod.identity.parts.domain) == 0:
+                return WAY_LATER
+        c.unconfigured = 0
         why = lack_text(lack)
         if text[0] != 0:
             why = text
         return refuse(c, why, error)
+    c.unconfigured = 0
     return WAY_TUNNEL
 
 

@@ -1,7 +1,8 @@
 """Connections to servers: dialled, used by one connection at a time, kept idle in the pod's pool, closed.
 
     upstream_get      from the pool or dialled       DIALLED: c.up is set (perhaps still connecting)
-                                                     QUEUED: no socket in stock; `advance` runs when one came
+                                                     QUEUED: no socket in stock, or no certificate yet (Q_HELD);
+                                                             `advance` runs when it came
                                                      FAILED: c.up is NULL, *error says why
     upstream_keep     back into the pool, most recently used first; bounds are the settings'
     upstream_drop     closed; `abort` sends a reset

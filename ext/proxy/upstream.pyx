@@ -7,12 +7,13 @@ from ext.core.protocol cimport PORT_INBOUND, PORT_OUTBOUND
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.source cimport source_abort, source_error, source_silent
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
+from ext.proxy.account cimport account_failure
 from ext.proxy.near cimport Neighbour, near_fits, near_join, near_room, near_way
 from ext.proxy.state cimport POOL_BUCKETS, U_CONNECTING, U_DEAD, U_IDLE, U_READY, Captured, Conn, Tunnel, Upstream, Worker
 from ext.proxy.stock cimport stock_take, stock_wait
-from ext.proxy.tunnel cimport tunnel_busy
-from ext.proxy.tunnel_out cimport (TUNNEL_GOT, TUNNEL_QUEUED, WAY_PLAIN, WAY_TUNNEL, Asking, GotTunnel, Way, tunnel_fits, tunnel_get,
-                                   tunnel_join, way_of)
+from ext.proxy.tunnel cimport tunnel_busy, tunnel_silence
+from ext.proxy.tunnel_out cimport (TUNNEL_GOT, TUNNEL_QUEUED, WAY_LATER, WAY_PLAIN, WAY_TUNNEL, Asking, GotTunnel, Way,
+                                   tunnel_fits, tunnel_get, tunnel_join, way_of)
 from ext.sys.stream cimport Peer, same_ip, same_peer, stream_bind, stream_connect, stream_local
 
 
@@ -181,6 +182,8 @@ cdef void on_timer(Timer* timer) noexcept nogil:
     elif up.state == U_CONNECTING:
         up.state = U_DEAD
         up.error = -ETIMEDOUT
+        if up.conn != NULL and up.tunnel != NULL:
+            account_failure(up.conn, tunnel_silence(up.tunnel.state))
         if up.conn != NULL:
             up.w.advance(up.conn)
 
@@ -308,6 +311,8 @@ cdef int upstream_get(Conn* c, const Peer* to, const Peer* source, uint32_t conn
             c.secure = near.secure
             return got
     way = way_of(c, to, &asking, error)
+    if way == WAY_LATER:
+        return QUEUED
     if way != WAY_PLAIN:                # never by a socket instead
         return carried(c, &asking, to, connect_ms, pooled, error) if way == WAY_TUNNEL else FAILED
     if pooled:

@@ -27,9 +27,83 @@ cdef uint32_t authority_write(char* out, const Peer* peer) noexcept nogil:
     return <uint32_t>n
 
 
+cdef uint32_t port_read(const char* text, uint32_t n) noexcept nogil:
+    """0: it is none."""
+    cdef uint32_t port = 0, i
+    if n == 0 or n > 5 or text[0] == 48:
+        return 0
+    for i in range(n):
+        if text[i] < 48 or text[i] > 57:
+            return 0
+        port = port * 10 + text[i] - 48
+    return port if port <= 65535 else 0
+
+
+cdef int named_read(const char* text, uint32_t n, Span* name, uint16_t* port) noexcept nogil:
+    cdef const char* colon = <const char*>memchr(text, 58, n) if n > 0 else NULL
+    if colon == NULL or colon == text:
+        return -1
+    name.p = text
+    name.n = <uint32_t>(colon - text)
+    port[0] = <uint16_t>port_read(colon + 1, n - name.n - 1)
+    return 0 if port[0] != 0 else -1
+
+
+cdef inline char lower(char c) noexcept nogil:
+    return c + 32 if 65 <= c <= 90 else c
+
+
+cdef bint same_name(Span one, Span other) noexcept nogil:
+    cdef uint32_t i
+    if one.n != other.n:
+        return False
+    for i in range(one.n):
+        if lower(one.p[i]) != lower(other.p[i]):
+            return False
+    return True
+
+
+cdef Span forwarded_host(const char* text, uint32_t n) noexcept nogil:
+    cdef Span found
+    cdef Span name
+    cdef Span wanted
+    cdef uint32_t i = 0, start
+    cdef bint quoted
+    found.p = text
+    found.n = 0
+    wanted.p = b"host"
+    wanted.n = 4
+    while i < n:
+        while i < n and (text[i] == 32 or text[i] == 59):       # between pairs: ; and spaces
+            i += 1
+        start = i
+        while i < n and text[i] != 61 and text[i] != 59 and text[i] != 44:      # = ; ,
+            i += 1
+        if i == n or text[i] != 61:
+            return found
+        name.p = text + start
+        name.n = i - start
+        i += 1
+        quoted = i < n and text[i] == 34
+        i += quoted
+        start = i
+        while i < n and (text[i] != 34 if quoted else (text[i] != 59 and text[i] != 44 and text[i] != 32)):
+            if text[i] == 92:
+                return found            # no name has a backslash
+            i += 1
+        if same_name(name, wanted):
+            found.p = text + start
+            found.n = i - start if not quoted or i < n else 0
+            return found
+        i += quoted
+        if i < n and text[i] == 44:
+            return found                # the first element alone: the nearest proxy's
+    return found
+
+
 cdef int authority_read(const char* text, uint32_t n, Peer* out) noexcept nogil:
     cdef char[48] ip
-    cdef uint32_t port = 0, i, size
+    cdef uint32_t port, size
     cdef bint six = n > 0 and text[0] == 91         # [
     cdef const char* end
     memset(out, 0, sizeof(Peer))
@@ -49,13 +123,8 @@ cdef int authority_read(const char* text, uint32_t n, Peer* out) noexcept nogil:
             return -1
         text += 1
         n -= 1
-    if n == 0 or n > 5 or text[0] == 48:
-        return -1
-    for i in range(n):
-        if text[i] < 48 or text[i] > 57:
-            return -1
-        port = port * 10 + text[i] - 48
-    if port > 65535 or inet_pton(AF_INET6 if six else AF_INET, ip, out.ip) != 1:
+    port = port_read(text, n)
+    if port == 0 or inet_pton(AF_INET6 if six else AF_INET, ip, out.ip) != 1:
         return -1
     out.family = 6 if six else 4
     out.port = <uint16_t>port

@@ -334,7 +334,7 @@ cdef class Tables:
         cdef shapes.WorkloadPort* port
         if workload == NULL:
             return None
-        port = tables.workload_port(workload, target_port)
+        port = tables.workload_port(workload, target_port, 0)
         return (port.service, port.service_port, port.protocol) if port != NULL else None
 
     def pod_excluded(self, uint32_t handle):

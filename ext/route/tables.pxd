@@ -63,7 +63,8 @@ cdef Workload* workload_by_address(Tables* t, const Address* address) noexcept n
 cdef Workload* workload_by_index(Tables* t, uint32_t index) noexcept nogil
 # The first service port that this workload serves on that target port; NULL: it declares none there.
 cdef Service* service_by_index(Tables* t, uint32_t index) noexcept nogil
-cdef WorkloadPort* workload_port(const Workload* workload, uint16_t target_port) noexcept nogil
+# (workload_port: of that service if it is one of them, 0: of any.)
+cdef WorkloadPort* workload_port(const Workload* workload, uint16_t target_port, uint32_t service) noexcept nogil
 cdef Pod* pod_by_handle(Tables* t, uint32_t handle) noexcept nogil
 cdef Pod* pod_by_address(Tables* t, const Address* address) noexcept nogil
 
@@ -78,6 +79,9 @@ cdef Slot* destination_wait(Tables* t, const Pod* pod, const ServicePort* port) 
 
 # Any slot by kind and key, or NULL: for the door, and for what is not on the path of a request.
 cdef Slot* slot_by_key(Tables* t, uint8_t kind, Span key) noexcept nogil
+
+# The same, made if need be and held for the caller, who waits for its content (slot_release). NULL: out of memory.
+cdef Slot* slot_wait(Tables* t, uint8_t kind, Span key) noexcept nogil
 
 cdef void slot_hold(Slot* slot) noexcept nogil
 cdef void slot_release(Tables* t, Slot* slot) noexcept nogil

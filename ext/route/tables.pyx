@@ -399,12 +399,17 @@ cdef Pod* pod_by_address(Tables* t, const Address* address) noexcept nogil:
     return <Pod*>place.pods.owner if place != NULL and place.pods != NULL else NULL
 
 
-cdef WorkloadPort* workload_port(const Workload* workload, uint16_t target_port) noexcept nogil:
+cdef WorkloadPort* workload_port(const Workload* workload, uint16_t target_port, uint32_t service) noexcept nogil:
+    cdef WorkloadPort* found = NULL
     cdef uint32_t i
     for i in range(workload.n_ports):
-        if workload.ports[i].target_port == target_port:
+        if workload.ports[i].target_port != target_port:
+            continue
+        if service == 0 or workload.ports[i].service == service:
             return &workload.ports[i]
-    return NULL
+        if found == NULL:
+            found = &workload.ports[i]
+    return found
 
 
 cdef Destination* destination_find(Tables* t, const Pod* pod, const ServicePort* port) noexcept nogil:
@@ -419,6 +424,10 @@ cdef Slot* destination_wait(Tables* t, const Pod* pod, const ServicePort* port) 
 
 cdef Slot* slot_by_key(Tables* t, uint8_t kind, Span key) noexcept nogil:
     return slot_find(&t.names, kind, key)
+
+
+cdef Slot* slot_wait(Tables* t, uint8_t kind, Span key) noexcept nogil:
+    return slot_intern(&t.names, kind, key)
 
 
 # ---- holding -----------------------------------------------------------------------------------------------

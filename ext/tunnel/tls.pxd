@@ -105,5 +105,7 @@ cdef void tls_end(Tls* tls) noexcept nogil
 # Whether a revocation list of newer credentials names the peer of a connection that is open, or who signed for it. That its certificate has
 # expired, or its root is no longer among ours, is no reason to end it: a root is replaced without a connection that fails. `fault` is set.
 cdef bint tls_revoked(Tls* tls, const Credentials* credentials) noexcept nogil
+# When the peer's certificate ends, s since 1970; 0: not known.
+cdef uint64_t tls_peer_until(const Tls* tls) noexcept nogil
 # Why: for an operator, with the peer's identity where it is known. Its length; NUL-terminated, cut at `size`.
 cdef uint32_t tls_text(const Tls* tls, char* out, uint32_t size) noexcept nogil

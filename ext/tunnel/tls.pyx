@@ -541,6 +541,12 @@ cdef bint tls_revoked(Tls* tls, const Credentials* credentials) noexcept nogil:
     return True
 
 
+cdef uint64_t tls_peer_until(const Tls* tls) noexcept nogil:
+    cdef X509* peer = SSL_get0_peer_certificate(tls.ssl) if tls.ssl != NULL else NULL
+    cdef tm parts
+    return <uint64_t>timegm(&parts) if peer != NULL and ASN1_TIME_to_tm(X509_get0_notAfter(peer), &parts) == 1 else 0
+
+
 cdef const char* cause(uint8_t fault, bint server) noexcept nogil:
     if fault == TLS_NO_CERTIFICATE:
         return b"the peer showed no certificate"

@@ -314,8 +314,8 @@ def test_envoy_of_another_identity_is_not_dialled(pair: Mesh, tmp_path: Path) ->
     origin = pair.origin(8080, echo, other)
     files(tmp_path, "server", ROOT.issue(REMOTE_ID))
     with envoy(other, "envoy-hbone-destination", tmp_path, 15008, ORIGIN=other.ip):
-        connection = pair.dial(port=TCP_PORT)
         with pytest.raises((ConnectionError, AssertionError)):
+            connection = pair.dial(port=TCP_PORT)
             connection.sendall(b"secret")
             receive(connection, 1)
         record = until(lambda: [r for r in pair.worker.records() if r["reporter"] == "source"], "a record")[0]

@@ -1,11 +1,13 @@
 """Two nodes with tunnels between them: what is on the wire, who is who at the other end, and what annotations and killed workers change."""
 from __future__ import annotations
 
+import json
 import os
 import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from agent.cli.admin_client import ask as admin
 from agent.lab.place import NodeAddresses, Place
 from tests.netns.lab.conftest import SERVER, TALK, Talk, pod, requests, told, two_nodes
 from tests.netns.lab.talk import DRIPS
-from tests.support.lab import Lab
+from tests.support.lab import Lab, narrows
 from tests.support.wait import until
 from tests.support.wire import captured
 
@@ -93,6 +95,25 @@ def test_two_pods_of_one_account_are_seen_with_their_own_addresses_and_a_block_o
     finally:
         mesh.run("delete", "authorizationpolicy/not-from-a")
     until(lambda: ask(mesh, "a", "/who") == [addresses["a"]], "a is let in again", 30)
+
+
+def test_both_nodes_list_the_tunnel_between_them(mesh: Lab) -> None:
+    def listed() -> list[dict[str, Any]]:
+        shown = json.loads(narrows("config", "tunnels", "--name", mesh.name, "-o", "json").stdout)
+        dialled = [one for one in shown["n1"] if one["pod"].startswith("default/a")
+                   and (one["direction"], one["state"]) == ("outbound", "open")]
+        taken = [one for one in shown["n2"] if one["pod"].startswith("default/server") and one["direction"] == "inbound"
+                 and one["address"].startswith(f"{mesh.pod('a')['ip']}:") and one["bytes"]]
+        return [dialled[0], taken[0]] if dialled and taken and dialled[0]["bytes"] else []
+
+    with Talk(mesh, "a", "server", "/echo", "-", "0") as a:
+        a.goes_on()
+        ours, theirs = until(listed, "both nodes list it", 60)
+    assert (ours["identity"], ours["peer"]) == (theirs["peer"], theirs["identity"]) and ours["identity"] == f"{SPIFFE}client"
+    assert ours["address"] == f"{mesh.pod('server')['ip']}:15008"
+    assert ours["peerCertificateExpiration"] and theirs["peerCertificateExpiration"]
+    table = narrows("config", "tunnels", "--name", mesh.name).stdout
+    assert table.startswith("NODE") and f"{SPIFFE}client" in table
 
 
 def test_no_counter_goes_back_when_workers_are_killed(mesh: Lab) -> None:

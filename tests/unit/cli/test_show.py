@@ -29,12 +29,16 @@ from agent.model.routing import (
     VirtualHost,
     WeightedCluster,
 )
+from agent.model.telemetry import TunnelRow
 from agent.model.workload import Protocol, Service, ServicePort, Workload, WorkloadPort
 from agent.state.store import Store
 
 HOST = "reviews.default.svc.cluster.local"
 KEY = f"default/{HOST}"
 UID = "Kubernetes//Pod/default/reviews-v1-0"
+
+
+TUNNEL = TunnelRow(7, "outbound", "open", "spiffe://td/ns/x/sa/b", "10.0.0.9:15008", 2, 9, 4096, 60_000_000, 1_767_225_600, 1_767_225_600)
 
 
 def config_dump() -> dict[str, Any]:
@@ -54,7 +58,8 @@ def config_dump() -> dict[str, Any]:
                       (Endpoint(ip_address("10.244.1.5"), 9080), Endpoint(ip_address("10.244.1.6"), 9080, healthy=False)))
     shape = dump.everything(store, [known, unknown], [cluster])
     return shape | {"listeners": [{"kind": "outbound", "where": "pod default/a", "address": "*:15001",
-                                   "state": "listening"}]}
+                                   "state": "listening"}]} | dump.tunnels(
+        {1: ([TUNNEL], 3)}, {7: ("default/a", "spiffe://td/ns/default/sa/a")}, 100.0)
 
 
 ANSWERS: dict[str, tuple[int, Any]] = {
@@ -103,6 +108,9 @@ def node(tmp_path: Path) -> Iterator[Path]:
     ("clusters", ["n1 ns=default v1 least_request 10000 ms 2 1"]),
     ("endpoints", ["n1 ns=default v1 10.244.1.5:9080 reviews-v1-0 1 Healthy",
                    "n1 ns=default v1 10.244.1.6:9080 1 Unhealthy"]),
+    ("tunnels", ["n1 default/a outbound open spiffe://td/ns/default/sa/a spiffe://td/ns/x/sa/b 10.0.0.9:15008 2 40 s 4096 "
+                 "2026-01-01T00:00:00Z",
+                 "n1 and 2 more"]),
     ("listeners", ["n1 outbound pod default/a *:15001 listening"]),
 ])
 def test_what_is_in_force_as_a_table(node: Path, capsys: pytest.CaptureFixture[str], view: str,
