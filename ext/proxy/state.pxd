@@ -280,6 +280,7 @@ cdef struct Conn:
     uint8_t stock_family
     uint8_t unlogged        # one of many that were refused: counted, not logged
     uint8_t promised        # a socket of the stock is this one's, in its pod's next turn
+    uint8_t judged          # Judged
     uint8_t secure          # mutual TLS to the other proxy: it came by a tunnel, or goes by one
     uint16_t refusal        # of a CONNECT that is not answered yet, when it ends: 503 unless somebody says otherwise
     Tunnel* tunnel          # it came by, used; NULL: by a socket, or `near`
@@ -288,7 +289,6 @@ cdef struct Conn:
     Peer client
     Peer target             # original destination
     Peer goal               # what the dial in progress connects to
-    uint32_t connect_ms
     Upstream* up
     Timer timer             # of the state: hold, detect, stock, idle, head, linger
     Timer request_timer     # the route's timeout
@@ -299,7 +299,7 @@ cdef struct Conn:
     Identity* peer          # held: who the client proved to be; NULL: nobody
     Slot* judge             # held: the policy that denied, or would (see permit.pxd); NULL: none that allows matched
     uint32_t judge_rule
-    uint8_t judged          # Judged
+    uint32_t connect_ms
     Buffer din
     Buffer uhead
     Buffer uin

@@ -3,7 +3,7 @@ from libc.errno cimport ECONNREFUSED, ECONNRESET, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
-from ext.core.slab cimport slab_free
+from ext.core.slab cimport slab_free, slab_give, slab_take
 from ext.core.text cimport Span
 from ext.tunnel.nghttp2 cimport *
 from ext.tunnel.shapes cimport (AUTHORITY_MAX, BAGGAGE_MAX, FORWARDED_MAX, FRAME_HEAD, HEADERS_CLIENT, HEADERS_SERVER, ODD_HEADERS,
@@ -47,6 +47,7 @@ cdef int pad_open(Pad* pad) noexcept nogil:
     pad.sink.n = 0
     pad.sink.size = SINK_BYTES
     pad.streams.size = sizeof(Stream)
+    pad.asked.size = sizeof(Asked)
     return 0 if pad.plain != NULL and pad.gather != NULL and pad.sink.data != NULL else -1
 
 
@@ -55,16 +56,22 @@ cdef void pad_close(Pad* pad) noexcept nogil:
     free(pad.gather)
     free(pad.sink.data)
     slab_free(&pad.streams)
+    slab_free(&pad.asked)
 
 
 # ---- what libnghttp2 tells ----------------------------------------------------------------------------------------------------------
 
+cdef void forget_asked(Session* session) noexcept nogil:
+    if session.asked != NULL:
+        slab_give(&session.pad.asked, session.asked)
+        session.asked = NULL
+
+
 cdef int on_begin(nghttp2_session* h2, const nghttp2_frame* frame, void* owner) noexcept nogil:
-    cdef Asked* asked = &(<Session*>owner).asked
-    asked.status = 0
-    asked.method = asked.authority_n_high = 0
-    asked.bytes = asked.authority_n = asked.forwarded_n = asked.baggage_n = asked.trace_n = 0
-    return 0
+    cdef Session* session = <Session*>owner
+    forget_asked(session)                                       # of a list that was refused in its middle
+    session.asked = <Asked*>slab_take(&session.pad.asked)       # all zero
+    return 0 if session.asked != NULL else NGHTTP2_ERR_CALLBACK_FAILURE
 
 
 cdef inline bint named(const uint8_t* name, size_t n, const char* wanted, size_t size) noexcept nogil:
@@ -81,7 +88,7 @@ cdef inline uint32_t keep(char* out, uint32_t most, const uint8_t* value, size_t
 cdef int on_header(nghttp2_session* h2, const nghttp2_frame* frame, const uint8_t* name, size_t n, const uint8_t* value, size_t size,
                    uint8_t flags, void* owner) noexcept nogil:
     cdef Session* session = <Session*>owner
-    cdef Asked* asked = &session.asked
+    cdef Asked* asked = session.asked
     cdef uint32_t most = HEADERS_SERVER if session.server else HEADERS_CLIENT
     if n + size + 32 > most - asked.bytes:      # RFC 9113 6.5.2: 32 for each field
         session.odd += ODD_HEADERS
@@ -119,15 +126,14 @@ cdef int on_frame(nghttp2_session* h2, const nghttp2_frame* frame, void* owner) 
             session.odd += 1
     elif type == NGHTTP2_HEADERS:
         if frame.headers.cat == NGHTTP2_HCAT_REQUEST:
-            session.ops.asks(session, frame.hd.stream_id, &session.asked, ended)
-            return 0
-        stream = <Stream*>nghttp2_session_get_stream_user_data(h2, frame.hd.stream_id)
-        if stream == NULL:
-            return 0
-        if session.asked.status != 0 and not session.server:
-            stream_answered(stream, session.asked.status)
-        if ended:
-            stream_ended(stream)
+            session.ops.asks(session, frame.hd.stream_id, session.asked, ended)
+        else:
+            stream = <Stream*>nghttp2_session_get_stream_user_data(h2, frame.hd.stream_id)
+            if stream != NULL and session.asked.status != 0 and not session.server:
+                stream_answered(stream, session.asked.status)
+            if stream != NULL and ended:
+                stream_ended(stream)
+        forget_asked(session)
     elif type == NGHTTP2_PING:
         if frame.hd.flags & NGHTTP2_FLAG_ACK:
             session.pinged = 0
@@ -371,6 +377,7 @@ cdef void session_close(Session* session) noexcept nogil:
         stream_broken(session.first, NGHTTP2_CANCEL, -ECONNRESET)
     nghttp2_session_del(session.h2)
     session.h2 = NULL
+    forget_asked(session)
     tls_free(&session.tls)
 
 

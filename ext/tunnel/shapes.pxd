@@ -99,7 +99,6 @@ cdef struct Stream:
     int error                       # -errno for its user once it is broken
     uint32_t code                   # HTTP/2's error code
     uint64_t taken                  # bytes that its user has read
-    uint64_t given                  # and written
     Chunk* first
     Chunk* last
     uint32_t waiting                # bytes in them
@@ -111,6 +110,7 @@ cdef struct Pad:                    # of a worker, shared by its sessions
     uint32_t gathered               # bytes in it
     Sink sink                       # SINK_BYTES; whoever calls sends what is in it before the next session is touched
     Slab streams
+    Slab asked
 
 ctypedef void (*Told)(Session* session) noexcept nogil
 ctypedef void (*Asks)(Session* session, int32_t id, Asked* asked, bint ended) noexcept nogil
@@ -145,4 +145,4 @@ cdef struct Session:
     uint64_t odd_ns                 # since when they are counted
     uint64_t opened                 # streams, ever
     uint64_t moved                  # bytes of all streams, ever
-    Asked asked                     # the header list that is being received
+    Asked* asked                    # the header list that is being received; NULL: none

@@ -220,7 +220,6 @@ cdef int64_t hbone_write(Stream* stream, const void* data, size_t size) noexcept
         size = buffer_room(&stream.out)
     memcpy(stream.out.data + stream.out.end, data, size)
     stream.out.end += <uint32_t>size
-    stream.given += size
     resume(stream)
     return <int64_t>size
 
@@ -239,7 +238,6 @@ cdef int64_t hbone_give(Stream* stream, Buffer* b) noexcept nogil:
     stream.out = b[0]
     b.data = NULL
     b.start = b.end = b.size = 0
-    stream.given += size
     resume(stream)
     return size
 
@@ -306,12 +304,14 @@ cdef Stream* hbone_open(Session* session, Source* source, Buffers* pool, const S
     field(&fields[1], b":authority", 10, authority.p, authority.n)
     if forwarded.n > 0:
         field(&fields[n], b"forwarded", 9, forwarded.p, forwarded.n)
+        fields[n].flags = NGHTTP2_NV_FLAG_NO_INDEX      # never the same again: in both sides' tables it would only cost
         n += 1
     if baggage.n > 0:
         field(&fields[n], b"baggage", 7, baggage.p, baggage.n)
         n += 1
     if trace.n > 0:
         field(&fields[n], b"traceparent", 11, trace.p, trace.n)
+        fields[n].flags = NGHTTP2_NV_FLAG_NO_INDEX
         n += 1
     data.source.ptr = stream
     data.read_callback = supply
