@@ -74,6 +74,7 @@ def command() -> None:
               help="Format of access.log on each node.")
 @click.option("--tunnels/--no-tunnels", default=True, show_default=True,
               help="Between captured pods of two nodes: tunnels (HBONE), encrypted with the identities of both; without, plain text.")
+@click.option("--same-node-tunnel", is_flag=True, help="Between captured pods of one node too, as `narrows agent --same-node-tunnel`.")
 @click.option("--certificate-lifetime", type=click.FloatRange(0, 90 * 24, min_open=True), default=24.0, show_default=True, metavar="HOURS",
               help="Of the pods' certificates; they are renewed at half of it.")
 @click.option("--capture", type=click.Choice(["auto", "iptables", "nftables"]), default="auto", show_default=True,
@@ -83,7 +84,7 @@ def command() -> None:
               help="Seconds to wait for readiness.")
 @click.option("--ready-fd", type=int, default=-1, hidden=True)
 def up(*, paths: tuple[Path, ...], place: Place, detach: bool, nodes: int | None, workers: int | None, access_log: str,
-       capture: str, tunnels: bool, certificate_lifetime: float, mesh: bool, wait: float, ready_fd: int) -> int:
+       capture: str, tunnels: bool, same_node_tunnel: bool, certificate_lifetime: float, mesh: bool, wait: float, ready_fd: int) -> int:
     """Bring a lab up from manifests: files, or folders of them."""
     if os.geteuid() != 0:
         raise Failure("the lab makes network namespaces and cgroups; run it as root", EX_NOPERM)
@@ -91,7 +92,7 @@ def up(*, paths: tuple[Path, ...], place: Place, detach: bool, nodes: int | None
     from agent.lab.cleanup import LeftOver
     from agent.lab.supervisor import Options, Refused
 
-    options = Options(nodes, workers, mesh, access_log, capture, tunnels, certificate_lifetime)
+    options = Options(nodes, workers, mesh, access_log, capture, tunnels, same_node_tunnel, certificate_lifetime)
     try:
         if detach:
             if pid := life.owner(place):

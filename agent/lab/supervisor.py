@@ -57,6 +57,7 @@ class Options:
     access_log: str = "json"
     capture: str = "auto"
     tunnels: bool = True  # captured pods are announced as ones that take tunnels, and captured pods reach them by nothing else
+    same_node_tunnel: bool = False  # and no two pods of one worker are joined without a tunnel
     certificate_lifetime: float = 24.0  # hours
 
 
@@ -158,7 +159,7 @@ class Supervisor:
             if self.options.mesh:
                 self._tokens.add([name])
                 self._process(system.keeper(self.place, name, self.options.workers, self.event))
-                self._process(system.agent(self.place, name, self.options.access_log, self.options.capture, self.options.tunnels,
+                self._process(system.agent(self.place, name, self.options.access_log, self.options.capture, self.options.same_node_tunnel,
                                            self.event))
             self._rules = ""  # the new node has none yet
 

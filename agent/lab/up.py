@@ -180,6 +180,7 @@ def run_detached(place: Place, paths: Sequence[Path], options: Options, wait: fl
     argv += ["--workers", str(options.workers)] if options.workers is not None else []
     argv += ["--access-log", options.access_log, "--capture", options.capture, "--tunnels" if options.tunnels else "--no-tunnels",
              "--certificate-lifetime", str(options.certificate_lifetime)]
+    argv += ["--same-node-tunnel"] if options.same_node_tunnel else []
     argv += [] if options.mesh else ["--no-mesh"]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           pass_fds=(write_end,), start_new_session=True) as process:

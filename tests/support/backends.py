@@ -33,7 +33,7 @@ from agent.model.pod import CaptureSettings
 from agent.model.routing import Balancer, Cluster, Destination, Endpoint, VirtualHost, WeightedCluster
 from agent.model.settings import ProxySettings
 from agent.model.workload import Protocol, Service, ServicePort, WorkloadPort
-from tests.support.mesh import CLIENT, SCOPE, SERVER, SERVICE_INDEX, VIP, any_path, workload
+from tests.support.mesh import CLIENT, SCOPE, SERVER, SERVICE_INDEX, VIP, any_path, half_close, workload
 from tests.support.netns import Namespaces, Netns, Node
 from tests.support.smuggling import Sent
 from tests.support.wait import until
@@ -154,7 +154,7 @@ class Stage:
         with suppress(ConnectionError, BrokenPipeError):
             connection.sendall(data)
             if hang_up:
-                connection.shutdown(socket.SHUT_WR)
+                half_close(connection)
             while True:
                 try:
                     if not (part := connection.recv(65536)):
@@ -165,7 +165,7 @@ class Stage:
                     if hang_up:
                         break
                     hang_up = True
-                    connection.shutdown(socket.SHUT_WR)
+                    half_close(connection)
         return b"".join(got)
 
     def records(self, local: int) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -205,6 +207,16 @@ def everything(mesh: Mesh, **route: Any) -> tuple[blobs.Put, ...]:
 
 
 # ---- what every test says over again --------------------------------------------------------------------------------
+
+def half_close(connection: socket.socket) -> None:
+    """No more from us. A peer that has reset the connection by now is a reset, as it is for a read."""
+    try:
+        connection.shutdown(socket.SHUT_WR)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from error
+
 
 def receive_all(connection: socket.socket) -> bytes:
     parts = []

@@ -69,14 +69,14 @@ spec: {mtls: {mode: %s}}
 PYTHON = "/usr/bin/python3"
 
 
-@pytest.fixture(scope="module", params=["plain", "tunnels"])
+@pytest.fixture(scope="module", params=[["--no-tunnels"], ["--tunnels"], ["--tunnels", "--same-node-tunnel"]], ids=" ".join)
 def mesh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     path = tmp_path_factory.mktemp("mesh") / "mesh.yaml"
     sleep = "[sleep, infinity]"
     path.write_text("".join(POD % {"name": name, "intercept": intercept, "command": command} for name, intercept, command in (
         ("server", "enabled", json.dumps([PYTHON, "-c", SERVER])), ("web", "enabled", sleep), ("db", "enabled", sleep),
         ("outsider", "disabled", sleep))))
-    with lab(path, options=["--nodes", "1", "--tunnels" if request.param == "tunnels" else "--no-tunnels"]) as running:
+    with lab(path, options=["--nodes", "1", *request.param]) as running:
         until(lambda: all(pod["ready"] for pod in running.status()), "pods are ready", timeout=60)
         yield running
 
@@ -182,5 +182,5 @@ def test_a_captured_pod_is_announced_as_one_that_takes_tunnels_where_that_is_ask
         told = json.loads(narrows("config", "workloads", "--name", mesh.name, "-o", "json").stdout)
         return {one["name"]: one["protocol"] for one in told["n1"]}
 
-    way = "HBONE" if request.node.callspec.params["mesh"] == "tunnels" else "TCP"
+    way = "HBONE" if request.node.callspec.params["mesh"][0] == "--tunnels" else "TCP"
     until(lambda: tunnels() == {"server": way, "web": way, "db": way, "outsider": "TCP"}, "it is told", timeout=20)

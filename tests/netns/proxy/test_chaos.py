@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mesh import AUTO_PORT, HTTP_PORT, TCP_PORT, VIP, Mesh, everything, read_message, request
+from tests.support.mesh import AUTO_PORT, HTTP_PORT, TCP_PORT, VIP, Mesh, everything, half_close, read_message, request
 from tests.support.wait import until
 
 pytestmark = pytest.mark.netns
@@ -150,16 +150,16 @@ class Client:
             mark, whole = self.next()
             if way == "half-closed":
                 connection.sendall(whole)
-                connection.shutdown(socket.SHUT_WR)
+                half_close(connection)
                 self.read(connection, mark)
             elif way == "garbage":
                 connection.sendall(dice.randbytes(dice.randint(1, 2_000)))
-                connection.shutdown(socket.SHUT_WR)
+                half_close(connection)
                 while connection.recv(65_536):
                     pass
             elif way == "framing":
                 connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n" + dice.choice(FRAMING) + b"\r\nhello")
-                connection.shutdown(socket.SHUT_WR)
+                half_close(connection)
                 while connection.recv(65_536):
                     pass
             else:
