@@ -239,7 +239,6 @@ cdef struct Exchange:
     uint32_t fed            # bytes of din (from start) that are known to belong to this request
     uint32_t uready         # bytes of uin (from start) that are known to belong to this response
     uint64_t complete_ns    # when the request's last byte came
-    uint32_t timeout_ms
     Body request
     Body response
     size_t scanned
@@ -250,6 +249,7 @@ cdef struct Exchange:
     const Route* route
     const Weighted* weighted
     char request_id[36]         # of ours, when the request brought none
+    uint32_t timeout_ms
 
 cdef struct Bulk:           # one direction of opaque bytes
     Pipe* pipe              # held while bytes lie in it
@@ -283,6 +283,7 @@ cdef struct Conn:
     uint8_t judged          # Judged
     uint8_t secure          # mutual TLS to the other proxy: it came by a tunnel, or goes by one
     uint16_t refusal        # of a CONNECT that is not answered yet, when it ends: 503 unless somebody says otherwise
+    uint32_t connect_ms     # here and not lower: no hole
     Tunnel* tunnel          # it came by, used; NULL: by a socket, or `near`
     Near* near              # it came from a pod of this worker; NULL: it did not
     uint32_t named          # service that its CONNECT named, of those that this workload is of; 0: none
@@ -299,7 +300,6 @@ cdef struct Conn:
     Identity* peer          # held: who the client proved to be; NULL: nobody
     Slot* judge             # held: the policy that denied, or would (see permit.pxd); NULL: none that allows matched
     uint32_t judge_rule
-    uint32_t connect_ms
     Buffer din
     Buffer uhead
     Buffer uin
