@@ -304,6 +304,7 @@ cdef enum Detail:
     DETAIL_RBAC                     # DENY: the policy's name is in TEXT_FAILURE
     DETAIL_UNKNOWN_WORKLOAD         # DENY: nobody has told in time which workload the pod is, so which policies it has
     DETAIL_REVOKED                  # CERT_REVOKED: a revocation list that came names the peer of an open tunnel
+    DETAIL_TUNNEL_PROTOCOL          # DPE: the peer of a tunnel floods, or breaks HTTP/2; the failure says how
     DETAIL_COUNT
 
 # ---- the worker's side -------------------------------------------------------------------------------------------

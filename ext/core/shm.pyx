@@ -324,6 +324,7 @@ DETAILS = (
     "rbac_access_denied",
     "workload_not_received",
     "peer_certificate_revoked",
+    "http2.codec_error",
 )
 if len(FLAGS) != FLAG_COUNT or len(DETAILS) != DETAIL_COUNT:
     raise ImportError("ext.core.shm: FLAGS or DETAILS do not match their enum")

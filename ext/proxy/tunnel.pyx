@@ -4,18 +4,21 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strlen
 from posix.unistd cimport close
+from ext.core.buffer cimport buffers_count, buffers_uncount
 from ext.core.loop cimport Source, loop_add, loop_again, loop_bury, loop_over, source_close, wall_us
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.text cimport Span
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.account cimport account_failure
+from ext.proxy.budget cimport memory_tight
 from ext.proxy.state cimport (BUSY_BYTES, PUMP_ROUNDS, T_CONNECTING, T_DEAD, T_OPEN, T_SHAKING, Captured, Tunnel, Upstream, Worker)
 from ext.route.shapes cimport Identity
 from ext.route.slots cimport identity_drop
 from ext.sys.stream cimport stream_error, stream_read, stream_write
 from ext.tunnel.session cimport (pad_open, session_close, session_end, session_feed, session_init, session_leave, session_over,
                                  session_ping, session_pull, session_sweep, session_text)
-from ext.tunnel.shapes cimport (SEALED_BYTES, SINK_BYTES, TROUBLE_CLOSED, TROUBLE_NONE, TROUBLE_SILENT, Ops, Session)
+from ext.tunnel.shapes cimport (SEALED_BYTES, SINK_BYTES, TROUBLE_CLOSED, TROUBLE_FLOOD, TROUBLE_HTTP2, TROUBLE_NONE,
+                                TROUBLE_SILENT, Ops, Session)
 from ext.tunnel.tls cimport TLS_ERROR_BYTES, Credentials, tls_keep_buffers
 
 cdef enum:
@@ -135,7 +138,8 @@ cdef void tunnel_fail(Tunnel* t, uint8_t trouble) noexcept nogil:
         return
     if t.session.trouble == TROUBLE_NONE:
         t.session.trouble = trouble
-    if t.server and t.state == T_SHAKING and t.session.tls.fault != 0:
+    if t.server and (t.session.trouble == TROUBLE_FLOOD or t.session.trouble == TROUBLE_HTTP2 or t.state == T_SHAKING and (
+            t.session.tls.fault != 0 or t.session.trouble == TROUBLE_SILENT)):
         w.distrusts(t)
     w.stats.tunnels_failed += t.state != T_OPEN
     state = t.state
@@ -144,8 +148,7 @@ cdef void tunnel_fail(Tunnel* t, uint8_t trouble) noexcept nogil:
     session_close(&t.session)
     timer_clear(&w.loop.timers, &t.timer)
     source_close(&w.loop, &t.source)
-    free(t.left)
-    t.left = NULL
+    forget_left(t)
     identity_drop(&w.tables.names, t.own)
     if t.wanted != NULL:
         identity_drop(&w.tables.names, t.wanted)
@@ -163,6 +166,13 @@ cdef void tunnel_fail(Tunnel* t, uint8_t trouble) noexcept nogil:
     bury(t)
     if not pod.attached:
         w.retire(pod)
+
+
+cdef void forget_left(Tunnel* t) noexcept nogil:
+    if t.left != NULL:
+        buffers_uncount(&t.pod.buffers, LEFT_BYTES)
+        free(t.left)
+        t.left = NULL
 
 
 cdef void settle(Tunnel* t) noexcept nogil:
@@ -248,6 +258,8 @@ cdef int write_left(Tunnel* t) noexcept nogil:
             return -1
     if t.left_at == t.left_end:
         t.left_at = t.left_end = 0
+        if t.left != NULL and memory_tight(t.pod):
+            forget_left(t)              # rather than in on_timer: others of the pod need the bytes
     return 0
 
 
@@ -268,9 +280,12 @@ cdef int send(Tunnel* t) noexcept nogil:
     if at == n:
         return 0
     if t.left == NULL:
+        if not buffers_count(&t.pod.buffers, LEFT_BYTES):
+            return -1                   # a pod whose peers do not read has no more for them
         t.left = <char*>malloc(LEFT_BYTES)
         t.left_at = t.left_end = 0
         if t.left == NULL:
+            buffers_uncount(&t.pod.buffers, LEFT_BYTES)
             return -1
     if LEFT_BYTES - t.left_end < n - at:
         return -1                       # only who never reads and never stops asking comes here
@@ -370,9 +385,8 @@ cdef void on_timer(Timer* timer) noexcept nogil:
         tunnel_fail(t, TROUBLE_SILENT)
         return
     session_sweep(&t.session)
-    if t.left != NULL and t.left_at == t.left_end:
-        free(t.left)
-        t.left = NULL
+    if t.left_at == t.left_end:
+        forget_left(t)
     if t.session.streams > 0:
         t.used_ns = now
     elif not t.server and now - t.used_ns >= <uint64_t>w.tables.settings.tunnel_idle_ms * 1000000:

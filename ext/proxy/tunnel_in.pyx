@@ -5,21 +5,22 @@ from posix.unistd cimport close
 from ext.core.buffer cimport Buffer
 from ext.core.loop cimport CARRIED, Carrier, Source, loop_again
 from ext.core.protocol cimport LISTEN_INBOUND, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND
-from ext.core.shm cimport DETAIL_DISTRUST, FLAG_DPE
+from ext.core.shm cimport (DETAIL_DISTRUST, DETAIL_POD_CONNECTIONS, DETAIL_POD_DESCRIPTORS, DETAIL_TUNNEL_PROTOCOL, FLAG_DPE, FLAG_OM,
+                           FLAG_UO)
 from ext.core.text cimport Span
 from ext.proxy.account cimport account_begin_tcp, account_failure
 from ext.proxy.budget cimport admits
 from ext.proxy.conn cimport conn_carried, conn_end, conn_refused
 from ext.proxy.decide cimport identify
 from ext.proxy.keys cimport LACK_NONE, Lack, credentials_of, lack_text, may_come
-from ext.proxy.state cimport TUNNEL_OPEN_MS, TUNNELS_POD, Acceptor, Captured, Conn, Tunnel, Worker
-from ext.proxy.tunnel cimport tunnel_dirty, tunnel_going, tunnel_new, tunnel_opened, tunnel_wakes
+from ext.proxy.state cimport T_SHAKING, TUNNEL_OPEN_MS, TUNNELS_POD, Acceptor, Captured, Conn, Tunnel, Worker
+from ext.proxy.tunnel cimport tunnel_dirty, tunnel_fail, tunnel_going, tunnel_new, tunnel_opened, tunnel_wakes
 from ext.proxy.words cimport authority_read, baggage_write, forwarded_host, named_read, same_name
 from ext.route.shapes cimport Pod, Service, Workload, WorkloadPort
 from ext.route.tables cimport Tables, pod_by_handle, service_by_index
 from ext.sys.stream cimport same_ip, stream_abort, stream_local
 from ext.tunnel.session cimport session_text
-from ext.tunnel.shapes cimport BAGGAGE_MAX, STREAM_OPENING, Asked, Ops, Session, Stream
+from ext.tunnel.shapes cimport BAGGAGE_MAX, STREAM_OPENING, TROUBLE_SILENT, Asked, Ops, Session, Stream
 from ext.tunnel.stream cimport (hbone_abort, hbone_accept, hbone_answer, hbone_drop, hbone_give, hbone_read, hbone_refuse, hbone_shut,
                                 hbone_take, hbone_write)
 from ext.tunnel.tls cimport TLS_ERROR_BYTES, Credentials
@@ -148,12 +149,16 @@ cdef void on_asks(Session* session, int32_t id, Asked* asked, bint ended) noexce
     cdef Conn* c
     cdef Stream* stream
     cdef uint32_t service = 0
+    cdef uint16_t details
     if not asked.method or not find_target(t, asked, &target, &service) or \
             target.port == PORT_OUTBOUND or target.port == PORT_INBOUND or target.port == PORT_HBONE:
         hbone_refuse(session, id, 400)
         return
-    if not pod.attached or admits(pod, LISTEN_INBOUND) != 0:
+    details = admits(pod, LISTEN_INBOUND)
+    if not pod.attached or details != 0:
         hbone_refuse(session, id, 503)
+        if details != 0:
+            overloaded(t, details)
         return
     c = conn_carried(t, &t.remote, &target)
     if c == NULL:
@@ -208,7 +213,8 @@ cdef void tell(Captured* pod, const Peer* client, const Peer* local, Span why, u
     c.unlogged = pod.told > TELL_A_SECOND
     identify(c)
     account_begin_tcp(c)
-    account_failure(c, why)
+    if why.n > 0:
+        account_failure(c, why)
     conn_end(c, flag, details, False)
 
 
@@ -220,8 +226,41 @@ cdef void tunnel_distrusts(Tunnel* t) noexcept nogil:
     cdef char[TLS_ERROR_BYTES] text
     cdef Span why
     why.p = text
-    why.n = session_text(&t.session, text, sizeof(text))
-    tunnel_tell(t, why, FLAG_DPE, DETAIL_DISTRUST)
+    if t.state == T_SHAKING and t.session.tls.fault == 0:
+        why.p = b"the handshake was not finished in time"
+        why.n = <uint32_t>strlen(why.p)
+    else:
+        why.n = session_text(&t.session, text, sizeof(text))
+    tunnel_tell(t, why, FLAG_DPE, DETAIL_DISTRUST if t.state == T_SHAKING else DETAIL_TUNNEL_PROTOCOL)
+
+
+cdef void overloaded(Tunnel* t, uint16_t details) noexcept nogil:
+    """A CONNECT for which the pod has no room: counted where accept counts."""
+    cdef Span why
+    if details == DETAIL_POD_CONNECTIONS:
+        t.w.stats.refused_connections += 1
+    elif details == DETAIL_POD_DESCRIPTORS:
+        t.w.stats.refused_descriptors += 1
+    else:
+        t.w.stats.refused_memory += 1
+    why.p = NULL
+    why.n = 0
+    tunnel_tell(t, why, FLAG_UO if details == DETAIL_POD_CONNECTIONS else FLAG_OM, details)
+
+
+cdef bint shed_shaking(Captured* pod) noexcept nogil:
+    """The oldest handshake of a full pod gives way to who comes now: who stalls them must not keep out those who do not. False: there
+    is none."""
+    cdef Tunnel* t = pod.first_tunnel
+    cdef Tunnel* oldest = NULL
+    while t != NULL:                    # the newest is first
+        if t.server and t.state == T_SHAKING:
+            oldest = t
+        t = t.next
+    if oldest == NULL:
+        return False
+    tunnel_fail(oldest, TROUBLE_SILENT)
+    return True
 
 
 cdef bint tunnel_waits(const Acceptor* acceptor) noexcept nogil:
@@ -242,7 +281,7 @@ cdef void tunnel_accept(Acceptor* acceptor, int fd, const Peer* client) noexcept
     cdef Peer local
     cdef Span why
     cdef Tunnel* t
-    if pod.tunnels >= TUNNELS_POD or stream_local(fd, &local) != 0:
+    if pod.tunnels >= TUNNELS_POD and not shed_shaking(pod) or stream_local(fd, &local) != 0:
         acceptor.w.stats.refused_connections += 1
         stream_abort(fd)
         close(fd)

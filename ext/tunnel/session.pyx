@@ -434,7 +434,10 @@ cdef uint32_t session_text(const Session* session, char* out, uint32_t size) noe
     if session.trouble == TROUBLE_TLS:
         return tls_text(&session.tls, out, size)
     if session.trouble == TROUBLE_HTTP2:
-        n = snprintf(out, size, b"the peer broke HTTP/2 (%s)", nghttp2_strerror(session.code))
+        if session.code == 0:           # what libnghttp2 gives no reason for, such as a frame that is too long
+            n = snprintf(out, size, b"the peer broke HTTP/2")
+        else:
+            n = snprintf(out, size, b"the peer broke HTTP/2 (%s)", nghttp2_strerror(session.code))
     elif session.trouble == TROUBLE_FLOOD:
         n = snprintf(out, size, b"the peer sent more frames that carry nothing than any use needs")
     elif session.trouble == TROUBLE_CLOSED:
