@@ -9,7 +9,7 @@ from ext.core.source cimport source_abort, source_error, source_silent
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.account cimport account_failure
 from ext.proxy.near cimport Neighbour, near_fits, near_join, near_room, near_way
-from ext.proxy.state cimport POOL_BUCKETS, U_CONNECTING, U_DEAD, U_IDLE, U_READY, Captured, Conn, Tunnel, Upstream, Worker
+from ext.proxy.state cimport POOL_BUCKETS, T_DEAD, U_CONNECTING, U_DEAD, U_IDLE, U_READY, Captured, Conn, Tunnel, Upstream, Worker
 from ext.proxy.stock cimport stock_take, stock_wait
 from ext.proxy.tunnel cimport tunnel_busy, tunnel_silence
 from ext.proxy.tunnel_out cimport (TUNNEL_GOT, TUNNEL_QUEUED, WAY_LATER, WAY_PLAIN, WAY_TUNNEL, Asking, GotTunnel, Way,
@@ -182,7 +182,7 @@ cdef void on_timer(Timer* timer) noexcept nogil:
     elif up.state == U_CONNECTING:
         up.state = U_DEAD
         up.error = -ETIMEDOUT
-        if up.conn != NULL and up.tunnel != NULL:
+        if up.conn != NULL and up.tunnel != NULL and up.tunnel.state != T_DEAD:     # one that ended in this moment has said why
             account_failure(up.conn, tunnel_silence(up.tunnel.state))
         if up.conn != NULL:
             up.w.advance(up.conn)
