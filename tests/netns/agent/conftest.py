@@ -78,19 +78,20 @@ class Instance:
         (self.run_dir / "xds.sock").unlink(missing_ok=True)
         self.start("plane", "control-plane", "--config", str(self.config), "--listen", f"unix:{self.run_dir}/xds.sock")
 
-    def start_agent(self) -> None:
+    def start_agent(self, *options: str) -> None:
         self.start("agent", "agent", "--run-dir", str(self.run_dir), "--node", "n1", "--xds",
-                   f"unix:{self.run_dir}/xds.sock")
+                   f"unix:{self.run_dir}/xds.sock", *options)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> int:
         process = self.processes.pop(name)
         process.send_signal(number)
         return process.wait(timeout=15)
 
-    def up(self) -> None:
+    def up(self, *options: str) -> None:
+        """`options`: of the agent."""
         self.start_keeper()
         self.start_plane()
-        self.start_agent()
+        self.start_agent(*options)
         self.ready()
 
     def close(self) -> None:
@@ -184,10 +185,16 @@ class Connection:
             return socket.create_connection((VIRTUAL, PORT), timeout=10)
         self.socket: socket.socket = netlink.in_netns(instance.client.path, connect)
 
-    def get(self) -> bytes:
-        self.socket.sendall(b"GET /live HTTP/1.1\r\nHost: web\r\n\r\n")
+    def get(self, path: str = "/live") -> bytes:
+        self.ask(path)
+        return self.answer(path)
+
+    def ask(self, path: str) -> None:
+        self.socket.sendall(b"GET %s HTTP/1.1\r\nHost: web\r\n\r\n" % path.encode())
+
+    def answer(self, path: str) -> bytes:
         data = b""
-        while b"served /live" not in data:
+        while b"served " + path.encode() not in data:
             more = self.socket.recv(4096)
             assert more, f"the connection ended after {data!r}"
             data += more
