@@ -146,11 +146,6 @@ def linked(link: int) -> tuple[int, int, int]:
     return program, cgroup, kind
 
 
-def program_id(fd: int) -> int:
-    (number,) = struct.unpack_from("=4xI", _info(fd))
-    return int(number)
-
-
 def _info(fd: int) -> bytes:
     room = ctypes.create_string_buffer(256)
     _call(_INFO, struct.pack("=IIQ", fd, len(room), ctypes.addressof(room)), "information on a BPF object")

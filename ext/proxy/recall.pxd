@@ -6,7 +6,7 @@ identity. Who comes later is asked in the handshake, by credentials that have th
 from ext.proxy.state cimport Tunnel, Worker
 
 cdef enum:
-    RECALLS_A_TURN = 2      # a chain of two signatures and a list's: some 0.3 ms each, a pod's turn is 0.1
+    RECALLS_A_TURN = 2      # few: for each, two signatures of a chain and a list's are checked
 
 cdef void recall_open(Worker* w) noexcept nogil
 # After an apply that brought lists.

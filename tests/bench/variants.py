@@ -133,17 +133,22 @@ def seccomp(ground: Ground, rounds: int, seconds: float) -> str:
             ready[how] = proxies.Proxy("narrows", sites[0], case.port, keeper.pid, lambda: None)
             pin(ready[how].pids(), PROXY_CORE)
             case.measure(ready[how], 0.5)
-        found: report.Samples = {"narrows": [], "off": []}
-        for number in range(rounds):
-            for how in ("required", "off") if number % 2 else ("off", "required"):
-                found["narrows" if how == "required" else how].append(case.measure(ready[how], seconds))
+        lines.append(compared(case, ready, "off", rounds, seconds))
         print(f"seccomp: {case.name} done", file=sys.stderr, flush=True)
-        ratio = report.ratio(found, "off")
-        assert ratio is not None
-        cells = [f"{statistics.median(one.figure or 0 for one in found[name]):.3f}" for name in found]
-        lines.append(f"| {case.title}: {case.unit} | {' | '.join(cells)} | "
-                     f"{ratio['ratio']:.3f} ({ratio['low']:.3f} - {ratio['high']:.3f}) |")
     return "\n".join(lines)
+
+
+def compared(case: Case, ready: dict[str, proxies.Proxy], other: str, rounds: int, seconds: float) -> str:
+    """A line of a table: the two of `ready` in turns, and the ratio to `other`."""
+    found: report.Samples = {"narrows": [], other: []}
+    ours = next(how for how in ready if how != other)
+    for number in range(rounds):
+        for how in (ours, other) if number % 2 else (other, ours):
+            found["narrows" if how == ours else how].append(case.measure(ready[how], seconds))
+    ratio = report.ratio(found, other)
+    assert ratio is not None
+    cells = [f"{statistics.median(one.figure or 0 for one in found[name]):.3f}" for name in found]
+    return f"| {case.title}: {case.unit} | {' | '.join(cells)} | {ratio['ratio']:.3f} ({ratio['low']:.3f} - {ratio['high']:.3f}) |"
 
 
 async def enrol_pair(keeper: Keeper, case: Case, site: Site, server: Site, *, hops: bool) -> None:
@@ -187,16 +192,8 @@ def near(ground: Ground, rounds: int, seconds: float) -> str:
             case.measure(ready[how], 0.5)
             if (passed(server) > before) != (how == "hops"):
                 raise BenchError(f"{case.name}: {how} took the other way")
-        found: report.Samples = {"narrows": [], "hops": []}
-        for number in range(rounds):
-            for how in ("near", "hops") if number % 2 else ("hops", "near"):
-                found["narrows" if how == "near" else how].append(case.measure(ready[how], seconds))
+        lines.append(compared(case, ready, "hops", rounds, seconds))
         print(f"near: {case.name} done", file=sys.stderr, flush=True)
-        ratio = report.ratio(found, "hops")
-        assert ratio is not None
-        cells = [f"{statistics.median(one.figure or 0 for one in found[name]):.3f}" for name in found]
-        lines.append(f"| {case.title}: {case.unit} | {' | '.join(cells)} | "
-                     f"{ratio['ratio']:.3f} ({ratio['low']:.3f} - {ratio['high']:.3f}) |")
     return "\n".join(lines)
 
 

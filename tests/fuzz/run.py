@@ -86,7 +86,7 @@ def fuzz(harness: str, seconds: int) -> str:
         words.append(f"-dict={HERE / f'{harness}.dict'}")
     else:
         words.append(f"-dict={HERE / 'http.dict'}")
-    before = set(findings.iterdir())
+    before = set(findings.glob(f"{harness}-*"))     # another harness may run beside this one
     with log.open("w") as out:
         done = subprocess.run(command(harness, *words, str(corpus), str(CORPUS / harness)), env=environment(), stdout=out,
                               stderr=subprocess.STDOUT, check=False, timeout=seconds * 2 + 300)
@@ -95,7 +95,7 @@ def fuzz(harness: str, seconds: int) -> str:
     covered = re.findall(r"cov: (\d+)", text)
     places = covered[-1] if covered else "?"
     print(f"fuzz: {harness:<11} {seconds:>4} s  {int(runs[-1]) if runs else 0:>10,} inputs  {places:>5} places covered", flush=True)
-    found = sorted(set(findings.iterdir()) - before)
+    found = sorted(set(findings.glob(f"{harness}-*")) - before)
     if done.returncode == 0 and runs and not found:
         return ""
     said = [line for line in text.splitlines() if re.search(r"DOES NOT HOLD|ERROR: |runtime error|SUMMARY", line)]
