@@ -45,8 +45,30 @@ struct narrows_range {			/* a key of an LPM trie */
 
 #define NARROWS_NETNS_BITS 64		/* of narrows_range.bits */
 
+struct narrows_connection {		/* ring `ended`: one connection that is over, as its socket in the pod's namespace saw it */
+	__u64 netns;			/* cookie */
+	__u64 duration;			/* ns, from the SYN (who connects) or from the end of the handshake (who accepts) */
+	__u64 sent;			/* bytes that were acknowledged; a SYN or FIN of ours counts as one, as in TCP_INFO */
+	__u64 received;
+	struct narrows_end local;
+	struct narrows_end remote;
+	__u32 rtt;			/* us, smoothed; 0: never measured */
+	__u32 min_rtt;			/* us; all ones: never measured */
+	__u32 retransmits;		/* segments */
+	__u8 accepted;			/* 1: the other side connected */
+	__u8 before;			/* state before CLOSED, from which follows how it ended: SYN_SENT failed, ESTABLISHED was reset */
+	__u16 zero;
+};
+
+struct narrows_tally {			/* map `tally`, of each CPU: records of the ring */
+	__u64 written;
+	__u64 lost;			/* because the ring was full */
+};
+
 _Static_assert(sizeof(struct narrows_pod) == 24, "narrows_pod");
 _Static_assert(sizeof(struct narrows_end) == 20, "narrows_end");
 _Static_assert(sizeof(struct narrows_source) == 32, "narrows_source");
 _Static_assert(sizeof(struct narrows_port) == 16, "narrows_port");
 _Static_assert(sizeof(struct narrows_range) == 28, "narrows_range");
+_Static_assert(sizeof(struct narrows_connection) == 88, "narrows_connection");
+_Static_assert(sizeof(struct narrows_tally) == 16, "narrows_tally");

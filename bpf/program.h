@@ -29,3 +29,12 @@ BPF_F_TABLE("sk_storage", int, struct narrows_end, originals, 0, BPF_F_NO_PREALL
 
 /* What brings it from the one socket to the other. */
 BPF_TABLE("lru_hash", struct narrows_source, struct narrows_end, handshakes, HANDSHAKES_MAX);
+
+/* Observation (observe.c) has maps of its own, so that it goes with capture or without. */
+#define ENDED_BYTES (1 << 20)		/* some 10,900 records: half a second of 20,000 connections a second */
+#define WAKE_RECORDS 512		/* of one CPU: the reader is woken after so many, and else looks by itself */
+
+BPF_F_TABLE("hash", u64, struct narrows_pod, watched, PODS_MAX, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("sk_storage", int, u64, began, 0, BPF_F_NO_PREALLOC);
+BPF_RINGBUF_OUTPUT(ended, ENDED_BYTES / PAGE_SIZE);
+BPF_PERCPU_ARRAY(tally, struct narrows_tally, 1);

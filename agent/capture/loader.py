@@ -25,7 +25,7 @@ from agent.capture.bpf_call import MapShape
 from agent.capture.pins import PinError, Pins
 
 SOURCES = Path(__file__).parents[2] / "bpf"
-FILES = ("connect.c", "sockops.c", "peername.c", "getsockopt.c", "setsockopt.c")
+FILES = ("connect.c", "sockops.c", "peername.c", "getsockopt.c", "setsockopt.c", "observe.c")
 HEADERS = ("program.h", "narrows.h")
 DEADLINE = 120.0  # s; it takes 2, on a machine that is busy and cold 20
 POD, PROXY = "pod", "proxy"
@@ -54,6 +54,7 @@ HOOKS = (
     Hook("getpeername4", _SOCK_ADDR, 29, (POD,), "applications see the proxy's address as their peer's"),
     Hook("getpeername6", _SOCK_ADDR, 30, (POD,), "applications see the proxy's address as their peer's"),
     Hook("setsockopt", _SOCKOPT, 22, (POD,), "applications with CAP_NET_RAW may set our mark"),
+    Hook("observe", _SOCK_OPS, 3, (), "round trips and retransmits of connections are not told"),  # linked by observe.py
     # last: from here on connects are captured, and everything else must stand
     Hook("connect4", _SOCK_ADDR, 10, (POD,), ""),
     Hook("connect6", _SOCK_ADDR, 11, (POD,), ""),

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 PASSTHROUGH = 0xFFFFFFFF  # service index of traffic to addresses that the mesh does not know
 UNKNOWN = 0
@@ -108,3 +109,26 @@ class AccessRecord:
     cluster: str = ""
     sni: str = ""
     failure: str = ""
+
+
+class EndedConnection(NamedTuple):
+    """What the kernel knew of a TCP connection when it ended (bpf/narrows.h `narrows_connection`, in this order; a plain tuple, since
+    there may be 20,000 a second). Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d."""
+
+    netns: int  # cookie
+    duration: int  # ns
+    sent: int  # bytes that the remote acknowledged
+    received: int
+    local: bytes
+    local_port: int
+    remote: bytes
+    remote_port: int
+    rtt: int  # us, smoothed; 0: never measured
+    min_rtt: int  # us; 0xFFFFFFFF: never measured
+    retransmits: int  # segments
+    accepted: int  # 1: the remote connected
+    before: int  # state before CLOSED, by TCP_STATES
+
+
+TCP_STATES = {1: "established", 2: "syn_sent", 3: "syn_recv", 4: "fin_wait1", 5: "fin_wait2", 6: "time_wait", 7: "close", 8: "close_wait",
+              9: "last_ack", 10: "listen", 11: "closing"}  # the kernel's numbers (linux/bpf.h BPF_TCP_*)

@@ -1,5 +1,5 @@
 """What BPF programs, ext/ and the agent share: bpf/narrows.h, whose sizes the compiler asserts here as it does for the kernel's side."""
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "bpf/narrows.h" nogil:
     enum:
@@ -28,3 +28,19 @@ cdef extern from "bpf/narrows.h" nogil:
         uint32_t bits
         uint32_t netns[2]
         uint32_t ip[4]
+    struct narrows_connection:
+        uint64_t netns
+        uint64_t duration
+        uint64_t sent
+        uint64_t received
+        narrows_end local
+        narrows_end remote
+        uint32_t rtt
+        uint32_t min_rtt
+        uint32_t retransmits
+        uint8_t accepted
+        uint8_t before
+        uint16_t zero
+    struct narrows_tally:
+        uint64_t written
+        uint64_t lost
