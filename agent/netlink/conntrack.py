@@ -1,4 +1,5 @@
-"""How full a namespace's table of tracked connections is, and what the kernel dropped for that: ctnetlink, read only.
+"""How full a namespace's table of tracked connections is, what the kernel dropped for that, and where a redirected datagram was meant
+to go: ctnetlink, read only.
 
 `nf_conntrack_max` is the machine's, but every namespace is counted on its own against it. A packet of a new connection that finds
 the table full is dropped before any rule sees it: what the table holds goes on, and nothing passes by a redirect.
@@ -12,6 +13,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 
 from agent import netlink
 
@@ -24,6 +26,11 @@ _CPU_DROP, _CPU_EARLY_DROP = 10, 11  # CTA_STATS_*
 _ENTRIES, _MAX_ENTRIES = 1, 2  # CTA_STATS_GLOBAL_*
 _RECEIVE_BYTES = 1 << 16
 _SECONDS = 1.0  # the kernel answers in microseconds
+_GET, _NEW = _CONNTRACK | 1, _CONNTRACK
+_TUPLE_ORIG, _TUPLE_REPLY = 1, 2  # CTA_*
+_TUPLE_IP, _TUPLE_PROTO = 1, 2  # CTA_TUPLE_*
+_PROTO_NUM, _PROTO_SRC, _PROTO_DST = 1, 2, 3  # CTA_PROTO_*
+_NESTED = 0x8000  # NLA_F_NESTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +88,72 @@ def _attributes(data: bytes) -> Iterator[tuple[int, int]]:
         if length == 8:  # u32, big-endian; all that is asked for are such
             yield kind & 0x3FFF, struct.unpack_from(">I", data, at + 4)[0]
         at += max((length + 3) & ~3, 4)
+
+
+class Originals:
+    """Asks one namespace's table where redirected datagrams were meant to go: UDP has no SO_ORIGINAL_DST. 15 us a question.
+
+    Make it inside the namespace (`netlink.in_netns`); ask from anywhere, one question at a time. Never waits: the kernel answers while
+    it is asked.
+    """
+
+    def __init__(self) -> None:
+        self._link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER)
+        self._sequence = 0
+
+    def find(self, local: tuple[str, int], peer: tuple[str, int]) -> tuple[str, int] | None:
+        """Where a datagram that came from `peer` to the UDP address `local` was sent; None when no entry says so (any more)."""
+        family, source, destination = socket.AF_INET, b"", b""
+        try:
+            if ":" in local[0]:
+                family = socket.AF_INET6
+            source, destination = (socket.inet_pton(family, address) for address in (local[0], peer[0]))
+            self._sequence = self._sequence + 1 & 0xFFFFFFFF
+            self._link.send(_question(family, self._sequence, source, local[1], destination, peer[1]))
+            while True:  # what an earlier question left unread is passed over
+                data = self._link.recv(_RECEIVE_BYTES)
+                if len(data) >= 20 and struct.unpack_from("=I", data, 8)[0] == self._sequence:
+                    return _original(data)
+        except OSError:
+            return None
+
+    def close(self) -> None:
+        self._link.close()
+
+
+def _question(family: int, sequence: int, source: bytes, source_port: int, destination: bytes, port: int) -> bytes:
+    """IPCTNL_MSG_CT_GET by the reply's tuple: it goes from the local address to the peer."""
+    first = 1 if family == socket.AF_INET else 3  # CTA_IP_V4_SRC, CTA_IP_V6_SRC; the destination's is one more
+    addresses = _attribute(first, source) + _attribute(first + 1, destination)
+    protocol = (_attribute(_PROTO_NUM, bytes((socket.IPPROTO_UDP,))) + _attribute(_PROTO_SRC, struct.pack(">H", source_port))
+                + _attribute(_PROTO_DST, struct.pack(">H", port)))
+    body = struct.pack("=BBH", family, 0, 0) + _attribute(_NESTED | _TUPLE_REPLY, _attribute(
+        _NESTED | _TUPLE_IP, addresses) + _attribute(_NESTED | _TUPLE_PROTO, protocol))
+    return struct.pack("=IHHII", 16 + len(body), _GET, _REQUEST, sequence, 0) + body
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def _original(data: bytes) -> tuple[str, int] | None:
+    """The original tuple's destination."""
+    length, kind = struct.unpack_from("=IH", data)
+    if kind != _NEW:
+        return None
+    original = _parts(_parts(data[20:length]).get(_TUPLE_ORIG, b""))
+    addresses, protocol = _parts(original.get(_TUPLE_IP, b"")), _parts(original.get(_TUPLE_PROTO, b""))
+    address, port = addresses.get(2) or addresses.get(4), protocol.get(_PROTO_DST)
+    if address is None or len(address) not in (4, 16) or port is None or len(port) != 2:
+        return None
+    return str(IPv4Address(address) if len(address) == 4 else IPv6Address(address)), int.from_bytes(port, "big")
+
+
+def _parts(data: bytes) -> dict[int, bytes]:
+    """Attributes by kind, nested ones as they are."""
+    found, at = {}, 0
+    while at + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, at)
+        found[kind & 0x3FFF] = data[at + 4:at + length]
+        at += max((length + 3) & ~3, 4)
+    return found

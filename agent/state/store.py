@@ -39,6 +39,7 @@ from agent.state.entries import (
     Table,
     resource_key,
 )
+from agent.state.hosts import Hosts
 from agent.state.notes import Notes
 from agent.state.policies import Applicable
 
@@ -65,6 +66,7 @@ class Store:
         self._workload_addresses = Claims()
         self._service_addresses = Claims()
         self._policies = Applicable(self._place_policy)
+        self.hosts = Hosts()
         self._service_users: Counter[str] = Counter()  # service key -> workload ports and clusters that name it
         self._by_index: dict[int, Workload | Service] = {}  # also what is gone but not yet forgotten
 
@@ -114,6 +116,7 @@ class Store:
         Such a service is in force without that address, and gets it when the other lets go.
         """
         self._services[service.key] = service
+        self.hosts.put_service(service)
         refused, heirs = self._service_addresses.claim(service.key, service.addresses)
         self._place_service(service.key)
         for heir in sorted(heirs):
@@ -125,6 +128,7 @@ class Store:
         before = self._workloads.get(workload.uid)
         self._workloads[workload.uid] = workload
         self._refer(before.ports if before else (), workload.ports)
+        self.hosts.change_workload(before, workload)
         self._policies.workload(workload.uid, workload.policies)
         refused, heirs = self._workload_addresses.claim(workload.uid, workload.addresses)
         self._place_workload(workload.uid)
@@ -136,6 +140,7 @@ class Store:
         service = self._services.pop(key, None)
         if service is None:
             return
+        self.hosts.remove_service(service)
         _, heirs = self._service_addresses.claim(key, ())
         gone = replace(service, addresses=(), ports=())
         self._set(PutService(self.notes.index("service", key), gone))
@@ -149,6 +154,7 @@ class Store:
         if workload is None:
             return
         self._refer(workload.ports, ())
+        self.hosts.change_workload(workload, None)
         _, heirs = self._workload_addresses.claim(uid, ())
         gone = replace(workload, addresses=(), ports=(), healthy=False)
         self._set(PutWorkload(self.notes.index("workload", uid), gone))

@@ -19,10 +19,11 @@ AGENT: dict[str, set[str]] = {
     "capture": BELOW,
     "telemetry": BELOW,
     "dataplane": BELOW,
+    "dns": BELOW,
     "admin": BELOW,
     "lab": BELOW,
     # the composition root, and the front doors for people
-    "app": {"model", "netlink", "xds", "state", "workloads", "identity", "capture", "telemetry", "dataplane", "admin"},
+    "app": {"model", "netlink", "xds", "state", "workloads", "identity", "capture", "telemetry", "dataplane", "dns", "admin"},
     "cli": {"model", "netlink", "capture", "app"},
 }
 CONTROLPLANE: dict[str, set[str]] = {

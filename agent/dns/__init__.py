@@ -1,0 +1,1 @@
+"""The DNS proxy of captured pods. See ARCHITECTURE.md, DNS."""
