@@ -16,7 +16,7 @@ help:
 	@echo "make test-bpf    the BPF tool chain: compile and load (root)"
 	@echo "make test-sanitize  ext/ and its processes under AddressSanitizer and UBSan, or SANITIZE=thread (root; tests/README.md)"
 	@echo "make coverage    lines of ext/ that run in tests, by file; fails below 90 % (root)"
-	@echo "make bench       our proxy beside Envoy, HAProxy and nginx: CASES= PROXIES= ROUNDS= SECONDS= (root; tests/bench/README.md)"
+	@echo "make bench       our proxy beside Envoy, HAProxy and nginx: CASES= PROXIES= ROUNDS= SECONDS= OPENSSL= (root; tests/bench/README.md)"
 	@echo "make fuzz        libFuzzer with sanitizers on parsers, tables, tunnels and whole connections, FUZZ_SECONDS=60 each"
 	@echo "make soak        half an hour under load while routes, pods and workers come and go: MINUTES= (root)"
 	@echo "make lint        ruff, mypy --strict, cython-lint"
@@ -52,7 +52,7 @@ coverage: setup
 	@$(PY) tests/instrumented/coverage.py --missing
 
 bench: setup
-	@$(PY) -m tests.bench --cases "$(CASES)" --proxies "$(PROXIES)" $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT))
+	@$(PY) -m tests.bench --cases "$(CASES)" --proxies "$(PROXIES)" $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT)) $(if $(OPENSSL),--openssl $(OPENSSL))
 
 fuzz: setup
 	$(PY) tests/fuzz/run.py

@@ -184,10 +184,10 @@ cdef void write_log(Conn* c, uint64_t took_us) noexcept nogil:
         for i in range(TEXT_COUNT):
             texts[i].p = c.texts.data + c.texts.at[i]
             texts[i].n = c.texts.n[i]
-    if c.x.route != NULL:
-        texts[<int>TEXT_ROUTE] = c.x.route.name
-    if c.x.cluster != NULL:
-        texts[<int>TEXT_CLUSTER] = c.x.cluster.name
+    if c.route != NULL:
+        texts[<int>TEXT_ROUTE] = c.route.name
+    if c.cluster != NULL:
+        texts[<int>TEXT_CLUSTER] = c.cluster.name
     elif c.facts.service == INDEX_PASSTHROUGH:
         texts[<int>TEXT_CLUSTER].p = b"PassthroughCluster"
         texts[<int>TEXT_CLUSTER].n = 18

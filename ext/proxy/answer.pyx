@@ -134,7 +134,7 @@ cdef void client_close(Conn* c) noexcept nogil:
 cdef void exchange_next(Conn* c) noexcept nogil:
     if c.x.fed > 0:
         buffer_consume(&c.pod.buffers, &c.din, c.x.fed)
-    memset(&c.x, 0, sizeof(Exchange))
+    memset(c.x, 0, sizeof(Exchange))
     c.goal.family = 0
     c.unconfigured = 0                  # the next request may ask again
     if c.w.draining or not c.pod.attached:

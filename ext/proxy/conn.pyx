@@ -115,17 +115,17 @@ cdef void conn_timer(Conn* c, uint32_t ms) noexcept nogil:
 
 
 cdef void conn_release(Conn* c) noexcept nogil:
-    if c.x.endpoint != NULL:
-        endpoint_end(c.x.endpoint)
-        c.x.endpoint = NULL
-    if c.x.cluster != NULL:
-        cluster_release(c.w.tables, c.x.cluster)
-        c.x.cluster = NULL
-    if c.x.destination != NULL:
-        destination_release(c.w.tables, c.x.destination)
-        c.x.destination = NULL
-    c.x.route = NULL
-    c.x.weighted = NULL
+    if c.endpoint != NULL:
+        endpoint_end(c.endpoint)
+        c.endpoint = NULL
+    if c.cluster != NULL:
+        cluster_release(c.w.tables, c.cluster)
+        c.cluster = NULL
+    if c.destination != NULL:
+        destination_release(c.w.tables, c.destination)
+        c.destination = NULL
+    c.route = NULL
+    c.weighted = NULL
 
 
 cdef Pipe* bulk_pipe(Conn* c) noexcept nogil:
@@ -200,6 +200,8 @@ cdef void conn_end(Conn* c, uint8_t flag, uint16_t details, bint abort) noexcept
     w.stats.downstream_open -= 1
     pod.conns -= 1
     pod.of_kind[c.kind] -= 1
+    if c.x != NULL:
+        loop_bury(&w.loop, &c.x.grave, &w.exchanges, c.x)      # `x` stays, as `tunnel` does
     loop_bury(&w.loop, &c.grave, &w.conns, c)
     if pod.attached:
         pod_resume(pod)

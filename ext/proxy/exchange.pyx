@@ -38,7 +38,7 @@ cdef bint exchange_flow(Conn* c) noexcept nogil:
 
 cdef void complete(Conn* c) noexcept nogil:
     """The response is out. A response that came before the request's end leaves both connections out of step: close them."""
-    cdef Exchange* x = &c.x
+    cdef Exchange* x = c.x
     cdef Upstream* up = c.up
     cdef bint whole = x.request_done and x.fed == x.at and buffer_used(&c.uhead) == 0
     timer_clear(&c.w.loop.timers, &c.request_timer)

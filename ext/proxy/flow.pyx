@@ -58,7 +58,7 @@ cdef void decide_service(Conn* c, uint8_t protocol) noexcept nogil:
     if found == FOUND_NONE:
         c.intent = GO_HTTP if protocol == PROTO_HTTP else (GO_DETECT if protocol == PROTO_AUTO else GO_TCP)
     else:
-        c.x.destination = destination
+        c.destination = destination
         if destination.has_http and destination.has_tcp:
             c.intent = GO_DETECT
         else:
@@ -168,11 +168,11 @@ cdef void dial_early(Conn* c) noexcept nogil:
 
 cdef void forget_choice(Conn* c) noexcept nogil:
     """The endpoint chosen for TCP, but not the destination."""
-    cdef Destination* destination = c.x.destination
+    cdef Destination* destination = c.destination
     if destination != NULL:
         destination_hold(destination)
     conn_release(c)
-    c.x.destination = destination
+    c.destination = destination
     c.goal.family = 0
 
 
@@ -187,26 +187,26 @@ cdef int choose_tcp(Conn* c) noexcept nogil:
         c.goal = c.target
         c.connect_ms = c.w.tables.settings.connect_timeout_ms
         return 0
-    if c.x.destination == NULL or not c.x.destination.has_tcp:
+    if c.destination == NULL or not c.destination.has_tcp:
         return FLAG_NC
-    weighted = tcp_pick(c.x.destination, <uint32_t>tables_random(c.w.tables))
+    weighted = tcp_pick(c.destination, <uint32_t>tables_random(c.w.tables))
     cluster = weighted_cluster(weighted) if weighted != NULL else NULL
     if cluster == NULL:
         return FLAG_NC
     if cluster.service != 0:
         c.facts.service = cluster.service
     cluster_hold(cluster)
-    c.x.cluster = cluster
-    c.x.endpoint = balance_pick(cluster, tables_random(c.w.tables), NULL)
-    if c.x.endpoint == NULL:
+    c.cluster = cluster
+    c.endpoint = balance_pick(cluster, tables_random(c.w.tables), NULL)
+    if c.endpoint == NULL:
         return FLAG_UH
-    endpoint_begin(c.x.endpoint)
-    c.facts.destination = endpoint_workload(c.x.endpoint)
+    endpoint_begin(c.endpoint)
+    c.facts.destination = endpoint_workload(c.endpoint)
     c.connect_ms = cluster.connect_timeout_ms
-    at = endpoint_address(c.x.endpoint, c.target.family)
+    at = endpoint_address(c.endpoint, c.target.family)
     c.goal.family = at.family
     c.goal.ip = at.ip
-    c.goal.port = c.x.endpoint.port
+    c.goal.port = c.endpoint.port
     return 0
 
 

@@ -10,9 +10,10 @@ from ext.core.shm cimport (DETAIL_DOWNSTREAM_CLOSED, DETAIL_NO_CLUSTER, DETAIL_N
                            DETAIL_RESPONSE_TIMEOUT,
                            DETAIL_ROUTE_NOT_FOUND, DETAIL_STREAM_IDLE, DETAIL_HELD_OVERFLOW, FLAG_DC, FLAG_DT, FLAG_NC, FLAG_NR, FLAG_OM,
                            FLAG_SI, FLAG_UF, FLAG_UH, FLAG_UO, FLAG_UT)
+from ext.core.slab cimport slab_take
 from ext.core.source cimport source_read
 from ext.core.timer cimport Timer, timer_clear, timer_set
-from ext.proxy.account cimport account_begin_http, account_text
+from ext.proxy.account cimport account_begin_http, account_begin_tcp, account_text
 from ext.proxy.answer cimport answer, answer_advance, answer_malformed, awaits_body, exchange_arm, exchange_next
 from ext.proxy.budget cimport memory_wait
 from ext.proxy.conn cimport conn_end
@@ -35,6 +36,11 @@ cdef enum:
 
 cdef void http_start(Conn* c) noexcept nogil:
     cdef uint8_t waited = c.unconfigured
+    c.x = <Exchange*>slab_take(&c.w.exchanges)
+    if c.x == NULL:
+        account_begin_tcp(c)
+        conn_end(c, FLAG_OM, DETAIL_OVERLOAD, True)
+        return
     c.state = C_HTTP
     timer_clear(&c.w.loop.timers, &c.timer)
     exchange_next(c)
@@ -119,7 +125,7 @@ cdef bint end_of_client(Conn* c) noexcept nogil:
 
 
 cdef void begin_request(Conn* c, uint32_t size) noexcept nogil:
-    cdef Exchange* x = &c.x
+    cdef Exchange* x = c.x
     c.w.head_of = c
     x.head = x.fed = size
     x.method = c.w.head.method_id
@@ -170,35 +176,35 @@ cdef bint choose(Conn* c) noexcept nogil:
     if found == FOUND_NONE:
         answer(c, 503, FLAG_NC, DETAIL_NO_CONFIG)
         return False
-    c.x.destination = destination
+    c.destination = destination
     if not destination.has_http:
         answer(c, 503, FLAG_NC, DETAIL_NO_CONFIG)
         return False
-    c.x.route = route_find(destination, &c.w.head)
-    if c.x.route == NULL:
+    c.route = route_find(destination, &c.w.head)
+    if c.route == NULL:
         answer(c, 404, FLAG_NR, DETAIL_ROUTE_NOT_FOUND)
         return False
-    c.x.weighted = route_pick(c.x.route, <uint32_t>tables_random(c.w.tables))
-    cluster = weighted_cluster(c.x.weighted)
+    c.weighted = route_pick(c.route, <uint32_t>tables_random(c.w.tables))
+    cluster = weighted_cluster(c.weighted)
     if cluster == NULL:
         answer(c, 503, FLAG_NC, DETAIL_NO_CLUSTER)
         return False
     if cluster.service != 0:
         c.facts.service = cluster.service
     cluster_hold(cluster)
-    c.x.cluster = cluster
-    c.x.endpoint = balance_pick(cluster, tables_random(c.w.tables), NULL)
-    if c.x.endpoint == NULL:
+    c.cluster = cluster
+    c.endpoint = balance_pick(cluster, tables_random(c.w.tables), NULL)
+    if c.endpoint == NULL:
         answer(c, 503, FLAG_UH, DETAIL_NO_HEALTHY_UPSTREAM)
         return False
-    endpoint_begin(c.x.endpoint)
-    c.facts.destination = endpoint_workload(c.x.endpoint)
+    endpoint_begin(c.endpoint)
+    c.facts.destination = endpoint_workload(c.endpoint)
     c.connect_ms = cluster.connect_timeout_ms
-    c.x.timeout_ms = c.x.route.timeout_ms
-    at = endpoint_address(c.x.endpoint, c.target.family)
+    c.x.timeout_ms = c.route.timeout_ms
+    at = endpoint_address(c.endpoint, c.target.family)
     c.goal.family = at.family
     c.goal.ip = at.ip
-    c.goal.port = c.x.endpoint.port
+    c.goal.port = c.endpoint.port
     return True
 
 

@@ -24,11 +24,11 @@ from ext.wire.http1 cimport H_X_REQUEST_ID
 cdef void request_begin(Conn* c) noexcept nogil:
     cdef HeaderOp[EDITS_MAX] ops
     cdef Forward how
-    cdef Exchange* x = &c.x
+    cdef Exchange* x = c.x
     cdef int64_t n
     memset(&how, 0, sizeof(Forward))
-    if x.weighted != NULL:
-        how.n_ops = request_edits(x.route, x.weighted, ops)
+    if c.weighted != NULL:
+        how.n_ops = request_edits(c.route, c.weighted, ops)
         how.ops = ops
     if c.w.head.first[<int>H_X_REQUEST_ID] == 0:
         account_id(c)
@@ -67,7 +67,7 @@ cdef void give_up_replay(Conn* c) noexcept nogil:
 
 
 cdef int request_feed(Conn* c) noexcept nogil:
-    cdef Exchange* x = &c.x
+    cdef Exchange* x = c.x
     cdef uint8_t done = 0
     cdef uint64_t before = x.request.payload
     cdef int64_t n
@@ -89,7 +89,7 @@ cdef int request_feed(Conn* c) noexcept nogil:
 
 
 cdef void request_send(Conn* c) noexcept nogil:
-    cdef Exchange* x = &c.x
+    cdef Exchange* x = c.x
     cdef uint32_t head, body
     cdef int64_t n
     while c.up.source.writable and not x.up_broken:

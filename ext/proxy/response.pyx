@@ -25,7 +25,7 @@ from ext.wire.http1 cimport F_TUNNEL, F_UNTIL_CLOSE, HEAD_MAX_BYTES, PARSE_MORE,
 
 cdef int upstream_failed(Conn* c, uint8_t flag, bint reset) noexcept nogil:
     """The server's connection is of no use any more and the response is not complete."""
-    cdef Exchange* x = &c.x
+    cdef Exchange* x = c.x
     cdef Upstream* up = c.up
     if x.responding:
         conn_end(c, flag, DETAIL_UPSTREAM_PROTOCOL_LATE if flag == FLAG_UPE else DETAIL_UPSTREAM_LATE, True)
@@ -56,8 +56,8 @@ cdef int put_head(Conn* c, bint final) noexcept nogil:
     cdef int64_t n
     memset(&how, 0, sizeof(Forward))
     if final:
-        if c.x.weighted != NULL:
-            how.n_ops = response_edits(c.x.route, c.x.weighted, ops)
+        if c.weighted != NULL:
+            how.n_ops = response_edits(c.route, c.weighted, ops)
             how.ops = ops
         if not c.x.request_done or c.w.draining or not c.pod.attached:
             c.x.down_keep = 0
@@ -79,7 +79,7 @@ cdef int put_head(Conn* c, bint final) noexcept nogil:
 cdef int response_head(Conn* c) noexcept nogil:
     """Parses heads until the final one is there: STEP_WAIT (more bytes needed), STEP_ROOM (dhead is to be sent first), STEP_MORE (it
     is there), STEP_OVER."""
-    cdef Exchange* x = &c.x
+    cdef Exchange* x = c.x
     cdef int n, put
     while not x.responding:
         c.w.head_of = NULL
@@ -125,7 +125,7 @@ cdef int response_head(Conn* c) noexcept nogil:
 
 
 cdef int feed_response(Conn* c) noexcept nogil:
-    cdef Exchange* x = &c.x
+    cdef Exchange* x = c.x
     cdef uint64_t before = x.response.payload
     cdef int64_t n
     if x.response_done:
@@ -194,7 +194,7 @@ cdef bint make_room(Conn* c, bint bulk) noexcept nogil:
 
 
 cdef int response_read(Conn* c) noexcept nogil:
-    cdef Exchange* x = &c.x
+    cdef Exchange* x = c.x
     cdef int64_t n
     cdef int step, rounds = 0
     cdef bint blocked, bulk = c.uin.size == BUFFER_LARGE

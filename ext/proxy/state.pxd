@@ -19,8 +19,8 @@
                          └──── answer of our own ──> REPLY -> IDLE | LINGER
                                                     FLOW -> TUNNEL (101, or 2xx to CONNECT)
 
-Who owns what. A Conn owns its downstream socket, its four buffers, its timers, a held Destination and Cluster while it uses them, and
-the Upstream that works for it. An idle Upstream is owned by its pod's pool. A Captured (pod) outlives its connections. Every end goes
+Who owns what. A Conn owns its downstream socket, its four buffers, its timers, its Exchange, a held Destination and Cluster while it uses
+them, and the Upstream that works for it. An idle Upstream is owned by its pod's pool. A Captured (pod) outlives its connections. Every end goes
 through account: `account_end`, once per TCP connection or HTTP exchange.
 
     din    bytes from the client: request head, body, pipelined requests (HTTP); client -> server (RELAY)
@@ -217,7 +217,8 @@ cdef struct Upstream:
     uint8_t state
     int error               # -errno of a failed connect
 
-cdef struct Exchange:
+cdef struct Exchange:       # what a connection needs for HTTP alone: taken when it begins
+    Grave grave
     uint8_t state
     uint8_t method
     uint8_t version_minor
@@ -243,11 +244,6 @@ cdef struct Exchange:
     Body response
     size_t scanned
     size_t uscanned
-    Destination* destination    # held
-    Cluster* cluster            # held
-    Endpoint* endpoint          # begun
-    const Route* route
-    const Weighted* weighted
     char request_id[36]         # of ours, when the request brought none
     uint32_t timeout_ms
 
@@ -309,7 +305,12 @@ cdef struct Conn:
     Series* series          # TCP
     Texts* texts
     Facts facts
-    Exchange x
+    Destination* destination    # held
+    Cluster* cluster            # held
+    Endpoint* endpoint          # begun
+    const Route* route          # HTTP
+    const Weighted* weighted    # HTTP
+    Exchange* x                 # HTTP; NULL: not (yet)
 
 cdef struct Stock:          # prefetched sockets of one family
     int fds[64]
@@ -396,6 +397,7 @@ cdef struct Worker:
     Buffers memory          # all buffers; a pod's are its share of them
     Pipes pipes
     Slab conns
+    Slab exchanges
     Slab upstreams
     Slab pods
     Slab texts

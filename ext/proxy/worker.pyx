@@ -20,7 +20,7 @@ from ext.proxy.tunnel cimport tunnels_open
 from ext.proxy.tunnel_in cimport tunnel_distrusts
 from ext.sys.privilege cimport privilege_drop
 from ext.sys.seccomp cimport (CONFINED, CONFINED_OFF, CONFINED_SANITIZER, Tell, sanitizer_loaded, seccomp_install)
-from ext.proxy.state cimport Captured, Conn, Near, Texts, Upstream, Worker
+from ext.proxy.state cimport Captured, Conn, Exchange, Near, Texts, Upstream, Worker
 from ext.route.tables cimport tables_new
 
 import os
@@ -102,6 +102,7 @@ cdef Worker* worker_new(int control, void* stats, size_t stats_size, void* log, 
     permit_open(w)
     recall_open(w)
     w.conns.size = sizeof(Conn)
+    w.exchanges.size = sizeof(Exchange)
     w.upstreams.size = sizeof(Upstream)
     w.pods.size = sizeof(Captured)
     w.texts.size = sizeof(Texts)

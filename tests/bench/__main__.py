@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bench import pairs, report, starvation
+from tests.bench import pairs, report, starvation, tunnels
 from tests.bench.cases import CASES, Case, Sample
 from tests.bench.proxies import NAMES, Proxy, start
 from tests.bench.tools import ECHO_PORT, HTTP_PORT, SOURCE_PORT, start_origin
@@ -126,8 +126,12 @@ def main() -> int:
     options.add_argument("--rounds", type=int, default=0, help="default: the case's, 5 or 7")
     options.add_argument("--seconds", type=float, default=0, help="of load in each turn; default: the case's, 2 or 4")
     options.add_argument("--out", type=Path, default=report.ROOT / "build" / "bench.json")
+    options.add_argument("--openssl", default="", help="folder with libssl.so.3 and libcrypto.so.3 for our tunnels; default: the system's")
     given = options.parse_args()
     try:
+        if given.openssl:
+            print(f"our tunnels use {tunnels.openssl(given.openssl)}", file=sys.stderr)
+            os.environ[tunnels.OPENSSL] = given.openssl
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         os.sched_setaffinity(0, {LOAD_CORE})
@@ -143,8 +147,8 @@ def main() -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     summaries = [report.summarise(CASES[name], found) for name, found in samples.items()]
-    about = {**report.machine(), "seconds": given.seconds}
-    print(f"\n{about['cpu']}, kernel {about['kernel']}, commit {about['commit']}, {about['when']}\n")
+    about = {**report.machine(), "seconds": given.seconds, "openssl": tunnels.openssl(given.openssl)}
+    print(f"\n{about['cpu']}, kernel {about['kernel']}, commit {about['commit']}, {about['openssl']}, {about['when']}\n")
     print("\n\n".join(report.table(one) for one in summaries))
     report.save(given.out, about, summaries, samples)
     print(f"\nwritten: {given.out}")

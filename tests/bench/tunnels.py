@@ -7,6 +7,7 @@ too, since the last hop keeps the client's address.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,10 +39,11 @@ from agent.model.routing import (
 from agent.model.workload import Protocol, Service, ServicePort, Tunnel, Workload, WorkloadPort
 from tests.bench.proxies import HOST, SCOPE, SETTINGS
 from tests.bench.tools import HTTP_PORT, SOURCE_PORT
-from tests.bench.topology import CAPTURED_PORT, VIP, Site, wait_listening
+from tests.bench.topology import CAPTURED_PORT, VIP, BenchError, Site, family, wait_listening
 from tests.support.keeper import Keeper
 from tests.support.wait import until
 
+OPENSSL = "NARROWS_BENCH_OPENSSL"  # of the environment: a folder with another libssl.so.3 and libcrypto.so.3
 DOMAIN = "cluster.local"
 SERVICE = f"default/{HOST}"
 # indexes in counters, and the pods' handles
@@ -88,15 +90,28 @@ def _workload(account: str, address: str) -> Workload:
                     "Kubernetes", True, ())
 
 
+def openssl(folder: str) -> str:
+    """The version of the libcrypto.so.3 in `folder`. BenchError: there is none, or it cannot be loaded here."""
+    try:
+        library = ctypes.CDLL(str(Path(folder) / "libcrypto.so.3"))
+    except OSError as error:
+        raise BenchError(f"no OpenSSL 3 in {folder}: {error}") from error
+    library.OpenSSL_version.restype = ctypes.c_char_p
+    return str(library.OpenSSL_version(0).decode())
+
+
 def start(site: Site, server: Site, http: bool, home: Path, root: x509.Certificate, sign: Sign) -> tuple[Keeper, Keeper]:
-    """(source, destination), both ready. Whoever calls stops them."""
+    """(source, destination), both ready, with the OpenSSL of NARROWS_BENCH_OPENSSL if it names a folder. Whoever calls stops them."""
+    wanted = os.environ.get(OPENSSL)
     mesh = Mesh(site, server, http)
     made: list[Keeper] = []
     try:
         for index, where, listens in ((SERVER, server, 15008), (CLIENT, site, CAPTURED_PORT)):
-            keeper = Keeper(home / f"run-{index}", "--workers", "1").wait()
+            keeper = Keeper(home / f"run-{index}", "--workers", "1", env={"LD_LIBRARY_PATH": wanted} if wanted else None).wait()
             made.append(keeper)
             until(lambda keeper=keeper: "is ready" in keeper.text, "the worker is ready", timeout=15)
+            if wanted:
+                _check_openssl(keeper, wanted)
             asyncio.run(_configure(keeper, mesh, index, where, root, sign))
             wait_listening(where.netns, listens, None, keeper.log)
     except BaseException:
@@ -104,6 +119,17 @@ def start(site: Site, server: Site, http: bool, home: Path, root: x509.Certifica
             keeper.stop()
         raise
     return made[1], made[0]
+
+
+def _check_openssl(keeper: Keeper, folder: str) -> None:
+    for pid in family(keeper.pid):
+        maps = Path(f"/proc/{pid}/maps").read_text()
+        for name in ("libssl.so.3", "libcrypto.so.3"):
+            used = {line.split(maxsplit=5)[5] for line in maps.splitlines() if line.endswith(f"/{name}")}
+            if used - {str(Path(folder).resolve() / name)}:
+                raise BenchError(f"process {pid} uses {', '.join(sorted(used))} instead of {folder}'s")
+    if not used:
+        raise BenchError(f"the worker {pid} uses no libcrypto")
 
 
 async def _configure(keeper: Keeper, mesh: Mesh, index: int, where: Site, root: x509.Certificate, sign: Sign) -> None:

@@ -75,6 +75,7 @@ cdef void check_left(Worker* w) noexcept nogil:
     if w.stop:
         bury(w)
     claim(w.n_conns == 0 and w.conns.live == 0, b"no connection is left")
+    claim(w.exchanges.live == 0, b"no exchange is left")
     claim(w.upstreams.live == 0, b"no connection to a server is left")
     claim(w.texts.live == 0, b"no text for a log record is left")
     claim(w.n_held == 0 and w.held_first == NULL and w.held_last == NULL and w.n_waiting == 0, b"nobody waits")

@@ -153,6 +153,7 @@ cdef bint stage_close() noexcept nogil:
         close(one.keeper)
     pipes_shed(&w.pipes)
     slab_free(&w.conns)
+    slab_free(&w.exchanges)
     slab_free(&w.upstreams)
     slab_free(&w.pods)
     slab_free(&w.texts)

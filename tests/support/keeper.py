@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from agent.dataplane.cli import command_line
@@ -23,14 +23,17 @@ PUPPETS = ("--worker-path", str(SUPPORT), "--worker-module", "puppet")
 class Keeper:
     """Starts a keeper and waits until it listens. `stop` ends it; `text` is what it logged."""
 
-    def __init__(self, run_dir: Path, *options: str, netns: str | None = None, puppets: bool = False) -> None:
+    def __init__(self, run_dir: Path, *options: str, netns: str | None = None, puppets: bool = False,
+                 env: Mapping[str, str] | None = None) -> None:
+        """`env` is added to the environment."""
         self.run_dir = run_dir
         self.path = run_dir / "keeper.sock"
         self.log = run_dir.parent / f"{run_dir.name}-{next(_NUMBERS)}.log"
         argv = command_line(run_dir, *options, *(PUPPETS if puppets else ()))
         enter = ["nsenter", f"--net={netns}", "--"] if netns else []
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen([*enter, *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen([*enter, *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                            env={**os.environ, **(env or {})})
 
     @property
     def pid(self) -> int:
