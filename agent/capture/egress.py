@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agent import netlink
 from agent.capture import bpf_call
-from agent.capture.loader import HOOKS, POD, PROXY, Hook
+from agent.capture.loader import HOOKS, POD, PROXY
 from agent.capture.pins import Pins
 from agent.capture.plan import PROBE_SOURCES
 from agent.model.pod import CaptureSettings, Network
@@ -77,13 +77,13 @@ class Egress:
             self._set(name, cookie, keys)
         flags = (HAS_IP4 if 4 in own else 0) | (HAS_IP6 if 6 in own else 0) | (0 if included is None else ONLY_INCLUDED)
         value = POD_VALUE.pack(own[4].packed if 4 in own else bytes(4), flags, own[6].packed if 6 in own else bytes(16))
-        with opened(self._pins.maps / "pods") as pods:
+        with _opened(self._pins.maps / "pods") as pods:
             bpf_call.update(pods, NETNS_KEY.pack(cookie), value)
         self._set("included_ranges", cookie, {_range(cookie, network) for network in included or ()})
 
     def release(self, cookie: int, cgroup_id: int) -> None:
         """End the capture of a pod, which may be gone. Connections that live go on. What is not there is no error."""
-        with opened(self._pins.maps / "pods") as pods:
+        with _opened(self._pins.maps / "pods") as pods:
             bpf_call.delete(pods, NETNS_KEY.pack(cookie))
         for path in self._pins.links.glob(f"{cgroup_id}_*"):
             path.unlink(missing_ok=True)
@@ -92,13 +92,13 @@ class Egress:
 
     def captured(self) -> list[int]:
         """Cookies of the namespaces in force."""
-        with opened(self._pins.maps / "pods") as pods:
+        with _opened(self._pins.maps / "pods") as pods:
             return sorted(NETNS_KEY.unpack(key)[0] for key in bpf_call.keys(pods, NETNS_KEY.size))
 
     def _set(self, name: str, cookie: int, wanted: set[bytes], *, remove: bool = True) -> None:
         """Of one pod: what is missing is added, then what is too much removed."""
         shape, at = (PORT_KEY, 0) if name == "excluded_ports" else (RANGE_KEY, 1)
-        with opened(self._pins.maps / name) as fd:
+        with _opened(self._pins.maps / name) as fd:
             there = {key for key in bpf_call.keys(fd, shape.size) if shape.unpack(key)[at] == cookie}
             for key in wanted - there:
                 bpf_call.update(fd, key, _YES)
@@ -106,35 +106,31 @@ class Egress:
                 bpf_call.delete(fd, key)
 
     def _link(self, cgroup: str, who: str) -> None:
-        link(self._pins, cgroup, [hook for hook in HOOKS if who in hook.on and hook.name not in self._lacking])
+        """Hooks in the order of HOOKS; those that are linked stay."""
+        try:
+            folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise EgressError(f"cgroup {cgroup}: {error.strerror}; it must be a directory of cgroup v2") from None
+        try:
+            number = os.fstat(folder).st_ino
+            for hook in HOOKS:
+                path = self._pins.links / f"{number}_{hook.name}"
+                if who not in hook.on or hook.name in self._lacking or path.exists():
+                    continue
+                with _opened(self._pins.programs / hook.name) as program:
+                    try:
+                        link = bpf_call.attach(program, folder, hook.attach)
+                    except OSError as error:
+                        raise EgressError(f"cgroup {cgroup}: {hook.name}: {error.strerror}; `bpftool cgroup tree` shows what else is "
+                                          "attached, and only cgroup v2 has these hooks") from None
+                with suppress(FileExistsError):  # somebody else of this instance was quicker
+                    bpf_call.pin(link, path)
+                os.close(link)
+        finally:
+            os.close(folder)
 
 
-def link(pins: Pins, cgroup: str, hooks: Iterable[Hook]) -> None:
-    """Links hooks to a cgroup, in this order; those that are linked stay. EgressError when one is not."""
-    try:
-        folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise EgressError(f"cgroup {cgroup}: {error.strerror}; it must be a directory of cgroup v2") from None
-    try:
-        number = os.fstat(folder).st_ino
-        for hook in hooks:
-            path = pins.links / f"{number}_{hook.name}"
-            if path.exists():
-                continue
-            with opened(pins.programs / hook.name) as program:
-                try:
-                    made = bpf_call.attach(program, folder, hook.attach)
-                except OSError as error:
-                    raise EgressError(f"cgroup {cgroup}: {hook.name}: {error.strerror}; `bpftool cgroup tree` shows what else is "
-                                      "attached, and only cgroup v2 has these hooks") from None
-            with suppress(FileExistsError):  # somebody else of this instance was quicker
-                bpf_call.pin(made, path)
-            os.close(made)
-    finally:
-        os.close(folder)
-
-
-class opened:
+class _opened:
     """The descriptor of a pin."""
 
     def __init__(self, path: Path) -> None:

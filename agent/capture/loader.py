@@ -1,6 +1,6 @@
 """Loads the programs of bpf/ into the kernel and pins them, in a child that ends: the agent never pays for the compiler.
 
-    python -m agent.capture.loader child PINS CACHE SOURCES     one JSON line: {"hooks": {name: "" or why not}, ...}
+    python -m agent.capture.loader child PINS CACHE SOURCES HOOKS     one JSON line: {"hooks": {name: "" or why not}, ...}
 
 Compiling takes a second, so what came of it is kept in CACHE (a directory of root's, 0700) by the hash of sources, kernel release and this
 file; with it the child needs no BCC. A hook whose program the kernel refuses is left out alone, and `Loaded` says why. Links are made by
@@ -14,6 +14,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -54,11 +55,12 @@ HOOKS = (
     Hook("getpeername4", _SOCK_ADDR, 29, (POD,), "applications see the proxy's address as their peer's"),
     Hook("getpeername6", _SOCK_ADDR, 30, (POD,), "applications see the proxy's address as their peer's"),
     Hook("setsockopt", _SOCKOPT, 22, (POD,), "applications with CAP_NET_RAW may set our mark"),
-    Hook("observe", _SOCK_OPS, 3, (), "round trips and retransmits of connections are not told"),  # linked by observe.py
     # last: from here on connects are captured, and everything else must stand
     Hook("connect4", _SOCK_ADDR, 10, (POD,), ""),
     Hook("connect6", _SOCK_ADDR, 11, (POD,), ""),
 )
+# Observation's, which has pins of its own (observe.py): it comes and goes without capture.
+OBSERVE = (Hook("observe", _SOCK_OPS, 3, (), "round trips and retransmits of connections are not told"),)
 
 
 class LoadError(Exception):
@@ -76,21 +78,22 @@ class Loaded:
     @property
     def problem(self) -> str:
         """"" when connects can be captured, else why not."""
-        return "; ".join(f"{hook.name}: {self.hooks[hook.name]}" for hook in HOOKS if not hook.lack and self.hooks[hook.name])
+        return "; ".join(f"{hook.name}: {self.hooks[hook.name]}" for hook in HOOKS if not hook.lack and self.hooks.get(hook.name))
 
 
-def load(pins: Pins, cache: Path, *, sources: Path = SOURCES, deadline: float = DEADLINE) -> Loaded:
-    """Blocks for up to `deadline` seconds. LoadError when there is no BCC, no root, or a pin that is not ours."""
-    return _run(str(pins.root), cache, sources, deadline)
+def load(pins: Pins, cache: Path, *, sources: Path = SOURCES, deadline: float = DEADLINE, hooks: tuple[Hook, ...] = HOOKS) -> Loaded:
+    """These hooks and the maps that they use. Blocks for up to `deadline` seconds. LoadError when there is no BCC, no root, or a pin that
+    is not ours."""
+    return _run(str(pins.root), cache, sources, deadline, hooks)
 
 
 def probe(cache: Path, *, deadline: float = DEADLINE) -> Loaded:
     """Which hooks the kernel takes, as `load` says it; afterwards nothing is there but the cache."""
-    return _run("", cache, SOURCES, deadline)
+    return _run("", cache, SOURCES, deadline, (*HOOKS, *OBSERVE))
 
 
-def _run(root: str, cache: Path, sources: Path, deadline: float) -> Loaded:
-    argv = [sys.executable, "-m", "agent.capture.loader", "child", root, str(cache), str(sources)]
+def _run(root: str, cache: Path, sources: Path, deadline: float, hooks: tuple[Hook, ...]) -> Loaded:
+    argv = [sys.executable, "-m", "agent.capture.loader", "child", root, str(cache), str(sources), ",".join(hook.name for hook in hooks)]
     try:
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=deadline, check=False,
                               env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCES.parent), os.environ.get("PYTHONPATH", "")])})
@@ -139,21 +142,23 @@ def obtain(cache: Path, sources: Path) -> tuple[dict[str, Any], bool]:
     return made, False
 
 
-def install(pins: Pins | None, made: dict[str, Any]) -> dict[str, str]:
-    """Maps are adopted or made, then programs loaded, then pins replaced; by hook "" or why not. Without pins all ends with this process.
-    """
+def install(pins: Pins | None, made: dict[str, Any], hooks: Iterable[Hook] = HOOKS) -> dict[str, str]:
+    """Maps of these hooks are adopted or made, then programs loaded, then pins replaced; by hook "" or why not. Without pins all ends with
+    this process."""
     with suppress(ValueError):  # no CAP_SYS_RESOURCE; maps count in it before Linux 5.11 only
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     if pins is not None:
         pins.make()
-    adopted = pins is not None and all((pins.maps / name).exists() for name in made["maps"])
+    codes = {hook: base64.b64decode(made["programs"][hook.program]) for hook in hooks}
+    used = {number for code in codes.values() for _, number in bpf_call.map_loads(code)}
+    wanted = {name: described for name, described in made["maps"].items() if described[0] in used}
+    adopted = pins is not None and all((pins.maps / name).exists() for name in wanted)
     maps: dict[int, int] = {}
-    for name, (number, *shape) in made["maps"].items():
+    for name, (number, *shape) in wanted.items():
         maps[number] = _map(pins, name, MapShape(*shape)) if pins is not None else bpf_call.create_map(name, MapShape(*shape))
     said = {}
-    for hook in HOOKS:
-        code = base64.b64decode(made["programs"][hook.program])
-        code = bpf_call.with_maps(code, {at: maps[number] for at, number in bpf_call.map_loads(code)})
+    for hook, unbound in codes.items():
+        code = bpf_call.with_maps(unbound, {at: maps[number] for at, number in bpf_call.map_loads(unbound)})
         try:
             program = bpf_call.load_program(f"nw_{hook.name}", hook.kind, hook.attach, code)
         except OSError as error:
@@ -200,12 +205,13 @@ def _put_in_force(pins: Pins, hook: Hook, program: int, adopted: bool) -> None:
             os.close(fd)
 
 
-def _child(root: str, cache: str, sources: str) -> dict[str, Any]:
+def _child(root: str, cache: str, sources: str, names: str) -> dict[str, Any]:
     from agent.capture.bpf import CompileError
 
     try:
         made, cached = obtain(Path(cache), Path(sources))
-        return {"hooks": install(Pins(Path(root)) if root else None, made), "cached": cached, "headers": made["headers"]}
+        hooks = [hook for hook in (*HOOKS, *OBSERVE) if hook.name in names.split(",")]
+        return {"hooks": install(Pins(Path(root)) if root else None, made, hooks), "cached": cached, "headers": made["headers"]}
     except (CompileError, PinError) as error:
         return {"error": str(error)}
     except OSError as error:
@@ -213,4 +219,4 @@ def _child(root: str, cache: str, sources: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(f"\n{_ANSWER.decode()}{json.dumps(_child(*sys.argv[2:5]))}", flush=True)
+    print(f"\n{_ANSWER.decode()}{json.dumps(_child(*sys.argv[2:6]))}", flush=True)

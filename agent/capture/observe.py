@@ -3,19 +3,21 @@
 A connection is told when it ends, if its cgroup is linked and its network namespace stands in the map `watched`. For a captured pod
 the proxy's cgroup is linked, not the pod's: the pod's own socket ends at the proxy in the same pod and measures loopback. For a pod
 without capture it is the pod's cgroup. Nothing here blocks.
+
+Its pins are an instance's, beside those of capture: `v<layout>-observe` in place of `v<layout>` (pins.py), loaded with OBSERVE's hooks.
 """
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from mmap import MAP_SHARED, PAGESIZE, PROT_READ, PROT_WRITE, mmap
 from pathlib import Path
 
 from agent.capture import bpf_call
-from agent.capture.egress import NETNS_KEY, POD_VALUE, link, netns_cookie, opened
-from agent.capture.loader import HOOKS
+from agent.capture.egress import NETNS_KEY, POD_VALUE, netns_cookie
+from agent.capture.loader import OBSERVE
 from agent.capture.pins import Pins
 from agent.model.telemetry import EndedConnection
 from agent.model.workload import IPAddress
@@ -24,36 +26,44 @@ from agent.model.workload import IPAddress
 CONNECTION = struct.Struct("=QQQQ16sI16sIIIIBBH")
 TALLY = struct.Struct("=QQ")
 
-HOOK = next(hook for hook in HOOKS if hook.name == "observe")
+(HOOK,) = OBSERVE
 # Kernel: Documentation/bpf/ringbuf.rst. A record has a head of its length and two flags, and starts at a multiple of 8.
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
 _RECORD = struct.Struct("=8x" + CONNECTION.format[1:-1] + "2x")  # as it lies in the ring, without what says nothing
 _WORDS = _RECORD.size // 4
 
 
+class ObserveError(Exception):
+    """Says which pod or cgroup, what the kernel said and what to do."""
+
+
+def pins_beside(capture: Pins) -> Pins:
+    return Pins(capture.root.with_name(f"{capture.root.name}-{HOOK.name}"))
+
+
 class Watch:
-    """Whose connections are told. EgressError when a hook is not linked or a map is not there."""
+    """Whose connections are told. ObserveError when a cgroup is not linked or a map is not there. Again with the same is a no-op."""
 
     def __init__(self, pins: Pins) -> None:
         self._pins = pins
 
     def serve(self, cgroup: str) -> None:
         """The proxy's, whose sockets in captured pods' namespaces are told. It must hold no pod: theirs would be told as well."""
-        link(self._pins, cgroup, [HOOK])
+        self._link(cgroup)
 
     def add(self, netns: str, addresses: Iterable[IPAddress], cgroup: str | None = None) -> int:
-        """A pod's. `cgroup`: of a pod without capture. Returns the namespace's cookie, by which its records go. Again is a no-op."""
+        """A pod's. `cgroup`: of a pod without capture. Returns the namespace's cookie, which its records have."""
         cookie = netns_cookie(netns)
         own = {address.version: address.packed for address in addresses}
         if cgroup is not None:
-            link(self._pins, cgroup, [HOOK])
-        with opened(self._pins.maps / "watched") as fd:
+            self._link(cgroup)
+        with _opened(self._pins.maps / "watched") as fd:
             bpf_call.update(fd, NETNS_KEY.pack(cookie), POD_VALUE.pack(own.get(4, bytes(4)), 0, own.get(6, bytes(16))))
         return cookie
 
     def remove(self, cookie: int, cgroup_id: int | None = None) -> None:
         """Connections that live are not told any more. What is not there is no error."""
-        with opened(self._pins.maps / "watched") as fd:
+        with _opened(self._pins.maps / "watched") as fd:
             bpf_call.delete(fd, NETNS_KEY.pack(cookie))
         if cgroup_id is not None:
             self.unlink(cgroup_id)
@@ -61,9 +71,34 @@ class Watch:
     def unlink(self, cgroup_id: int) -> None:
         (self._pins.links / f"{cgroup_id}_{HOOK.name}").unlink(missing_ok=True)
 
+    def _link(self, cgroup: str) -> None:
+        try:
+            folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ObserveError(f"cgroup {cgroup}: {error.strerror}; it must be a directory of cgroup v2") from None
+        try:
+            path = self._pins.links / f"{os.fstat(folder).st_ino}_{HOOK.name}"
+            if path.exists():
+                return
+            with _opened(self._pins.programs / HOOK.name) as program:
+                link = bpf_call.attach(program, folder, HOOK.attach)
+            try:
+                bpf_call.pin(link, path)
+            finally:
+                os.close(link)
+        except OSError as error:
+            raise ObserveError(f"cgroup {cgroup}: {HOOK.name}: {error.strerror}; `bpftool cgroup tree` shows what else is attached, and "
+                               "only cgroup v2 has this hook") from None
+        finally:
+            os.close(folder)
+
+    def linked(self) -> set[int]:
+        """Ids of cgroups."""
+        return {int(path.name.partition("_")[0]) for path in self._pins.links.iterdir()}
+
     def watched(self) -> list[int]:
         """Cookies."""
-        with opened(self._pins.maps / "watched") as fd:
+        with _opened(self._pins.maps / "watched") as fd:
             return sorted(NETNS_KEY.unpack(key)[0] for key in bpf_call.keys(fd, NETNS_KEY.size))
 
 
@@ -72,9 +107,9 @@ class Records:
     silently, so whoever reads looks from time to time as well."""
 
     def __init__(self, pins: Pins) -> None:
-        with opened(pins.maps / "tally") as fd:
+        with _opened(pins.maps / "tally") as fd:
             self._tally = os.dup(fd)
-        with opened(pins.maps / "ended") as fd:
+        with _opened(pins.maps / "ended") as fd:
             self._fd = os.dup(fd)
         self._size = bpf_call.map_shape(self._fd).entries
         # the consumer's page is ours to write; the producer's and the data's are not, and the data lies there twice, end to end
@@ -116,6 +151,19 @@ class Records:
         for fd in (self._fd, self._tally):
             with suppress(OSError):
                 os.close(fd)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """The descriptor of a pin."""
+    try:
+        fd = bpf_call.pinned(path)
+    except OSError as error:
+        raise ObserveError(f"{error.strerror}; the program is not loaded, or somebody removed the pin") from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _possible_cpus() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agent.capture import bpf_call, egress, loader, observe, plan, rules
+from agent.capture import bpf_call, egress, loader, plan, rules
 from agent.capture import pins as pins_room
 from agent.capture.pins import PinError, Pins, pins_of
 from agent.capture.pins import bpffs as find_bpffs
@@ -20,8 +20,7 @@ from tests.support.cgroup import Cgroups
 
 pytestmark = pytest.mark.netns  # root
 
-TYPES = {"sockops": "sock_ops", "observe": "sock_ops", "getsockopt": "cgroup_sockopt", "setsockopt": "cgroup_sockopt",
-         "connect4": "cgroup_sock_addr",
+TYPES = {"sockops": "sock_ops", "getsockopt": "cgroup_sockopt", "setsockopt": "cgroup_sockopt", "connect4": "cgroup_sock_addr",
          "connect6": "cgroup_sock_addr", "getpeername4": "cgroup_sock_addr", "getpeername6": "cgroup_sock_addr"}
 
 
@@ -62,12 +61,9 @@ def test_every_hook_is_loaded_and_pinned_for_root_alone(loaded: Pins) -> None:
 
 def test_programs_share_the_pinned_maps(loaded: Pins) -> None:
     ids = {path.name: bpftool("map", "show", "pinned", str(path))["id"] for path in loaded.maps.iterdir()}
-    assert set(ids) == {"pods", "excluded_ports", "excluded_ranges", "included_ranges", "originals", "handshakes", "watched", "began",
-                        "ended", "tally"}
-    assert set(program(loaded, "connect4")["map_ids"]) == {ids[name] for name in ("pods", "excluded_ports", "excluded_ranges",
-                                                                                    "included_ranges", "originals")}
+    assert set(ids) == {"pods", "excluded_ports", "excluded_ranges", "included_ranges", "originals", "handshakes"}
+    assert set(program(loaded, "connect4")["map_ids"]) == {ids[name] for name in ids if name != "handshakes"}
     assert set(program(loaded, "sockops")["map_ids"]) == {ids["originals"], ids["handshakes"]}
-    assert set(program(loaded, "observe")["map_ids"]) == {ids[name] for name in ("watched", "began", "ended", "tally")}
 
 
 def test_what_was_compiled_is_kept_and_used_again(pins: Pins, tmp_path: Path) -> None:
@@ -250,14 +246,12 @@ def test_a_layout_is_part_of_the_path() -> None:
 
 def test_kernel_proxy_and_agent_agree_on_what_they_share(loaded: Pins) -> None:
     sizes, constants = bpf_door.sizes(), bpf_door.constants()
-    assert {name: (egress.POD_VALUE, egress.PORT_KEY, egress.RANGE_KEY, observe.CONNECTION, observe.TALLY)[at].size
-            for at, name in enumerate(("pod", "port", "range", "connection", "tally"))} == \
-        {name: sizes[name] for name in ("pod", "port", "range", "connection", "tally")}
+    assert {name: (egress.POD_VALUE, egress.PORT_KEY, egress.RANGE_KEY)[at].size for at, name in enumerate(("pod", "port", "range"))} == \
+        {name: sizes[name] for name in ("pod", "port", "range")}
     shapes = {path.name: bpftool("map", "show", "pinned", str(path)) for path in loaded.maps.iterdir()}
     assert {name: (one["bytes_key"], one["bytes_value"]) for name, one in shapes.items()} == {
         "pods": (8, sizes["pod"]), "excluded_ports": (sizes["port"], 1), "excluded_ranges": (sizes["range"], 1),
-        "included_ranges": (sizes["range"], 1), "originals": (4, sizes["end"]), "handshakes": (sizes["source"], sizes["end"]),
-        "watched": (8, sizes["pod"]), "began": (4, 8), "ended": (0, 0), "tally": (4, sizes["tally"])}
+        "included_ranges": (sizes["range"], 1), "originals": (4, sizes["end"]), "handshakes": (sizes["source"], sizes["end"])}
     assert constants == {"LAYOUT": egress.LAYOUT, "OUTBOUND_PORT": plan.OUTBOUND_PORT, "MARK": int(rules.MARK_OURS.split("/")[0], 16),
                          "MARK_MASK": int(rules.MARK_OURS.split("/")[1], 16), "HAS_IP4": egress.HAS_IP4, "HAS_IP6": egress.HAS_IP6,
                          "ONLY_INCLUDED": egress.ONLY_INCLUDED, "NETNS_BITS": egress.NETNS_BITS}

@@ -2,19 +2,23 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.capture.observe import Records, Watch
+from agent.capture import bpf_call, loader
+from agent.capture.observe import CONNECTION, TALLY, Records, Watch, pins_beside
 from agent.capture.pins import Pins
 from agent.model.telemetry import TCP_STATES, EndedConnection
+from ext.sys import bpf_door
 from tests.support.cgroup import Cgroup, Cgroups
 from tests.support.egress import Stage
 from tests.support.mesh import TCP_PORT, VIP
@@ -116,11 +120,18 @@ class Scene:
 
 
 @pytest.fixture
-def scene(namespaces: Namespaces, cgroups: Cgroups, loaded: Pins) -> Iterator[Scene]:
+def observing(pins: Pins, cache: Path) -> Pins:
+    own = pins_beside(pins)
+    assert loader.load(own, cache, hooks=loader.OBSERVE).hooks == {"observe": ""}
+    return own
+
+
+@pytest.fixture
+def scene(namespaces: Namespaces, cgroups: Cgroups, observing: Pins) -> Iterator[Scene]:
     node = Node(namespaces)
     client, server = node.pod("client"), node.pod("server")
     app, peer = cgroups.make("app"), cgroups.make("peer")
-    watch, records = Watch(loaded), Records(loaded)
+    watch, records = Watch(observing), Records(observing)
     serving = peer.start(server, sys.executable, "-c", SERVER, str(PORT), stdout=subprocess.PIPE, text=True)
     assert serving.stdout is not None
     try:
@@ -142,6 +153,20 @@ def packed(address: str) -> bytes:
 
 def figures(record: EndedConnection) -> dict[str, int]:
     return {name: getattr(record, name) for name in ("rtt", "min_rtt", "retransmits", "sent", "received")}
+
+
+def test_only_what_observation_needs_is_loaded(observing: Pins) -> None:
+    shapes = {}
+    for path in observing.maps.iterdir():
+        fd = bpf_call.pinned(path)
+        shapes[path.name] = bpf_call.map_shape(fd)
+        os.close(fd)
+    sizes = bpf_door.sizes()
+    assert {name: (shape.key, shape.value) for name, shape in shapes.items()} == {
+        "watched": (8, sizes["pod"]), "began": (4, 8), "ended": (0, 0), "tally": (4, sizes["tally"])}
+    assert shapes["ended"].entries == 1 << 20
+    assert (CONNECTION.size, TALLY.size) == (sizes["connection"], sizes["tally"])
+    assert [path.name for path in observing.programs.iterdir()] == ["observe"]
 
 
 @pytest.mark.parametrize("family", ["4", "6", "mapped"])
@@ -293,14 +318,14 @@ def test_a_ring_that_is_full_loses_records_counts_them_and_goes_on(scene: Scene)
     assert scene.records.counted() == (written + 3000, lost)
 
 
-def test_a_reader_that_comes_later_goes_on_where_the_last_one_stopped(scene: Scene, loaded: Pins) -> None:
+def test_a_reader_that_comes_later_goes_on_where_the_last_one_stopped(scene: Scene, observing: Pins) -> None:
     code = """if True:
         for _ in range(int(sys.argv[2])):
             socket.socket().connect_ex((sys.argv[1], 1))"""
     scene.run(code, scene.server.ip, "3")
     until(lambda: scene.records.counted() == (3, 0), "three records")
     assert len(scene.records.read(2)) == 2
-    after = Records(loaded)
+    after = Records(observing)
     try:
         assert len(after.read(100)) == 1
         assert after.read(100) == []
@@ -308,9 +333,9 @@ def test_a_reader_that_comes_later_goes_on_where_the_last_one_stopped(scene: Sce
         after.close()
 
 
-def test_of_a_captured_pod_the_proxys_leg_is_told_and_nothing_that_stays_in_the_pod(stage: Stage) -> None:
+def test_of_a_captured_pod_the_proxys_leg_is_told_and_nothing_that_stays_in_the_pod(stage: Stage, observing: Pins) -> None:
     """Capture and observation have a program each on the proxy's cgroup; either goes on when the other is taken off."""
-    watch, records = Watch(stage.pins), Records(stage.pins)
+    watch, records = Watch(observing), Records(observing)
     try:
         stage.capture()
         watch.serve(stage.proxy.path)
