@@ -41,6 +41,11 @@ def pins_beside(capture: Pins) -> Pins:
     return Pins(capture.root.with_name(f"{capture.root.name}-{HOOK.name}"))
 
 
+def is_beside(pins: Pins) -> bool:
+    """Whether these are observation's, of whatever layout."""
+    return pins.root.name.endswith(f"-{HOOK.name}")
+
+
 class Watch:
     """Whose connections are told. ObserveError when a cgroup is not linked or a map is not there. Again with the same is a no-op."""
 

@@ -97,6 +97,10 @@ class Store:
         uid = self._workload_addresses.owner(address)
         return self._workloads.get(uid) if uid else None
 
+    def service_at(self, address: IPAddress) -> Service | None:
+        key = self._service_addresses.owner(address)
+        return self._services.get(key) if key else None
+
     def by_index(self, index: int) -> Workload | Service | None:
         """Whose number this is, also for GRACE seconds after its removal. None: nobody's that is known."""
         return self._by_index.get(index)
