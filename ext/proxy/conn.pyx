@@ -257,11 +257,12 @@ cdef void pod_resume(Captured* pod) noexcept nogil:
 
 
 cdef void pod_retire(Captured* pod) noexcept nogil:
-    """A detached pod goes with its last connection and its last tunnel."""
+    """A detached pod goes, once, with its last connection and its last tunnel: also with one that ends because the pod is detached."""
     cdef Worker* w = pod.w
     cdef Captured** at
-    if pod.attached or pod.conns > 0 or pod.first_tunnel != NULL:
+    if pod.attached or pod.retired or pod.conns > 0 or pod.first_tunnel != NULL:
         return
+    pod.retired = 1
     pool_close(pod)
     stock_close(pod)
     at = &w.by_handle[pod.handle & 255]

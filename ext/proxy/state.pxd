@@ -339,6 +339,7 @@ cdef struct Captured:       # one pod of this worker
     Flow flow               # its connections, both sides, and its listeners share one turn
     uint32_t handle
     uint8_t attached
+    uint8_t retired         # in its grave: it is nobody's, and freed when the turn ends
     uint32_t conns
     uint32_t[4] of_kind     # of these, by Listener; what comes by a tunnel is LISTEN_INBOUND
     uint32_t upstreams      # open ones

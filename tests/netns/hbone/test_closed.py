@@ -289,3 +289,21 @@ def test_tunnels_are_listed_for_the_operator(pair: Mesh) -> None:
     connection.close()
     pair.quiet()
     until(lambda: roster.read_roster(pair.worker.stats) == ([], 0), "and no more when they have ended")
+
+
+def test_a_pod_that_leaves_while_somebody_shakes_hands_is_forgotten_once(pair: Mesh) -> None:
+    """It was given back twice: the worker went round in circles in its list of what to free, and died."""
+    configure(pair, protocol=Protocol.TCP)
+    pair.origin(8080, echo)
+    to = pair.pods.server.ip
+    for _ in range(2):
+        stalled = netlink.in_netns(pair.pods.other.path, lambda: socket.create_connection((to, 15008), timeout=10))
+        until(lambda: pair.worker.header["tunnels_open"] == 1, "the worker waits for a handshake")
+        pair.worker.detach(2)
+        until(lambda: pair.worker.header["tunnels_open"] == 0, "which nobody is there for any more")
+        stalled.close()
+        pair.attach_one(2)
+    connection = pair.dial(port=TCP_PORT)
+    connection.sendall(b"hello")
+    assert receive(connection, 5) == b"hello"
+    assert not pair.worker.ended()
