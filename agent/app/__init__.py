@@ -28,8 +28,9 @@ import click
               help="Reach pods of this node as those of others (default: inside their namespaces, without a tunnel).")
 @click.option("--access-log", type=click.Choice(["json", "text", "off"]), default="json", show_default=True,
               help="Format of access.log.")
-@click.option("--capture", type=click.Choice(["auto", "iptables", "nftables"]), default="auto", show_default=True,
-              help="What redirects are written with; auto: iptables where the kernel has its legacy tables, else nftables.")
+@click.option("--capture", type=click.Choice(["auto", "ebpf", "iptables", "nftables"]), default="auto", show_default=True,
+              help="auto: iptables where the kernel has its legacy tables, else nftables; ebpf: what pods connect to by socket hooks where "
+              "node and pod allow it, and the rest as auto does. A pod's annotation narrows.mesh/capture (ebpf, iptables) goes before it.")
 @click.option("--idle", "idle_seconds", type=click.FloatRange(1, 86400), default=600, show_default=True,
               help="Seconds after which the routes of a destination that nobody talks to are dropped.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)

@@ -27,12 +27,15 @@ from prometheus_client.registry import CollectorRegistry
 from agent.admin.server import AdminServer
 from agent.app import dump, logs
 from agent.app.access import Access
+from agent.app.capture import Capture
 from agent.app.certificates import Certificates
 from agent.app.commit import Committer
 from agent.app.encode import encode_put
 from agent.app.events import Events
+from agent.app.hooks import Hooks
 from agent.app.keeper import KeeperLink, open_link
 from agent.app.mesh import Mesh
+from agent.app.method import EBPF, backend_of
 from agent.app.observe import DataPath
 from agent.app.pods import Pods
 from agent.app.resync import difference, inherit, settle_inheritance
@@ -81,7 +84,7 @@ class Options:
     access_log: str = "json"  # json, text, off
     same_node_tunnel: bool = False
     idle_seconds: float = 600.0
-    capture: str = "auto"  # auto, iptables, nftables
+    capture: str = "auto"  # auto, ebpf, iptables, nftables
 
 
 class Agent:
@@ -105,9 +108,11 @@ class Agent:
         self._certificates = Certificates(self._store, self._committer, self._events, trust_domain=options.trust_domain,
                                           access=replace(plane, target=options.ca or options.xds), lists=options.ca_crl)
         instance = str(options.run_dir)
-        self._pods = Pods(node=options.node, cluster=options.cluster, trust_domain=options.trust_domain, instance=instance,
-                          store=self._store, committer=self._committer, events=self._events, decide=enrol,
-                          reconciler=Reconciler(instance, backend=options.capture), identities=self._certificates.identities)
+        self._hooks = Hooks(instance, options.run_dir, self._events, self._again)
+        capture = Capture(instance, options.capture, Reconciler(instance, backend=backend_of(options.capture)), self._hooks)
+        self._pods = Pods(node=options.node, cluster=options.cluster, trust_domain=options.trust_domain, store=self._store,
+                          committer=self._committer, events=self._events, decide=enrol, capture=capture,
+                          identities=self._certificates.identities)
         self._tracking = Tracking(self._events, self._pods.captured)
         self._access_log = (AccessLog(str(options.run_dir / "access.log"), options.access_log)
                             if options.access_log != "off" else None)
@@ -140,6 +145,8 @@ class Agent:
             stack.callback(self._close_logs)
             self._signals()
             log.info("agent started", extra={"node": options.node, "run_dir": str(options.run_dir), "pid": os.getpid()})
+            if options.capture == EBPF:
+                self._hooks.begin()
             tasks = [asyncio.create_task(work, name=name) for name, work in (
                 ("keeper", self._follow_keeper()),
                 ("pods", self._follow_pods()),
@@ -178,6 +185,7 @@ class Agent:
         """SIGHUP: look at everything again now, without waiting for the next retry or event."""
         log.info("reload")
         self._xds.hurry()
+        self._hooks.again()
         self._pods.again()
 
     def _reopen(self) -> None:
@@ -421,6 +429,9 @@ class Agent:
         self.stop()
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _again(self) -> None:
+        self._pods.again()
 
     def _keeper_silent(self) -> float | None:
         link = self._link

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.app.commit import Refused
-from agent.app.pods import Attached
+from agent.app.tracked import Attached
 from agent.dataplane import blobs
 from agent.dataplane.client import KeeperAway, KeeperClient, KeeperRefused, connect
 from agent.dataplane.protocol import Hello, Miss, WorkerChange, WorkerState
@@ -42,6 +42,11 @@ class KeeperLink:
     @property
     def pid(self) -> int:
         return self._client.hello.pid
+
+    @property
+    def peer(self) -> int:
+        """The keeper's process as the kernel names it to this one."""
+        return self._client.peer
 
     async def inventory(self) -> Inventory:
         found = await self._client.inventory()

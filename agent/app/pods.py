@@ -1,11 +1,11 @@
 """The pods of this node: each brought to what its annotations ask, in an order that never leaves one half captured.
 
-    enrol      workers know the mesh -> keeper makes listeners -> workers know the pod -> redirects (verified) -> captured
-    un-enrol   redirects go -> others hear of it, live connections finish -> marks, listeners and what workers know go
-    gone       redirects if the namespace is still there, then the rest at once
+    enrol      workers know the mesh -> keeper makes listeners -> workers know the pod -> capture (verified) -> captured
+    un-enrol   capture goes -> others hear of it, live connections finish -> marks, listeners and what workers know go
+    gone       capture if the namespace is still there, then the rest at once
 
 Every pod has one task of its own that works on the newest wish; a failure is retried with a backoff and the pod stays what
-it was. States and their legal transitions are TRANSITIONS.
+it was. States and their legal transitions are in tracked.py, how a pod is captured in capture.py.
 """
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from agent import netlink
-from agent.app.commit import Committer, Refusals
+from agent.app.capture import Capture
+from agent.app.commit import Committer
 from agent.app.events import Events
 from agent.app.linger import open_connections
-from agent.capture import watch
-from agent.capture.plan import Plan, plan
-from agent.capture.reconcile import Backend, CaptureError, Reconciler
+from agent.app.repair import WATCH_SECONDS, Repair
+from agent.app.tracked import Attached, KeeperAway, MeshUnknown, PodIdentities, PodKeeper, State, Superseded, Tracked
+from agent.capture.reconcile import CaptureError
 from agent.model.pod import CaptureSettings, Enrolment, LocalPod
 from agent.model.workload import spiffe
 from agent.state.entries import Table
@@ -37,110 +36,23 @@ RETRY_FIRST, RETRY_LAST = 0.2, 30.0  # seconds, doubling
 LINGER_SECONDS = 3600.0  # an un-enrolled pod's last connections may go on for so long (tcp_idle_timeout's bound)
 LINGER_POLL = 2.0  # seconds between two looks whether they have ended
 TOLD_SECONDS = 5.0  # others hear so late, generously, that a pod takes no tunnels any more: until then it does
-WATCH_SECONDS = 2.5  # each captured pod is looked at so often: half of the 5 s within which a foreign edit is to be repaired
 
 log = logging.getLogger("narrows.pods")
-
-
-class State(StrEnum):
-    NEW = "new"  # no decision yet
-    OUT = "out"  # not captured
-    ENTERING = "entering"  # on the way in: nothing is redirected yet
-    CAPTURED = "captured"
-    LEAVING = "leaving"  # nothing is redirected any more, live connections finish
-    GONE = "gone"
-
-
-TRANSITIONS: dict[State, frozenset[State]] = {
-    State.NEW: frozenset({State.OUT, State.ENTERING, State.GONE}),
-    State.OUT: frozenset({State.ENTERING, State.GONE}),
-    State.ENTERING: frozenset({State.CAPTURED, State.LEAVING, State.OUT, State.GONE}),
-    State.CAPTURED: frozenset({State.LEAVING, State.ENTERING, State.GONE}),  # ENTERING: the keeper lost it
-    State.LEAVING: frozenset({State.ENTERING, State.OUT, State.GONE}),
-    State.GONE: frozenset(),
-}
-
-
-class KeeperAway(Exception):
-    """Nothing can be decided now."""
-
-
-class MeshUnknown(KeeperAway):
-    """Nobody has told yet who is in the mesh: what is captured now would pass by every route."""
-
-
-class Superseded(Exception):
-    """A newer wish came while this one was worked on."""
-
-
-class PodKeeper(Protocol):
-    """What the keeper does for pods. Each raises ConnectionError when it is away, and an OSError when it refuses."""
-
-    async def add_pod(self, handle: int, uid: str, families: tuple[int, ...], netns: int, identity: str) -> None: ...
-
-    async def delete_pod(self, handle: int) -> None: ...
-
-
-class PodIdentities(Protocol):
-    """Who sees to certificates. Enrolment does not wait for them; connections do."""
-
-    def hold(self, owner: str, identity: str) -> None: ...
-
-    def release(self, owner: str) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """A pod that the keeper holds listeners for."""
-
-    handle: int
-    netns: int  # inode
-
-
-@dataclass(slots=True)
-class Tracked:
-    """One pod and how far it is. `final`: the decision on the newest wish stands (or its first attempt failed)."""
-
-    pod: LocalPod
-    state: State = State.NEW
-    final: bool = False
-    reason: str = "not looked at yet"
-    plan: Plan | None = None  # in force
-    settings: CaptureSettings | None = None
-    repairs: int = 0
-    seen: bytes = b""  # print of the namespace with which it was last found as planned; empty: not compared yet
-    looked: float = 0.0  # monotonic time of that comparison, or of the last look that found the same print
-    wanted: bool = False  # its annotations ask for capture
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
-    deleted: bool = False
-    old: bool = False  # it was there before this agent: an earlier one may have left its rules
-
-    @property
-    def about(self) -> str:
-        return f"pod {self.pod.ref}"
-
-    def step(self, state: State, reason: str) -> None:
-        if state is not self.state and state not in TRANSITIONS[self.state]:
-            raise RuntimeError(f"{self.about}: {self.state} -> {state} is not legal")
-        self.state, self.reason = state, reason
 
 
 class Pods:
     """See the head of this file. `follow` takes wishes, `attach` a keeper connection."""
 
-    def __init__(self, *, node: str, cluster: str, trust_domain: str, instance: str, store: Store, committer: Committer,
-                 events: Events, decide: Callable[[LocalPod], Enrolment], reconciler: Reconciler,
-                 identities: PodIdentities) -> None:
+    def __init__(self, *, node: str, cluster: str, trust_domain: str, store: Store, committer: Committer, events: Events,
+                 decide: Callable[[LocalPod], Enrolment], capture: Capture, identities: PodIdentities) -> None:
         self._node = node
         self._cluster = cluster
         self._trust_domain = trust_domain
-        self._instance = instance
         self._store = store
         self._committer = committer
         self._events = events
         self._decide = decide
-        self._reconciler = reconciler
+        self._capture = capture
         self._identities = identities
         self._pods: dict[str, Tracked] = {}  # by uid
         self._keeper: PodKeeper | None = None
@@ -150,9 +62,8 @@ class Pods:
         self._tasks: set[asyncio.Task[None]] = set()
         self._synced = False  # the first list of pods was taken
         self._informed = False  # the mesh is known
-        self.repairs = 0
+        self._repair = Repair(self._pods, capture, events)
         self._unchosen = "not found out yet"
-        self.exposed_seconds = 0.0  # how long, at most, rules were not as planned before they were repaired
 
     # -- wishes -----------------------------------------------------------------------------------------------------
 
@@ -201,13 +112,15 @@ class Pods:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.to_thread(self._reconciler.close)
+        await self._capture.hooks.close()
+        await asyncio.to_thread(self._capture.rules.close)
 
     # -- the keeper -------------------------------------------------------------------------------------------------
 
     def attach(self, keeper: PodKeeper, attached: Mapping[str, Attached]) -> None:
         """A keeper is there, and holds these pods already."""
         self._keeper, self._attached = keeper, dict(attached)
+        self._capture.hooks.keeper(keeper.peer)
         self._named.clear()
         for tracked in self._pods.values():
             tracked.final = False
@@ -241,14 +154,22 @@ class Pods:
 
     def figures(self) -> CaptureFigures:
         """For metrics; called from the thread that renders them."""
-        states = Counter(str(one.state) for one in list(self._pods.values()))
-        return CaptureFigures({str(state): states[str(state)] for state in State}, self.repairs, self.exposed_seconds,
-                              self.capture()["backend"])
+        pods = list(self._pods.values())
+        states = Counter(str(one.state) for one in pods)
+        methods = Counter(way for one in pods if one.state is State.CAPTURED and one.way
+                          for way in (("egress", one.way.egress), ("ingress", one.way.ingress)))
+        return CaptureFigures({str(state): states[str(state)] for state in State}, methods, self._repair.count,
+                              self._repair.exposed_seconds, self.capture()["backend"])
 
-    def capture(self) -> dict[str, str]:
-        """What redirects are written with, and why; no backend when that could not be found out (yet)."""
-        chosen = self._reconciler.chosen
-        return {"backend": chosen.name, "reason": chosen.reason} if chosen else {"backend": "", "reason": self._unchosen}
+    @property
+    def repairs(self) -> int:
+        return self._repair.count
+
+    def capture(self) -> dict[str, Any]:
+        """What redirects are written with, and why; no backend when that could not be found out (yet). And how it is with eBPF."""
+        chosen = self._capture.rules.chosen
+        return {"backend": chosen.name if chosen else "", "reason": chosen.reason if chosen else self._unchosen,
+                "ebpf": self._capture.hooks.shown()}
 
     def by_handle(self) -> dict[int, tuple[str, str]]:
         """Name and identity of the pods that the keeper holds listeners for."""
@@ -317,7 +238,9 @@ class Pods:
                 one.step(State.OUT, one.reason)
         elif enrolment.settings is not None:
             one.wanted = True
-            await self._enter(one, enrolment.settings)
+            if enrolment.doubts:
+                self._events.add("AnnotationRefused", one.about, "; ".join(enrolment.doubts), warning=True)
+            await self._enter(one, enrolment.settings, enrolment.method)
         else:
             one.wanted = False
             await self._leave(one, enrolment.reason)
@@ -326,38 +249,41 @@ class Pods:
     async def _adopt(self, one: Tracked) -> bool:
         """Whether this pod is captured by an earlier agent of this instance already."""
         self._present()
-        if one.pod.uid not in self._attached or not await self._redirected(one):
+        if one.pod.uid not in self._attached or not await self._capture.captured(one.pod):
             return False
         one.step(State.ENTERING, one.reason)
         self._know(one, None)  # which ports that agent excluded is not known
         one.step(State.CAPTURED, f"captured as before: {one.reason}")
         return True
 
-    async def _enter(self, one: Tracked, settings: CaptureSettings) -> None:
+    async def _enter(self, one: Tracked, settings: CaptureSettings, method: str) -> None:
         pod = one.pod
-        # of the namespace and not of the pod's addresses: one that has IPv6 and no address yet may get one
-        families = await asyncio.to_thread(netlink.families, pod.netns)
-        wish = plan(settings, families, self._instance)
-        captured = one.state is State.CAPTURED
+        self._present()
+        choice = await self._capture.choose(pod, method)
+        captured, before = one.state is State.CAPTURED, one.way
         if not captured:
             one.step(State.ENTERING, "being captured")
         await self._listen(one)
         self._know(one, settings.exclude_inbound_ports)
-        refused = await _unless_changed(one, self._committer.in_force())
+        refused = await one.unless_changed(self._committer.in_force())
         if said := next((text for key, text in refused.items() if key[1] == pod.uid), None):
             raise CaptureError(f"the data path refuses the pod: {said}")
-        one.plan = None  # or a look between apply and the next line would put the old plan back
+        one.way = None  # or a look between this and the end would put the old plan back
         try:
-            outcome = await self._reconciler.apply(pod.netns, wish)
+            entered = await self._capture.enter(pod, settings, choice, before if captured else None,
+                                               old=(one.old or captured) and before is None)
         except CaptureError as error:
             one.step(State.ENTERING, str(error))  # the redirects were taken back
             raise
-        one.plan, one.settings = wish, settings
+        one.way = way = entered.way
         one.seen, one.looked = b"", time.monotonic()
-        one.step(State.CAPTURED, "captured")
-        if not captured or outcome.changed:
-            self._events.add("Captured", one.about, f"captured by {self.method} in {outcome.seconds * 1000:.0f} ms: "
-                             f"{len(outcome.changed)} changes")
+        one.step(State.CAPTURED, way.reason)
+        if way.choice.why and (before is None or before.choice.why != way.choice.why):
+            self._events.add("CaptureFallback", one.about, f"what it connects to is captured by {way.egress} and not by eBPF: "
+                             f"{way.choice.why}", warning=True)
+        if not captured or entered.changed:
+            self._events.add("Captured", one.about, f"captured by {way.name} in {entered.seconds * 1000:.0f} ms: "
+                             f"{len(entered.changed)} changes")
 
     async def _listen(self, one: Tracked) -> None:
         """Have the keeper hold listeners inside the pod's namespace, once: for both families, since IPv6 may be switched on later.
@@ -370,7 +296,7 @@ class Pods:
         if uid not in self._attached:
             if not self._informed:
                 raise MeshUnknown("the control plane has not told yet who is in the mesh")
-            await _unless_changed(one, self._committer.in_force())
+            await one.unless_changed(self._committer.in_force())
             keeper = self._present()
         netns = netlink.open_namespace(one.pod.netns)
         try:
@@ -391,14 +317,6 @@ class Pods:
         finally:
             os.close(netns)
 
-    async def _redirected(self, one: Tracked) -> bool:
-        """Whether connections in the pod's namespace are turned to us. A namespace that cannot be looked into has none."""
-        try:
-            chains = await self._reconciler.chains(one.pod.netns)
-        except (CaptureError, OSError):
-            return False
-        return any(names and "nat" in table for table, names in chains.items())
-
     def _identity(self, pod: LocalPod) -> str:
         return spiffe(self._trust_domain, pod.namespace, pod.service_account or "default")
 
@@ -412,7 +330,7 @@ class Pods:
         pod = one.pod
         if one.state is State.NEW:
             self._present()
-            if pod.uid not in self._attached and not (one.old and await self._redirected(one)):
+            if pod.uid not in self._attached and not (one.old and await self._capture.captured(pod)):
                 one.step(State.OUT, reason)
                 return
             one.step(State.ENTERING, "captured by an earlier agent")
@@ -420,17 +338,17 @@ class Pods:
             one.reason = reason
             return
         if one.state is not State.LEAVING:
-            await self._reconciler.release(pod.netns)
+            one.way = None  # or a look would put it back
+            await self._capture.release(pod)
             if pod.uid in self._attached:
                 self._know(one, None)  # new connections are not ours any more, from pods of this node neither
                 self._committer.nudge()
-            one.plan = one.settings = None
             one.step(State.LEAVING, reason)  # OUT only when nothing is left: who is woken on the way must come back here
             self._events.add("Released", one.about, f"not captured any more: {reason}; live connections finish")
         await self._decided(one)
         await self._linger(one)
         if not one.changed.is_set():
-            await self._reconciler.remove(pod.netns)
+            await self._capture.remove(pod)
             await self._detach(pod.uid)
             one.step(State.OUT, reason)
 
@@ -449,7 +367,7 @@ class Pods:
         """The pod is gone: its rules go with its namespace, unless that is still there."""
         if one.state in (State.CAPTURED, State.LEAVING, State.ENTERING) or one.pod.uid in self._attached:
             with suppress(CaptureError, OSError):
-                await self._reconciler.remove(one.pod.netns)
+                await self._capture.remove(one.pod)
         await self._detach(one.pod.uid)
         one.step(State.GONE, "gone")
         self._pods.pop(one.pod.uid, None)
@@ -479,71 +397,18 @@ class Pods:
         await self.choose()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            await self.look()
+            await self._repair.look([one.pod for one in self._pods.values()], all_known=self._synced)
 
     async def choose(self) -> None:
         """Find out what to capture with, before a pod asks."""
         try:
-            chosen = await self._reconciler.backend()
+            chosen = await self._capture.rules.backend()
         except (CaptureError, OSError) as error:
             self._unchosen = str(error)
             self._events.add("CaptureUnavailable", "capture", f"no pod can be captured: {error}", warning=True)
         else:
             self._events.add("CaptureChosen", "capture", f"capture by {chosen.name}: {chosen.reason}",
                              warning=chosen.name != "iptables" and chosen.reason.startswith("no legacy"))
-
-    async def look(self) -> None:
-        """One look at every captured pod."""
-        todo = {one.pod.netns: one for one in self._pods.values() if one.state is State.CAPTURED and one.plan}
-        if not todo:
-            return
-        now = time.monotonic()
-        prints = await asyncio.to_thread(watch.prints, {netns: _target(one.plan, self._reconciler.chosen)
-                                                       for netns, one in todo.items() if one.plan})
-        work = []
-        for netns, one in todo.items():
-            found = prints.get(netns, b"")
-            if not found and not netlink.is_namespace(netns):
-                continue  # the pod is going, and its namespace went first
-            if found and found == one.seen:
-                one.looked = now
-            else:
-                work.append(self._repair(one, found, now))
-        await asyncio.gather(*work)
-
-    async def _repair(self, one: Tracked, found: bytes, now: float) -> None:
-        """Compare one pod with its plan. `found` was read before: what changes meanwhile makes another print."""
-        wish = one.plan
-        if wish is None or one.state is not State.CAPTURED or one.changed.is_set():
-            return
-        if await asyncio.to_thread(_other_families, one.pod.netns, wish):
-            one.changed.set()  # IPv6 was switched on or off: `_enter` makes another plan
-            return
-        try:
-            wrong = await self._reconciler.repair(one.pod.netns, wish, lambda: one.plan is wish)
-        except (CaptureError, OSError) as error:
-            if one.plan is wish and one.state is State.CAPTURED and not one.deleted:
-                one.seen = b""
-                one.step(State.ENTERING, f"its rules were changed and cannot be repaired: {error}")
-                one.changed.set()  # `_work` tells, tries again, and waits longer each time
-            return
-        if one.plan is not wish or one.state is not State.CAPTURED:
-            return
-        if not wrong:
-            one.seen, one.looked = found, now
-            return
-        exposed = time.monotonic() - (one.looked or now)
-        one.repairs += 1
-        one.seen, one.looked = b"", time.monotonic()
-        self.repairs += 1
-        self.exposed_seconds += exposed
-        self._events.add("Repaired", one.about, f"somebody changed the rules in the pod's namespace; repaired "
-                         f"({one.repairs}), after at most {exposed:.1f} s: {'; '.join(wrong)[:500]}", warning=True)
-
-    @property
-    def method(self) -> str:
-        """What captures: the backend's name."""
-        return backend.name if (backend := self._reconciler.chosen) else "iptables"
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -553,7 +418,7 @@ class Pods:
         return self._keeper
 
     def _show(self, one: Tracked) -> dict[str, Any]:
-        pod = one.pod
+        pod, way = one.pod, one.way if one.state is State.CAPTURED else None
         return {
             "namespace": pod.namespace,
             "name": pod.name,
@@ -562,35 +427,13 @@ class Pods:
             "ips": [str(address) for address in pod.addresses],
             "captured": one.state is State.CAPTURED,
             "reason": one.reason,
-            "method": self.method if one.state is State.CAPTURED else None,
+            "method": way.name if way else None,
+            "egress": way.egress if way else None,
+            "ingress": way.ingress if way else None,
+            "fallback": way.choice.why if way else "",
             "state": str(one.state),
             "final": one.final,
             "handle": attached.handle if (attached := self._attached.get(pod.uid)) else None,
             "repairs": one.repairs,
             "events": self._events.about(one.about),
         }
-
-
-def _other_families(netns: str, plan: Plan) -> bool:
-    """Whether the namespace has other families now than those of the plan. Blocking; a namespace that is going has no others."""
-    try:
-        return set(netlink.families(netns)) != {table.family for table in plan.tables}
-    except OSError:
-        return False
-
-
-def _target(plan: Plan, backend: Backend | None) -> watch.Target:
-    legacy = backend is None or backend.name == "iptables"
-    return watch.Target(tuple(sorted({table.family for table in plan.tables})),
-                        tuple(dict.fromkeys(table.name for table in plan.tables)) if legacy else ())
-
-
-async def _unless_changed(one: Tracked, future: asyncio.Future[Refusals]) -> Refusals:
-    change: asyncio.Future[Any] = asyncio.ensure_future(one.changed.wait())
-    try:
-        await asyncio.wait([change, future], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        change.cancel()
-    if not future.done():
-        raise Superseded
-    return future.result()

@@ -117,6 +117,11 @@ def program_tag(fd: int) -> str:
     return _info(fd)[8:16].hex()
 
 
+def program_id(fd: int) -> int:
+    (number,) = struct.unpack_from("=4xI", _info(fd))
+    return int(number)
+
+
 def pin(fd: int, path: Path) -> None:
     _at(_PIN, path, fd)
 

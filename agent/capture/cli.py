@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from agent import netlink
-from agent.capture import pins
+from agent.capture import pins, unhook
 from agent.capture.nft import script
 from agent.capture.plan import Plan, plan
 from agent.capture.reconcile import BACKENDS, CaptureError, Reconciler
@@ -106,18 +106,24 @@ def verify_command(*, netns: str, backend: str, instance: str, **asked: Any) -> 
               help="Every pod of an instance: its run directory, with pods/*.json.")
 @click.option("--instance", help="Only the chains of this instance (an agent's is its run directory); "
               "without it those of every instance.")
-def clean_command(paths: tuple[str, ...], run_dir: Path | None, instance: str | None) -> None:
-    """Remove every chain, rule and route of ours, and of an instance that is named the BPF programs, links and maps too.
+@click.option("--below", metavar="DIR",
+              help="BPF programs, links and maps of every instance whose run directory is in this one, which may be gone.")
+def clean_command(paths: tuple[str, ...], run_dir: Path | None, instance: str | None, below: str | None) -> None:
+    """Remove every chain, rule and route of ours; of a namespace also the BPF links that capture what it connects to, of an instance that
+    is named all its BPF programs, links and maps.
 
     Ends with 1 when a namespace could not be cleaned.
     """
     wanted = list(dict.fromkeys([*paths, *(_namespaces(run_dir) if run_dir is not None else [])]))
     named = instance if instance is not None else str(run_dir) if run_dir is not None else None
-    if not wanted and named is None:
+    if not wanted and named is None and below is None:
         raise click.UsageError("name a namespace with --netns, or an instance by --instance or its directory with --run-dir")
-    failed = asyncio.run(_clean(wanted, instance))
+    failed = _unhook(paths, named)
+    failed = asyncio.run(_clean(wanted, instance)) or failed
     if named is not None and not paths:
-        failed = _unpin(named) or failed
+        failed = _unpin(pins.found(named)) or failed
+    if below is not None:
+        failed = _unpin(pins.found(f"{below.rstrip('/')}/", below=True)) or failed
     if failed:
         sys.exit(1)
 
@@ -135,12 +141,27 @@ async def _clean(paths: Iterable[str], instance: str | None) -> bool:
     return failed
 
 
-def _unpin(instance: str) -> bool:
+def _unhook(paths: Iterable[str], instance: str | None) -> bool:
+    """End the capture of these namespaces by socket hooks, of one instance or of every one."""
+    failed = False
+    for path in paths:
+        try:
+            gone = unhook.unhook(path, pins.found(instance))
+        except OSError as error:
+            click.echo(f"{path}: {error}; this needs root", err=True)
+            failed = True
+            continue
+        if gone:
+            click.echo(f"{path}: removed {', '.join(gone)}")
+    return failed
+
+
+def _unpin(those: Iterable[pins.Pins]) -> bool:
     """Programs leave their cgroups with the pins of their links."""
     failed = False
-    for one in pins.found(instance):
+    for one in those:
         try:
-            one.remove()
+            pins.clean(one)
             click.echo(f"{one.root}: removed")
         except OSError as error:
             click.echo(f"{one.root}: {error.strerror}; this needs root", err=True)

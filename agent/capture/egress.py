@@ -2,21 +2,23 @@
 
 A pod is captured while two things hold: its cgroup has links to the hooks, and its network namespace stands in the map `pods`. The map
 is written last and cleared first, so capture begins and ends in one step. A socket of the pod's cgroup in another namespace is left alone,
-as is one of another cgroup in the pod's namespace (the proxy's own are such). Nothing here needs a child or blocks.
+as is one of another cgroup in the pod's namespace (the proxy's own are such). Nothing here needs a child, or blocks for longer than a
+few milliseconds. One caller at a time.
 """
 from __future__ import annotations
 
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 
 from agent import netlink
 from agent.capture import bpf_call
-from agent.capture.loader import HOOKS, POD, PROXY
+from agent.capture.loader import HOOKS, POD, PROXY, Hook
 from agent.capture.pins import Pins
 from agent.capture.plan import PROBE_SOURCES
 from agent.model.pod import CaptureSettings, Network
@@ -27,6 +29,8 @@ LAYOUT = 1
 POD_VALUE, PORT_KEY, RANGE_KEY, NETNS_KEY = struct.Struct("=4sI16s"), struct.Struct("=QQ"), struct.Struct("=IQ16s"), struct.Struct("=Q")
 HAS_IP4, HAS_IP6, ONLY_INCLUDED = 1, 2, 4
 NETNS_BITS = 64
+# Maps of what pods exclude and include: how a key is written, and where in it the cookie is.
+SETTINGS = {"excluded_ports": (PORT_KEY, 0), "excluded_ranges": (RANGE_KEY, 1), "included_ranges": (RANGE_KEY, 1)}
 
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 _YES = b"\1"
@@ -47,85 +51,194 @@ def netns_cookie(netns: str) -> int:
     return netlink.in_netns(netns, ask)
 
 
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What names a pod to the kernel, which stays true when the pod is gone."""
+
+    cookie: int  # of its network namespace
+    cgroup: int  # id
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is in force at one moment."""
+
+    pods: Mapping[int, bytes]  # cookie -> value
+    settings: Mapping[str, Mapping[int, frozenset[bytes]]]  # map -> cookie -> keys
+    links: Mapping[int, frozenset[str]]  # cgroup id -> hooks that run there
+
+
 class Egress:
     """One instance's. `lacking`: names of hooks that the kernel refused, which are not linked."""
 
     def __init__(self, pins: Pins, lacking: Iterable[str] = ()) -> None:
         self._pins = pins
         self._lacking = frozenset(lacking)
+        self._settings: dict[str, dict[int, set[bytes]]] | None = None  # what stands in the maps, so that a change costs what it changes
 
-    def serve(self, cgroup: str) -> None:
-        """Links the proxy's cgroup: listeners that its processes made or make learn where connections were meant to go."""
-        self._link(cgroup, PROXY)
+    def serve(self, cgroup: str) -> int:
+        """Links the proxy's cgroup: listeners that its processes made or make learn where connections were meant to go. Returns its id."""
+        return self._link(cgroup, PROXY)
 
-    def capture(self, netns: str, cgroup: str, addresses: Iterable[IPAddress], settings: CaptureSettings) -> None:
+    def capture(self, netns: str, cgroup: str, addresses: Iterable[IPAddress], settings: CaptureSettings) -> Captured:
         """Capture a pod, or change how: again with the same is a no-op, and connects meanwhile follow the old or the new settings.
 
         `addresses`: the pod's own. A family that has none is not captured. EgressError when a hook is not linked; the pod is as before.
         """
         cookie = netns_cookie(netns)
-        own = {address.version: address for address in addresses}
+        own = tuple(addresses)
         if not own:
             raise EgressError(f"{netns}: a pod without an address cannot be captured by eBPF")
-        self._link(cgroup, POD)
-        excluded = [*settings.exclude_outbound_ranges, *(ip_network(text) for text in PROBE_SOURCES.values())]
-        included = settings.include_outbound_ranges
-        # what widens capture is written before what narrows it goes: no connect escapes that both would capture
-        self._set("included_ranges", cookie, {_range(cookie, network) for network in included or ()}, remove=False)
-        for name, keys in (("excluded_ports", {PORT_KEY.pack(cookie, port) for port in settings.exclude_outbound_ports}),
-                           ("excluded_ranges", {_range(cookie, network) for network in excluded})):
-            self._set(name, cookie, keys)
-        flags = (HAS_IP4 if 4 in own else 0) | (HAS_IP6 if 6 in own else 0) | (0 if included is None else ONLY_INCLUDED)
-        value = POD_VALUE.pack(own[4].packed if 4 in own else bytes(4), flags, own[6].packed if 6 in own else bytes(16))
-        with _opened(self._pins.maps / "pods") as pods:
-            bpf_call.update(pods, NETNS_KEY.pack(cookie), value)
-        self._set("included_ranges", cookie, {_range(cookie, network) for network in included or ()})
+        number = self._link(cgroup, POD)
+        wanted = _keys(cookie, settings)
+        try:
+            # what widens capture is written before what narrows it goes: no connect escapes that both would capture
+            self._set("included_ranges", cookie, wanted["included_ranges"], remove=False)
+            for name in ("excluded_ports", "excluded_ranges"):
+                self._set(name, cookie, wanted[name])
+            with _opened(self._pins.maps / "pods") as pods:
+                bpf_call.update(pods, NETNS_KEY.pack(cookie), _value(own, settings))
+            self._set("included_ranges", cookie, wanted["included_ranges"])
+        except OSError as error:
+            self._settings = None
+            raise EgressError(f"{netns}: {error.strerror}; it takes root, and room in the maps (bpf/README.md has their bounds)") from None
+        return Captured(cookie, number)
 
     def release(self, cookie: int, cgroup_id: int) -> None:
         """End the capture of a pod, which may be gone. Connections that live go on. What is not there is no error."""
+        self.stop(cookie)
+        self.unlink(cgroup_id)
+
+    def stop(self, cookie: int) -> None:
+        """The half of `release` after which new connects are not captured. One under way needs the links for some microseconds more."""
         with _opened(self._pins.maps / "pods") as pods:
             bpf_call.delete(pods, NETNS_KEY.pack(cookie))
+        for name in SETTINGS:
+            self._set(name, cookie, set())
+
+    def unlink(self, cgroup_id: int) -> None:
+        """The other half. Afterwards applications see the proxy as the peer of connections that live on. A captured pod must not be named.
+        """
         for path in self._pins.links.glob(f"{cgroup_id}_*"):
             path.unlink(missing_ok=True)
-        for name in ("excluded_ports", "excluded_ranges", "included_ranges"):
-            self._set(name, cookie, set())
 
     def captured(self) -> list[int]:
         """Cookies of the namespaces in force."""
         with _opened(self._pins.maps / "pods") as pods:
             return sorted(NETNS_KEY.unpack(key)[0] for key in bpf_call.keys(pods, NETNS_KEY.size))
 
+    def linked(self) -> set[int]:
+        """Ids of the cgroups that have a link's pin, which may be gone themselves."""
+        return {int(path.name.partition("_")[0]) for path in self._pins.links.glob("*_*")}
+
+    def standing(self, cgroups: Iterable[int]) -> Standing:
+        """What the kernel has now, whoever wrote it; of links those of these cgroups. Some 0.1 ms for each pod."""
+        found: dict[int, bytes] = {}
+        with _opened(self._pins.maps / "pods") as pods:
+            for key in bpf_call.keys(pods, NETNS_KEY.size):
+                if (value := bpf_call.lookup(pods, key, POD_VALUE.size)) is not None:
+                    found[NETNS_KEY.unpack(key)[0]] = value
+        settings = self._settings = self._read()
+        programs = self._programs()
+        return Standing(found, {name: {cookie: frozenset(keys) for cookie, keys in of.items()} for name, of in settings.items()},
+                        {number: frozenset(hook.name for hook in HOOKS if self._runs(hook, number, programs)) for number in set(cgroups)})
+
+    def lacks(self, standing: Standing, one: Captured, addresses: Iterable[IPAddress], settings: CaptureSettings) -> list[str]:
+        """What of a captured pod does not stand as `capture` made it; empty when all is well."""
+        found = self._lacks_links(standing, one.cgroup, POD)
+        if standing.pods.get(one.cookie) != _value(addresses, settings):
+            found.append("the pod's entry in the map `pods`")
+        found += [f"the pod's entries in the map `{name}`" for name, keys in _keys(one.cookie, settings).items()
+                  if standing.settings[name].get(one.cookie, frozenset()) != keys]
+        return found
+
+    def serves(self, standing: Standing, cgroup_id: int) -> list[str]:
+        """The same of the proxy's cgroup."""
+        return self._lacks_links(standing, cgroup_id, PROXY)
+
+    def _lacks_links(self, standing: Standing, cgroup_id: int, who: str) -> list[str]:
+        there = standing.links.get(cgroup_id, frozenset())
+        return [f"the link of {hook.name}" for hook in self._of(who) if hook.name not in there]
+
+    def _of(self, who: str) -> list[Hook]:
+        return [hook for hook in HOOKS if who in hook.on and hook.name not in self._lacking]
+
+    def _read(self) -> dict[str, dict[int, set[bytes]]]:
+        found: dict[str, dict[int, set[bytes]]] = {name: {} for name in SETTINGS}
+        for name, (shape, at) in SETTINGS.items():
+            with _opened(self._pins.maps / name) as fd:
+                for key in bpf_call.keys(fd, shape.size):
+                    found[name].setdefault(shape.unpack(key)[at], set()).add(key)
+        return found
+
     def _set(self, name: str, cookie: int, wanted: set[bytes], *, remove: bool = True) -> None:
         """Of one pod: what is missing is added, then what is too much removed."""
-        shape, at = (PORT_KEY, 0) if name == "excluded_ports" else (RANGE_KEY, 1)
+        if self._settings is None:
+            self._settings = self._read()
+        there = self._settings[name].get(cookie, set())
+        if there == wanted:
+            return
         with _opened(self._pins.maps / name) as fd:
-            there = {key for key in bpf_call.keys(fd, shape.size) if shape.unpack(key)[at] == cookie}
             for key in wanted - there:
                 bpf_call.update(fd, key, _YES)
             for key in there - wanted if remove else ():
                 bpf_call.delete(fd, key)
+        left = wanted if remove else wanted | there
+        if left:
+            self._settings[name][cookie] = set(left)
+        else:
+            self._settings[name].pop(cookie, None)
 
-    def _link(self, cgroup: str, who: str) -> None:
-        """Hooks in the order of HOOKS; those that are linked stay."""
+    def _programs(self) -> dict[str, int]:
+        """By hook the id of the program that is pinned."""
+        found = {}
+        for hook in HOOKS:
+            if hook.name not in self._lacking:
+                with _opened(self._pins.programs / hook.name) as fd:
+                    found[hook.name] = bpf_call.program_id(fd)
+        return found
+
+    def _runs(self, hook: Hook, cgroup_id: int, programs: Mapping[str, int]) -> bool:
+        """Whether the hook's pinned link holds our program to this cgroup. A pin may stay when the link was taken off."""
+        try:
+            fd = bpf_call.pinned(self._pins.links / f"{cgroup_id}_{hook.name}")
+        except OSError:
+            return False
+        try:
+            return bpf_call.linked(fd) == (programs.get(hook.name), cgroup_id, hook.attach)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+
+    def _link(self, cgroup: str, who: str) -> int:
+        """Hooks in the order of HOOKS; those that are linked stay. Returns the cgroup's id."""
         try:
             folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise EgressError(f"cgroup {cgroup}: {error.strerror}; it must be a directory of cgroup v2") from None
         try:
             number = os.fstat(folder).st_ino
-            for hook in HOOKS:
-                path = self._pins.links / f"{number}_{hook.name}"
-                if who not in hook.on or hook.name in self._lacking or path.exists():
+            programs = self._programs()
+            for hook in self._of(who):
+                if self._runs(hook, number, programs):
                     continue
+                path = self._pins.links / f"{number}_{hook.name}"
                 with _opened(self._pins.programs / hook.name) as program:
                     try:
                         link = bpf_call.attach(program, folder, hook.attach)
                     except OSError as error:
                         raise EgressError(f"cgroup {cgroup}: {hook.name}: {error.strerror}; `bpftool cgroup tree` shows what else is "
                                           "attached, and only cgroup v2 has these hooks") from None
-                with suppress(FileExistsError):  # somebody else of this instance was quicker
-                    bpf_call.pin(link, path)
-                os.close(link)
+                try:
+                    path.unlink(missing_ok=True)  # of a link that was taken off, or of another program
+                    with suppress(FileExistsError):  # somebody else of this instance was quicker
+                        bpf_call.pin(link, path)
+                except OSError as error:
+                    raise EgressError(f"cgroup {cgroup}: {hook.name}: {error.strerror}; somebody removed the pins") from None
+                finally:
+                    os.close(link)
+            return number
         finally:
             os.close(folder)
 
@@ -152,3 +265,17 @@ def _range(cookie: int, network: Network) -> bytes:
     packed, bits = (_MAPPED + address.packed, 96 + network.prefixlen) if isinstance(address, IPv4Address) else \
         (address.packed, network.prefixlen)
     return RANGE_KEY.pack(NETNS_BITS + bits, cookie, packed)
+
+
+def _keys(cookie: int, settings: CaptureSettings) -> dict[str, set[bytes]]:
+    """What stands of a pod in the maps of SETTINGS."""
+    excluded = [*settings.exclude_outbound_ranges, *(ip_network(text) for text in PROBE_SOURCES.values())]
+    return {"excluded_ports": {PORT_KEY.pack(cookie, port) for port in settings.exclude_outbound_ports},
+            "excluded_ranges": {_range(cookie, network) for network in excluded},
+            "included_ranges": {_range(cookie, network) for network in settings.include_outbound_ranges or ()}}
+
+
+def _value(addresses: Iterable[IPAddress], settings: CaptureSettings) -> bytes:
+    own = {address.version: address for address in addresses}
+    flags = (HAS_IP4 if 4 in own else 0) | (HAS_IP6 if 6 in own else 0) | (0 if settings.include_outbound_ranges is None else ONLY_INCLUDED)
+    return POD_VALUE.pack(own[4].packed if 4 in own else bytes(4), flags, own[6].packed if 6 in own else bytes(16))

@@ -9,9 +9,12 @@ directory's inode number, which the kernel gives out once. Removing a link's pin
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,23 +73,65 @@ def pins_of(bpffs: Path, instance: str, layout: int) -> Pins:
     return Pins(bpffs / "narrows" / _written(instance) / f"v{layout}")
 
 
-def found(instance: str | None, places: tuple[Path, ...] = (USUAL, OWN)) -> list[Pins]:
-    """What is pinned of an instance, or of every one: all layouts, wherever a bpffs is mounted."""
+def claim(instance: str, layout: int, usual: Path = USUAL, own: Path = OWN) -> Pins:
+    """The instance's directory, made where a bpffs is mounted, or is mounted for it. PinError says what is in the way."""
+    with _alone(own):
+        pins = pins_of(bpffs(usual, own), instance, layout)
+        pins.make()  # and as long as it stands nobody unmounts what it is in
+        return pins
+
+
+def found(instance: str | None, places: tuple[Path, ...] = (USUAL, OWN), *, below: bool = False) -> list[Pins]:
+    """What is pinned of an instance, or of every one: all layouts, wherever a bpffs is mounted. `below`: of every one whose name begins so.
+    """
     mounted = _mounted()
+    pattern = "*" if instance is None else _written(instance) + ("*" if below else "")
     return [Pins(layout) for place in places if str(place) in mounted
-            for name in ([place / "narrows" / _written(instance)] if instance is not None else sorted(place.glob("narrows/*")))
-            for layout in sorted(name.glob("v*"))]
+            for name in sorted(place.glob(f"narrows/{pattern}")) for layout in sorted(name.glob("v*"))]
+
+
+def clean(pins: Pins, own: Path = OWN) -> None:
+    """Remove them, and our own bpffs when nothing else is pinned there. OSError when that may not be."""
+    with _alone(own):
+        pins.remove()
+    unmount(own)
 
 
 def unmount(own: Path = OWN) -> bool:
     """Take our own bpffs away when nothing is pinned there; False when there is none or it is in use."""
-    if str(own) not in _mounted() or (own / "narrows").exists():
+    if str(own) not in _mounted():
         return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(own), 0) != 0:
-        return False
-    own.rmdir()
-    return True
+    with _alone(own):
+        if (own / "narrows").exists():
+            return False
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.umount2(os.fsencode(own), 0) != 0:
+            return False
+        own.rmdir()
+        return True
+
+
+@contextmanager
+def _alone(own: Path) -> Iterator[None]:
+    """Of two agents that find no bpffs both would mount one, and one of the two mounts would hide the other."""
+    own.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = own.parent / f".{own.name}.lock"
+    while True:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            try:
+                if os.fstat(fd).st_ino != lock.stat().st_ino:
+                    continue  # whoever had it removed it
+            except FileNotFoundError:
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(fd)
 
 
 def _written(instance: str) -> str:

@@ -139,6 +139,12 @@ class KeeperClient:
         self.hello = Hello(0, "", 0, 0, 0)
         self._loop.add_reader(peer.fileno(), self._on_readable)
 
+    @property
+    def peer(self) -> int:
+        """Process id of who listens, by the kernel's word (SO_PEERCRED, unix(7)) and as this process's pid namespace has it."""
+        pid, _, _ = struct.unpack("3i", self._peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return int(pid)
+
     # ---- requests ----------------------------------------------------------------------------------------------
 
     async def inventory(self) -> Inventory:

@@ -77,8 +77,9 @@ def command() -> None:
 @click.option("--same-node-tunnel", is_flag=True, help="Between captured pods of one node too, as `narrows agent --same-node-tunnel`.")
 @click.option("--certificate-lifetime", type=click.FloatRange(0, 90 * 24, min_open=True), default=24.0, show_default=True, metavar="HOURS",
               help="Of the pods' certificates; they are renewed at half of it.")
-@click.option("--capture", type=click.Choice(["auto", "iptables", "nftables"]), default="auto", show_default=True,
-              help="What redirects are written with; auto: iptables where the kernel has its legacy tables, else nftables.")
+@click.option("--capture", type=click.Choice(["auto", "ebpf", "iptables", "nftables"]), default="auto", show_default=True,
+              help="auto: iptables where the kernel has its legacy tables, else nftables; ebpf: what pods connect to by socket hooks where "
+              "node and pod allow it, and the rest as auto does. A pod's annotation narrows.mesh/capture (ebpf, iptables) goes before it.")
 @click.option("--mesh/--no-mesh", default=True, help="Without: the same network, and nothing of the mesh.")
 @click.option("--wait", type=click.FloatRange(0, 600), default=60.0, show_default=True,
               help="Seconds to wait for readiness.")

@@ -8,6 +8,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
 from agent.model.workload import IPAddress
+from agent.netlink.cgroup import find_cgroup2
 
 RUN = Path("/run/narrows/lab")
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")  # no dot: `narrows.<lab>.` is then nobody else's prefix
@@ -22,15 +23,6 @@ FABRIC_4, FABRIC_6 = ip_network("172.31.0.0/24"), ip_network("fd00:172:31::/64")
 PROBE_SOURCE_4, PROBE_SOURCE_6 = ip_address("169.254.7.127"), ip_address("fd16:9254:7127:1337:ffff:ffff:ffff:ffff")
 BRIDGE = "pods"  # the bridge of a node
 CLUSTER_DOMAIN = "cluster.local"
-
-
-def find_cgroup2(mounts: Path = Path("/proc/self/mounts")) -> Path:
-    """Where cgroup v2 is mounted; hybrid machines have it beside the v1 controllers. LookupError if nowhere."""
-    for line in mounts.read_text().splitlines():
-        _, target, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(target.replace("\\040", " "))
-    raise LookupError("no cgroup v2 file system is mounted; try `mount -t cgroup2 none /sys/fs/cgroup/unified`")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,13 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HIDDEN = ("/run/narrows", "/run/systemd/resolve", "/run/nscd", "/run/dbus")
 
 
+def narrows(*arguments: str) -> list[str]:
+    """The command line of `narrows` in the environment that runs the lab."""
+    script = Path(sys.executable).with_name("narrows")
+    return [str(script), *arguments] if script.exists() else [
+        sys.executable, "-c", "from agent.cli.main import main; main()", *arguments]
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """One process to start; launch.py reads it as JSON. `join` is a process whose namespaces it enters (0: none)."""

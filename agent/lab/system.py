@@ -5,7 +5,6 @@ import asyncio
 import contextlib
 import http.client
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,13 +23,6 @@ LOG_BYTES = 16 << 20  # of one log; then it starts anew
 LOG_LOOK = 10.0  # seconds between two looks at the size of a log
 ASK = 2.0  # seconds for an answer on an admin socket; it comes in milliseconds, or its process hangs
 METRICS_PORT = 15020
-
-
-def narrows(*arguments: str) -> list[str]:
-    """The command line of `narrows` in the environment that runs the lab."""
-    script = Path(sys.executable).with_name("narrows")
-    return [str(script), *arguments] if script.exists() else [
-        sys.executable, "-c", "from agent.cli.main import main; main()", *arguments]
 
 
 @dataclass(slots=True)
@@ -96,7 +88,7 @@ class Process:
 
 
 def control_plane(place: Place, lifetime: float, event: Callable[[str, str], None]) -> Process:
-    argv = narrows("control-plane", "--config", str(place.config), "--listen", f"unix:{place.xds}",
+    argv = runtime.narrows("control-plane", "--config", str(place.config), "--listen", f"unix:{place.xds}",
                    "--admin", f"unix:{place.control_plane}", "--ca-dir", str(place.authority), "--node-tokens", str(place.tokens),
                    "--certificate-lifetime", str(lifetime))
     return Process("control plane", argv, place.system_cgroup("control-plane"), place.logs / "control-plane.log", "",
@@ -104,14 +96,14 @@ def control_plane(place: Place, lifetime: float, event: Callable[[str, str], Non
 
 
 def keeper(place: Place, node: str, workers: int | None, event: Callable[[str, str], None]) -> Process:
-    argv = narrows("keeper", "--run-dir", str(place.node(node)), "--instance", f"lab.{place.name}.{node}")
+    argv = runtime.narrows("keeper", "--run-dir", str(place.node(node)), "--instance", f"lab.{place.name}.{node}")
     argv += ["--workers", str(workers)] if workers is not None else []
     return Process(f"keeper {node}", argv, place.system_cgroup(f"keeper.{node}"), place.node(node) / "keeper.log",
                    f"/run/netns/{place.node_netns(node)}", event)
 
 
 def agent(place: Place, node: str, access_log: str, capture: str, same_node_tunnel: bool, event: Callable[[str, str], None]) -> Process:
-    argv = narrows("agent", "--run-dir", str(place.node(node)), "--node", node, "--xds", f"unix:{place.xds}",
+    argv = runtime.narrows("agent", "--run-dir", str(place.node(node)), "--node", node, "--xds", f"unix:{place.xds}",
                    "--access-log", access_log, "--capture", capture, "--ca-token", str(place.token(node)),
                    *(["--same-node-tunnel"] if same_node_tunnel else []))
     return Process(f"agent {node}", argv, place.system_cgroup(f"agent.{node}"), place.node(node) / "agent.log",

@@ -12,11 +12,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from agent.lab import cleanup, runtime, system
+from agent.lab import cleanup, runtime
 from agent.lab.control import Control, load
 from agent.lab.objects import Found
-from agent.lab.place import RUN, Place, find_cgroup2
+from agent.lab.place import RUN, Place
 from agent.lab.supervisor import Options, Supervisor
+from agent.netlink.cgroup import find_cgroup2, of_process
 
 THREADS = 32  # for work that blocks for milliseconds: netlink, probes
 READY_MARK = "ready\n"
@@ -88,8 +89,7 @@ def run(place: Place, paths: Sequence[Path], options: Options, wait: float, read
 
 def _enter(place: Place) -> Path:
     """Put ourselves into the lab's cgroup, so that all of the lab is in it. Returns where we were."""
-    line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-    home = find_cgroup2() / line.removeprefix("0::").lstrip("/")
+    home = of_process(os.getpid())
     own = place.system_cgroup("supervisor")
     runtime.make_cgroup(own)
     (own / "cgroup.procs").write_text("0\n")
@@ -174,7 +174,7 @@ def _detach(place: Place, ready_fd: int, code: int) -> None:
 def run_detached(place: Place, paths: Sequence[Path], options: Options, wait: float) -> int:
     """Start a supervisor of its own session, pass on what it says until it is ready, and return its exit code."""
     read_end, write_end = os.pipe()
-    argv = system.narrows("lab", "up", *map(str, paths), "--name", place.name, "--wait", str(wait),
+    argv = runtime.narrows("lab", "up", *map(str, paths), "--name", place.name, "--wait", str(wait),
                           "--ready-fd", str(write_end))
     argv += ["--nodes", str(options.nodes)] if options.nodes else []
     argv += ["--workers", str(options.workers)] if options.workers is not None else []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agent.lab.manifest import Map, Problem, Source
 from agent.lab.objects import MESH_GROUPS
-from agent.lab.system import narrows
+from agent.lab.runtime import narrows
 
 SECONDS = 30.0
 CONTEXT_KINDS = ("Service", "Namespace")  # what mesh resources refer to

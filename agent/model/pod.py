@@ -47,8 +47,12 @@ class Enrolment:
     """The decision on one pod. `settings` is None when it is not to be captured, and `reason` says why.
 
     `refused` holds what was malformed (pod, annotation, value, what is expected): nothing of such a pod changes.
+    `method` is what the pod wishes to be captured by: ebpf, iptables, or auto, which leaves it to the node. `doubts` is what was malformed
+    and passed over.
     """
 
     settings: CaptureSettings | None
     reason: str
     refused: tuple[str, ...] = ()
+    method: str = "auto"
+    doubts: tuple[str, ...] = ()

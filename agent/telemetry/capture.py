@@ -13,6 +13,7 @@ class CaptureFigures:
     """At one moment. `exposed_seconds` is an upper bound: from the last look that found all well to the repair."""
 
     pods: Mapping[str, int]  # by state
+    methods: Mapping[tuple[str, str], int]  # captured pods by direction (egress, ingress) and method
     repairs: int
     exposed_seconds: float
     backend: str  # iptables, nftables; "" when it is not known
@@ -32,15 +33,19 @@ class CaptureCollector(Collector):
         pods = GaugeMetricFamily("narrows_capture_pods", "Pods of this node by state of capture", labels=("state",))
         for state, count in sorted(figures.pods.items()):
             pods.add_metric((state,), count)
-        repairs = CounterMetricFamily("narrows_capture_repairs", "Namespaces whose rules somebody changed and we repaired")
+        methods = GaugeMetricFamily("narrows_capture_methods", "Captured pods of this node by what captures their connections out (egress) "
+                                    "and in (ingress)", labels=("direction", "method"))
+        for way, count in sorted(figures.methods.items()):
+            methods.add_metric(way, count)
+        repairs = CounterMetricFamily("narrows_capture_repairs", "Pods whose rules or socket hooks somebody changed and we repaired")
         repairs.add_metric((), figures.repairs)
-        exposed = CounterMetricFamily("narrows_capture_exposed_seconds", "Seconds, at most, that rules of a captured pod were "
-                                      "not as planned before they were repaired")
+        exposed = CounterMetricFamily("narrows_capture_exposed_seconds", "Seconds, at most, that capture of a pod was "
+                                      "not as planned before it was repaired")
         exposed.add_metric((), figures.exposed_seconds)
         backend = GaugeMetricFamily("narrows_capture_backend", "What redirects are written with", labels=("backend",))
         if figures.backend:
             backend.add_metric((figures.backend,), 1)
-        return (pods, repairs, exposed, backend)
+        return (pods, methods, repairs, exposed, backend)
 
 
 @dataclass(frozen=True, slots=True)

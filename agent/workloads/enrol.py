@@ -16,6 +16,7 @@ from agent.model.pod import CaptureSettings, Enrolment, LocalPod, Network
 T = TypeVar("T")
 
 INTERCEPT = "narrows.mesh/intercept"
+METHOD = "narrows.mesh/capture"
 DATAPLANE_MODE = "istio.io/dataplane-mode"
 SIDECAR_STATUS = "sidecar.istio.io/status"  # Istio's injector writes it: the pod has a proxy of its own
 TRAFFIC = "traffic.sidecar.istio.io/"
@@ -27,6 +28,7 @@ INCLUDE_OUTBOUND_RANGES = TRAFFIC + "includeOutboundIPRanges"
 ITEMS_LIMIT = 256  # of one annotation: each is an iptables rule that every new connection may pass
 
 _HONOURED = (EXCLUDE_OUTBOUND_PORTS, EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_RANGES, INCLUDE_OUTBOUND_RANGES)
+_METHODS = ("auto", "ebpf", "iptables")
 _WORDS = {INTERCEPT: {"enabled": True, "disabled": False}, DATAPLANE_MODE: {"ambient": True, "none": False}}
 
 
@@ -55,11 +57,12 @@ def enrol(pod: LocalPod, policy: Policy = Policy()) -> Enrolment:
         return Enrolment(None, f"has a sidecar of its own (annotation {SIDECAR_STATUS})")
     if not policy.exclusions:
         passed_over = [name for name in _HONOURED if name in pod.annotations]
-        return Enrolment(CaptureSettings(), reason + (f"; the mesh forbids {', '.join(passed_over)}" if passed_over else ""))
+        said = f"; the mesh forbids {', '.join(passed_over)}" if passed_over else ""
+        return Enrolment(CaptureSettings(), reason + said, (), *_method(pod))
     settings, problems = _settings(pod)
     if problems:
         return Enrolment(None, "refused: " + "; ".join(problems), tuple(problems))
-    return Enrolment(settings, reason)
+    return Enrolment(settings, reason, (), *_method(pod))
 
 
 def _wish(pod: LocalPod, policy: Policy) -> tuple[bool, str, str]:
@@ -82,6 +85,14 @@ def _wish(pod: LocalPod, policy: Policy) -> tuple[bool, str, str]:
             continue
         return wanted, f"{kind} {key}={value} of the {owner}{passed_over}", ""
     return False, f"neither {INTERCEPT} nor {DATAPLANE_MODE} is set on the pod or its namespace", ""
+
+
+def _method(pod: LocalPod) -> tuple[str, tuple[str, ...]]:
+    """What it wishes to be captured by, and what is wrong with that wish. Either way it is captured alike, so a bad one refuses nothing."""
+    value = pod.annotations.get(METHOD, "auto")
+    if value in _METHODS:
+        return value, ()
+    return "auto", (_refusal(pod, f"annotation {METHOD}", value, " or ".join(_METHODS)) + "; the node's default is taken",)
 
 
 def _settings(pod: LocalPod) -> tuple[CaptureSettings, list[str]]:

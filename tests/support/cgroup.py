@@ -6,7 +6,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,22 @@ def cgroup2() -> Path:
     raise AssertionError("cgroup v2 is not mounted")
 
 
+@contextmanager
+def visited(cgroup: str) -> Iterator[None]:
+    """This process is in it meanwhile: sockets that it makes belong to it."""
+    home = cgroup2() / Path("/proc/self/cgroup").read_text().partition("0::/")[2].splitlines()[0]
+    Path(cgroup, "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        (home / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def entering(cgroup: str, *argv: str) -> list[str]:
+    """A command line that runs `argv` in it."""
+    return ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', cgroup, *argv]
+
+
 class Cgroup:
     """One directory. What is started in it is there before it runs the first instruction of its own."""
 
@@ -36,7 +52,7 @@ class Cgroup:
 
     def command(self, netns: Netns | None, *argv: str) -> list[str]:
         enter = ["nsenter", f"--net={netns.path}", "--"] if netns else []
-        return ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', self.path, *enter, *argv]
+        return entering(self.path, *enter, *argv)
 
     def run(self, netns: Netns | None, *argv: str, timeout: float = 60, **more: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(self.command(netns, *argv), capture_output=True, text=True, timeout=timeout, check=False, **more)
@@ -50,15 +66,8 @@ class Cgroup:
     def start(self, netns: Netns | None, *argv: str, **more: Any) -> subprocess.Popen[Any]:
         return subprocess.Popen(self.command(netns, *argv), **more)
 
-    @contextmanager
-    def visited(self) -> Iterator[None]:
-        """This process is in it meanwhile: sockets that it makes belong to it."""
-        home = cgroup2() / Path("/proc/self/cgroup").read_text().partition("0::/")[2].splitlines()[0]
-        Path(self.path, "cgroup.procs").write_text(str(os.getpid()))
-        try:
-            yield
-        finally:
-            (home / "cgroup.procs").write_text(str(os.getpid()))
+    def visited(self) -> AbstractContextManager[None]:
+        return visited(self.path)
 
     def remove(self) -> None:
         if os.path.isdir(self.path):

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.hidden import hide
 
+CAPTURE = os.environ.get("NARROWS_TEST_CAPTURE", "")  # `ebpf`: labs and agents that name no other method are to capture by it
 COUNTED = {"istio_requests_total": "http", "istio_tcp_connections_opened_total": "tcp"}
 NARROWS = str(Path(sys.executable).with_name("narrows"))
 
@@ -116,10 +117,11 @@ def more(before: dict[tuple[str, str], float], after: dict[tuple[str, str], floa
 @contextmanager
 def lab(*paths: Path | str, options: Sequence[str] = (), prefix: str = "t", hidden: bool = False) -> Iterator[Lab]:
     """A lab of its own, up before the body and down after it, whatever happens in between. `hidden`: without legacy tables."""
+    capture = ["--capture", CAPTURE] if CAPTURE and not hidden and not {"--capture", "--no-mesh"} & set(options) else []
     this = Lab(f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:4]}", paths)
     try:
         with ThreadPoolExecutor(1, initializer=hide if hidden else None) as starter:
-            starter.submit(this.run, "up", *(str(path) for path in paths), "--detach", *options, timeout=120).result()
+            starter.submit(this.run, "up", *(str(path) for path in paths), "--detach", *options, *capture, timeout=120).result()
         yield this
     finally:
         this.run("down", timeout=60)

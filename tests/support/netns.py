@@ -16,6 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,17 @@ class Netns:
     path: str
     ip: str = ""
     ip6: str = ""
+    cgroup: str = ""  # directory of cgroup v2; what is run or started inside is in it, too
     started: list[subprocess.Popen[Any]] = field(default_factory=list)
+
+    def command(self, *argv: str) -> list[str]:
+        """`argv` inside."""
+        enter = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', self.cgroup] if self.cgroup else []
+        return [*enter, "nsenter", f"--net={self.path}", "--", *argv]
 
     def run(self, *argv: str, check: bool = True, timeout: float = 20, **more: Any) -> subprocess.CompletedProcess[str]:
         """Run a command inside; its output is captured as text."""
-        done = subprocess.run(["nsenter", f"--net={self.path}", "--", *argv], capture_output=True, text=True,
+        done = subprocess.run(self.command(*argv), capture_output=True, text=True,
                               timeout=timeout, check=False, **more)
         if check and done.returncode != 0:
             said = f"{done.stdout}{done.stderr}"
@@ -50,7 +57,7 @@ class Netns:
 
     def start(self, *argv: str, **more: Any) -> subprocess.Popen[Any]:
         """Start a command inside; it is killed when the test ends."""
-        process = subprocess.Popen(["nsenter", f"--net={self.path}", "--", *argv], **more)
+        process = subprocess.Popen(self.command(*argv), **more)
         self.started.append(process)
         return process
 
@@ -160,12 +167,14 @@ class State:
     links: frozenset[str]
     cgroups: frozenset[str]
     processes: frozenset[int]
+    pins: frozenset[str]  # directories of instances in bpffs
 
     def beyond(self, before: State) -> list[str]:
         """What is here, was not there before and is the test's own."""
         found = [f"namespace {name}" for name in sorted(self.namespaces - before.namespaces) if _own(name)]
         found += [f"link {name}" for name in sorted(self.links - before.links) if _own(name)]
         found += [f"cgroup {path}" for path in sorted(self.cgroups - before.cgroups) if _own(path)]
+        found += [f"pins {path}" for path in sorted(self.pins - before.pins) if _own(path)]
         found += [f"process {pid}: {_command(pid)}" for pid in sorted(self.processes - before.processes)]
         return found
 
@@ -173,7 +182,7 @@ class State:
 def observe() -> State:
     """Reads the machine without the code under test."""
     return State(frozenset(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else frozenset(),
-                 frozenset(os.listdir("/sys/class/net")), frozenset(_cgroups()), frozenset(_processes()))
+                 frozenset(os.listdir("/sys/class/net")), frozenset(_cgroups()), frozenset(_processes()), frozenset(_pins()))
 
 
 @pytest.fixture(autouse=True)
@@ -195,11 +204,21 @@ def _own(name: str) -> bool:
     return os.environ.get("CI") == "true" or str(os.getpid()) in name
 
 
-def _cgroups() -> Iterator[str]:
+def _mounted(wanted: str) -> list[str]:
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    for mount in [path for _, path, kind, *_ in mounts if kind == "cgroup2"][:1]:
+    return [path for _, path, kind, *_ in mounts if kind == wanted]
+
+
+def _cgroups() -> Iterator[str]:
+    for mount in _mounted("cgroup2")[:1]:
         for folder, _, _ in os.walk(mount):
             yield folder
+
+
+def _pins() -> Iterator[str]:
+    for mount in _mounted("bpf"):
+        with suppress(OSError):
+            yield from map(str, Path(mount).glob("narrows/*"))
 
 
 def _processes() -> Iterator[int]:

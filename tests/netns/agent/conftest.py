@@ -18,6 +18,8 @@ import pytest
 from agent import netlink
 from agent.cli.admin_client import ask
 from agent.cli.main import CommandError
+from tests.support.cgroup import Cgroups, entering, visited
+from tests.support.lab import CAPTURE
 from tests.support.netns import Namespaces, Netns, Node
 from tests.support.wait import until
 
@@ -51,7 +53,9 @@ def pod_object(name: str, app: str, netns: Netns, annotations: dict[str, str]) -
 class Instance:
     """One instance of Narrows on one node, process by process. `close` ends everything."""
 
-    def __init__(self, namespaces: Namespaces) -> None:
+    def __init__(self, namespaces: Namespaces, cgroups: Cgroups) -> None:
+        self.cgroups = cgroups
+        self.proxy = cgroups.make("proxy").path  # the keeper's
         self.run_dir = Path(f"/run/narrows/t{os.getpid()}-{uuid.uuid4().hex[:6]}")
         self.config = self.run_dir / "config"
         (self.run_dir / "pods").mkdir(parents=True, mode=0o700)
@@ -69,7 +73,7 @@ class Instance:
     def start(self, name: str, *arguments: str) -> None:
         with open(self.run_dir / f"{name}.log", "ab") as log:
             argv = ["nsenter", f"--net={self.node.netns.path}", "--", *NARROWS, *arguments]
-            self.processes[name] = subprocess.Popen(argv, stderr=log, stdout=log)
+            self.processes[name] = subprocess.Popen(argv if name != "keeper" else entering(self.proxy, *argv), stderr=log, stdout=log)
 
     def start_keeper(self) -> None:
         self.start("keeper", "keeper", "--run-dir", str(self.run_dir), "--drain", "0")
@@ -79,8 +83,9 @@ class Instance:
         self.start("plane", "control-plane", "--config", str(self.config), "--listen", f"unix:{self.run_dir}/xds.sock")
 
     def start_agent(self, *options: str) -> None:
+        capture = ["--capture", CAPTURE] if CAPTURE and "--capture" not in options else []
         self.start("agent", "agent", "--run-dir", str(self.run_dir), "--node", "n1", "--xds",
-                   f"unix:{self.run_dir}/xds.sock", *options)
+                   f"unix:{self.run_dir}/xds.sock", *options, *capture)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> int:
         process = self.processes.pop(name)
@@ -98,18 +103,23 @@ class Instance:
         for name in ("agent", "plane", "keeper"):
             if name in self.processes:
                 self.kill(name, signal.SIGTERM)
+        subprocess.run([*NARROWS, "capture", "clean", "--instance", str(self.run_dir)], check=True, timeout=60)
         shutil.rmtree(self.run_dir)
 
     # -- pods -------------------------------------------------------------------------------------------------------
 
-    def pod(self, name: str, netns: Netns, intercept: str | None = "enabled", **annotations: str) -> None:
+    def pod(self, name: str, netns: Netns, intercept: str | None = "enabled", cgroup: str | None = None,
+            **annotations: str) -> None:
         """Write or change a pod: for the control plane, and for the agent."""
         if intercept is not None:
             annotations["narrows.mesh/intercept"] = intercept
         app = name.rpartition("-")[0] or name
         shape = pod_object(name, app, netns, annotations)
         self.write(self.config / f"pod-{name}.yaml", shape)
-        local = {"netns": netns.path, "cgroup": "", "namespaceLabels": {}, "namespaceAnnotations": {}}
+        if cgroup is None and not netns.cgroup:
+            netns.cgroup = self.cgroups.make(name).path
+        local = {"netns": netns.path, "cgroup": netns.cgroup if cgroup is None else cgroup, "namespaceLabels": {},
+                 "namespaceAnnotations": {}}
         self.write(self.run_dir / "pods" / f"default.{name}.json", shape | {"narrows": local})
 
     def remove_pod(self, name: str) -> None:
@@ -183,7 +193,8 @@ class Connection:
     def __init__(self, instance: Instance) -> None:
         def connect() -> socket.socket:
             return socket.create_connection((VIRTUAL, PORT), timeout=10)
-        self.socket: socket.socket = netlink.in_netns(instance.client.path, connect)
+        with visited(instance.client.cgroup):
+            self.socket: socket.socket = netlink.in_netns(instance.client.path, connect)
 
     def get(self, path: str = "/live") -> bytes:
         self.ask(path)
@@ -205,8 +216,8 @@ class Connection:
 
 
 @pytest.fixture
-def instance(namespaces: Namespaces) -> Iterator[Instance]:
-    made = Instance(namespaces)
+def instance(namespaces: Namespaces, cgroups: Cgroups) -> Iterator[Instance]:
+    made = Instance(namespaces, cgroups)
     try:
         yield made
     finally:

@@ -13,10 +13,12 @@ from agent.app.keeper import HUNG_SECONDS, PULSE_SECONDS
 from agent.app.pods import WATCH_SECONDS
 from agent.cli.main import CommandError
 from tests.netns.agent.conftest import NARROWS, PORT, VIRTUAL, Connection, Instance
+from tests.support.lab import CAPTURE
 from tests.support.logs import whole_lines
 from tests.support.wait import until
 
 pytestmark = pytest.mark.netns
+FOREIGN = "PREROUTING" if CAPTURE == "ebpf" else "OUTPUT"  # a chain of nat from which we have a jump
 
 
 def served(instance: Instance) -> bool:
@@ -117,7 +119,7 @@ def test_opting_out_acts_on_new_connections_and_live_ones_finish(instance: Insta
 
 @pytest.mark.parametrize("edit", [
     ["iptables-legacy", "-t", "nat", "-F"], ["ip6tables-legacy", "-t", "mangle", "-F"], ["ip", "rule", "del", "priority", "32764"],
-    ["ip", "-6", "route", "flush", "table", "100"], ["iptables-legacy", "-t", "nat", "-I", "OUTPUT", "-p", "tcp", "-j", "ACCEPT"]])
+    ["ip", "-6", "route", "flush", "table", "100"], ["iptables-legacy", "-t", "nat", "-I", FOREIGN, "-p", "tcp", "-j", "ACCEPT"]])
 def test_rules_that_somebody_else_changes_are_put_back_and_event_and_metrics_tell(instance: Instance, edit: list[str]) -> None:
     instance.up()
     before, moment = kernel_state(instance), time.monotonic()
@@ -126,7 +128,7 @@ def test_rules_that_somebody_else_changes_are_put_back_and_event_and_metrics_tel
     event = until(lambda: instance.events("Repaired"), "the repair is told", 30)[0]
     seconds = float(re.search(r"after at most ([0-9.]+) s", event["message"])[1])  # type: ignore[index]
     assert 0 < seconds < time.monotonic() - moment + 2 * WATCH_SECONDS
-    assert "-I OUTPUT" in " ".join(edit) or kernel_state(instance) == before
+    assert "-I" in edit or kernel_state(instance) == before
     until(lambda: instance.shown("client")["repairs"] == 1 and instance.metric("narrows_capture_repairs_total") == 1, "counted")
     assert instance.metric("narrows_capture_exposed_seconds_total") == pytest.approx(seconds, abs=0.1)
     assert served(instance)

@@ -8,10 +8,11 @@ import pytest
 
 from agent.lab import runtime, schedule
 from agent.lab.manifest import Problem, parse
-from agent.lab.place import PODS_PER_NODE, NodeAddresses, Place, find_cgroup2
+from agent.lab.place import PODS_PER_NODE, NodeAddresses, Place
 from agent.lab.pods import asks_for_mesh
 from agent.lab.spec import Container, EnvVar, Namespace, PodTemplate
 from agent.lab.validate import _blanked
+from agent.netlink.cgroup import find_cgroup2
 
 
 def test_nodes_are_those_that_are_named_and_as_many_as_asked_for() -> None:
