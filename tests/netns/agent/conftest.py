@@ -53,9 +53,9 @@ def pod_object(name: str, app: str, netns: Netns, annotations: dict[str, str]) -
 class Instance:
     """One instance of Narrows on one node, process by process. `close` ends everything."""
 
-    def __init__(self, namespaces: Namespaces, cgroups: Cgroups) -> None:
-        self.cgroups = cgroups
-        self.proxy = cgroups.make("proxy").path  # the keeper's
+    def __init__(self, namespaces: Namespaces) -> None:
+        self.cgroups = Cgroups()
+        self.proxy = self.cgroups.make("proxy").path  # the keeper's
         self.run_dir = Path(f"/run/narrows/t{os.getpid()}-{uuid.uuid4().hex[:6]}")
         self.config = self.run_dir / "config"
         (self.run_dir / "pods").mkdir(parents=True, mode=0o700)
@@ -71,6 +71,8 @@ class Instance:
     # -- processes --------------------------------------------------------------------------------------------------
 
     def start(self, name: str, *arguments: str) -> None:
+        if name == "agent" and CAPTURE and "--capture" not in arguments:
+            arguments += ("--capture", CAPTURE)
         with open(self.run_dir / f"{name}.log", "ab") as log:
             argv = ["nsenter", f"--net={self.node.netns.path}", "--", *NARROWS, *arguments]
             self.processes[name] = subprocess.Popen(argv if name != "keeper" else entering(self.proxy, *argv), stderr=log, stdout=log)
@@ -83,9 +85,8 @@ class Instance:
         self.start("plane", "control-plane", "--config", str(self.config), "--listen", f"unix:{self.run_dir}/xds.sock")
 
     def start_agent(self, *options: str) -> None:
-        capture = ["--capture", CAPTURE] if CAPTURE and "--capture" not in options else []
         self.start("agent", "agent", "--run-dir", str(self.run_dir), "--node", "n1", "--xds",
-                   f"unix:{self.run_dir}/xds.sock", *options, *capture)
+                   f"unix:{self.run_dir}/xds.sock", *options)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> int:
         process = self.processes.pop(name)
@@ -104,6 +105,7 @@ class Instance:
             if name in self.processes:
                 self.kill(name, signal.SIGTERM)
         subprocess.run([*NARROWS, "capture", "clean", "--instance", str(self.run_dir)], check=True, timeout=60)
+        self.cgroups.close()
         shutil.rmtree(self.run_dir)
 
     # -- pods -------------------------------------------------------------------------------------------------------
@@ -216,8 +218,8 @@ class Connection:
 
 
 @pytest.fixture
-def instance(namespaces: Namespaces, cgroups: Cgroups) -> Iterator[Instance]:
-    made = Instance(namespaces, cgroups)
+def instance(namespaces: Namespaces) -> Iterator[Instance]:
+    made = Instance(namespaces)
     try:
         yield made
     finally:
