@@ -78,6 +78,8 @@ cdef int64_t fetch(Conn* c, Source* source, Source* sink, Buffer* b, Bulk* bulk)
         b.start = b.end = 0
         if large and b.size == BUFFER_SMALL:
             buffer_drop(&c.pod.buffers, b)
+    elif sink.carrier != NULL:
+        return -ENOBUFS                 # it takes whole buffers; filling this one up would cost two copies
     if b.data == NULL and memory_wait(c):
         return -ENOBUFS
     if b.data == NULL and buffer_reserve(&c.pod.buffers, b, BUFFER_LARGE if large else 0) < 0:
