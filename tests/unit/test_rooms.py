@@ -49,7 +49,7 @@ EXT: dict[str, set[str]] = {
 TOP = {"agent": {"agent", "protos", "ext"}, "controlplane": {"controlplane", "protos"}, "protos": {"protos"},
        "ext": {"ext"}}
 # third-party packages that exactly one file imports
-SINGLE = {"iptc": "agent/capture/tables.py", "bcc": "agent/capture/bpf.py", "pyroute2": "agent/netlink/__init__.py"}
+SINGLE = {"iptc": "agent/capture/tables.py", "bcc": "agent/capture/bpf.py", "pyroute2": "agent/netlink/rtnetlink.py"}
 
 
 def python_files(top: str) -> list[Path]:
