@@ -26,6 +26,8 @@ import click
 @click.option("--readiness-port", type=click.IntRange(1, 65535), default=15021, show_default=True)
 @click.option("--same-node-tunnel", is_flag=True,
               help="Reach pods of this node as those of others (default: inside their namespaces, without a tunnel).")
+@click.option("--early-tunnels", type=click.IntRange(0, 1024), default=8, show_default=True,
+              help="Of a pod: tunnels dialled before anything needs them, and not used yet. 0: none is.")
 @click.option("--access-log", type=click.Choice(["json", "text", "off"]), default="json", show_default=True,
               help="Format of access.log.")
 @click.option("--capture", type=click.Choice(["auto", "ebpf", "iptables", "nftables"]), default="auto", show_default=True,

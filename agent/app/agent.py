@@ -83,6 +83,7 @@ class Options:
     readiness_port: int = 15021
     access_log: str = "json"  # json, text, off
     same_node_tunnel: bool = False
+    early_tunnels: int = 8
     idle_seconds: float = 600.0
     capture: str = "auto"  # auto, ebpf, iptables, nftables
 
@@ -97,7 +98,7 @@ class Agent:
         self._events = Events()
         self._store = Store()
         self._store.put_settings(ProxySettings(access_log=options.access_log != "off",
-                                               same_node_tunnel=options.same_node_tunnel))
+                                               same_node_tunnel=options.same_node_tunnel, early_tunnels=options.early_tunnels))
         self._committer = Committer(self._store)
         self._mesh = Mesh(self._store, self._committer, idle_seconds=options.idle_seconds)
         self._session = Session(WHOLE, NAMED)

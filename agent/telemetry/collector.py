@@ -44,6 +44,9 @@ WORKER_COUNTERS = {
     "tunnels_revoked": "Open HBONE tunnels that ended because a revocation list names their peer",
     "tunnels_silent": "Open HBONE tunnels whose peer did not answer a PING in time",
     "tunnels_idle": "Dialled HBONE tunnels that ended because nobody used them",
+    "tunnels_early": "HBONE tunnels dialled before anything needed them",
+    "tunnels_early_used": "HBONE tunnels dialled before anything needed them that carried a connection then",
+    "tunnels_waited": "Connections that waited for the handshake of their HBONE tunnel",
     "refused_calls": "Workers killed for a system call that they may not make",
 }
 # What pods share or are bounded in: resource -> (header field of its use, of its limit). `pod_`: of the pod that has the most.

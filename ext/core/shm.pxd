@@ -180,6 +180,9 @@ cdef struct StatsHeader:           # 4096 bytes reserved at the start of the seg
     uint64_t tunnels_revoked       # open ones that ended because a revocation list names their peer
     uint64_t tunnels_silent        # open ones whose peer did not answer a PING in time
     uint64_t tunnels_idle          # dialled ones that ended because nobody used them
+    uint64_t tunnels_early         # dialled before anything needed them
+    uint64_t tunnels_early_used    # of these, that carried a stream
+    uint64_t tunnels_waited        # streams that waited for a handshake
 
 cdef enum RosterState:
     ROSTER_CONNECTING = 0

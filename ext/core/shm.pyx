@@ -342,7 +342,7 @@ HEADER_FIELDS = ("pid", "heartbeat_ns", "started_ns", "downstream_open", "upstre
                  "refused_body_timeout", "refused_head_size", "shed_idle", "shed_stalled", "shed_replay", "shed_sockets",
                  "turns_cut", "confinement", "refused_calls", "refused_call", "policy_denied", "policy_cut",
                  "policy_dry_denied", "tunnels_open", "tunnels_opened", "tunnels_failed", "tunnels_revoked", "tunnels_silent",
-                 "tunnels_idle")
+                 "tunnels_idle", "tunnels_early", "tunnels_early_used", "tunnels_waited")
 
 
 def stats_bytes() -> int:

@@ -12,6 +12,7 @@ from ext.proxy.account cimport account_begin_tcp
 from ext.proxy.budget cimport memory_wait
 from ext.proxy.conn cimport conn_end, conn_release, conn_timer, linger_advance
 from ext.proxy.decide cimport FOUND_FULL, FOUND_LATER, FOUND_NONE, find_destination, identify
+from ext.proxy.early cimport early_destination
 from ext.proxy.held cimport held_expire
 from ext.proxy.http cimport http_advance, http_expire, http_start
 from ext.proxy.near cimport Neighbour, near_accept, near_way
@@ -63,6 +64,8 @@ cdef void decide_service(Conn* c, uint8_t protocol) noexcept nogil:
             c.intent = GO_DETECT
         else:
             c.intent = GO_HTTP if destination.has_http else GO_TCP
+        if c.intent != GO_TCP:
+            early_destination(c, destination)
     proceed(c)
 
 

@@ -129,6 +129,9 @@ cdef struct Tunnel:         # one HBONE connection; see ext/proxy/tunnel.pxd
     uint8_t server
     uint8_t finishing       # takes no more streams: ends with its last
     uint8_t doubted         # shaking while revocation lists came: asked about once it is open
+    uint8_t gone            # GOAWAY came, and `follows` was not called yet
+    uint8_t early           # dialled ahead, and not used yet
+    uint8_t bridged         # finishing: the streams in it that are idle serve on until the one that takes its place is open
     uint32_t users          # Conns (server) and Upstreams (client) that point here
     Timer timer             # T_CONNECTING, T_SHAKING: the deadline; T_OPEN: the next PING
     Peer remote             # client: who is dialled; server: who came
@@ -358,6 +361,7 @@ cdef struct Captured:       # one pod of this worker
     Acceptor acceptors[6]
     Tunnel* first_tunnel
     uint32_t tunnels        # with a descriptor
+    uint64_t early_ns[16]   # when tunnels to a cluster were last thought of, by its address
     Stock stock[2]          # 0: IPv4, 1: IPv6
     uint32_t idle
     Upstream* oldest
@@ -370,6 +374,7 @@ ctypedef void (*Expire)(Conn* c, Timer* timer) noexcept nogil
 ctypedef void (*Retire)(Captured* pod) noexcept nogil
 ctypedef void (*Distrusts)(Tunnel* t) noexcept nogil
 ctypedef void (*Recalls)(Tunnel* t) noexcept nogil
+ctypedef void (*Follows)(Tunnel* t) noexcept nogil
 ctypedef Conn* (*Enters)(Captured* pod, const Peer* client, const Peer* target, Identity* who, bint secure) noexcept nogil
 
 cdef struct Outbox:         # datagrams to the keeper that its socket did not take yet
@@ -407,6 +412,7 @@ cdef struct Worker:
     Pad pad                 # of all tunnels
     char* sealed            # SEALED_BYTES, what a tunnel's socket gave
     uint32_t n_tunnels
+    uint64_t shunned[256]   # when dialling a tunnel failed last, by its address; of two with the same place the later
     Tables* tables
     Stats table             # of series
     StatsHeader* stats      # its header: gauges and counters of the worker
@@ -429,6 +435,7 @@ cdef struct Worker:
     Retire retire           # a detached pod lost what it had
     Distrusts distrusts     # a handshake that was begun to us failed
     Recalls recalls         # a tunnel whose `doubted` is set has opened
+    Follows follows         # a dialled tunnel that is in use takes no more streams, or has ended
     Enters enters           # a connection comes from a pod of this worker
     Head head               # scratch: the head parsed last
     Conn* head_of           # whose request it is, with spans still valid; NULL: nobody's

@@ -9,6 +9,8 @@ from ext.proxy.state cimport Captured, Conn
 
 cdef void stock_open(Captured* pod) noexcept nogil
 cdef int stock_take(Conn* c, uint8_t family) noexcept nogil
+# One that nobody waits for, and not the last: for what is dialled ahead. -1: none.
+cdef int stock_spare(Captured* pod, uint8_t family) noexcept nogil
 cdef void stock_wait(Conn* c, uint8_t family) noexcept nogil
 cdef void stock_forget(Conn* c) noexcept nogil                     # out of the queue
 # Takes the descriptors over; those above STOCK_MAX are closed.

@@ -66,6 +66,19 @@ cdef int stock_take(Conn* c, uint8_t family) noexcept nogil:
     return fd
 
 
+cdef int stock_spare(Captured* pod, uint8_t family) noexcept nogil:
+    cdef uint8_t which = 0 if family == 4 else 1
+    cdef Stock* stock = &pod.stock[which]
+    cdef int fd = -1
+    stock.used = 1
+    if stock.n > stock.promised + 1:
+        stock.n -= 1
+        fd = stock.fds[stock.n]
+        pod.w.stats.sockets_ready -= 1
+    order(pod, which)
+    return fd
+
+
 cdef void stock_wait(Conn* c, uint8_t family) noexcept nogil:
     cdef Stock* stock = &c.pod.stock[0 if family == 4 else 1]
     stock_forget(c)

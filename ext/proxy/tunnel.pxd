@@ -30,6 +30,8 @@ cdef void tunnel_finish(Tunnel* t) noexcept nogil       # no more streams
 cdef void tunnels_finish(Captured* pod) noexcept nogil
 cdef void tunnel_leave(Tunnel* t) noexcept nogil        # a user is gone
 cdef bint tunnel_busy(Tunnel* t) noexcept nogil         # a bulk transfer has it
+# Dialling one there failed within the last seconds: nothing is dialled ahead.
+cdef bint tunnel_shunned(Worker* w, const Peer* to) noexcept nogil
 
 # ---- for both sides' Ops
 cdef void tunnel_dirty(Session* session) noexcept nogil

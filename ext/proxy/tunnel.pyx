@@ -14,7 +14,7 @@ from ext.proxy.budget cimport memory_tight
 from ext.proxy.state cimport (BUSY_BYTES, PUMP_ROUNDS, T_CONNECTING, T_DEAD, T_OPEN, T_SHAKING, Captured, Tunnel, Upstream, Worker)
 from ext.route.shapes cimport Identity
 from ext.route.slots cimport identity_drop
-from ext.sys.stream cimport stream_error, stream_read, stream_write
+from ext.sys.stream cimport Peer, same_peer, stream_error, stream_read, stream_write
 from ext.tunnel.session cimport (pad_open, session_close, session_end, session_feed, session_init, session_leave, session_over,
                                  session_ping, session_pull, session_sweep, session_text)
 from ext.tunnel.shapes cimport (SEALED_BYTES, SINK_BYTES, TROUBLE_CLOSED, TROUBLE_FLOOD, TROUBLE_HTTP2, TROUBLE_NONE,
@@ -24,6 +24,7 @@ from ext.tunnel.tls cimport TLS_ERROR_BYTES, Credentials, tls_keep_buffers
 cdef enum:
     LEFT_BYTES = SINK_BYTES + 65536     # what one pull makes, and an alert behind it
     LEAVE_MS = 1000                     # between "there will be a last stream" and "this was it": a round trip, generously
+    SHUN_NS = 10000000000               # a destination whose tunnel failed is not dialled ahead for so long
 
 
 cdef int tunnels_open(Worker* w) noexcept nogil:
@@ -130,6 +131,33 @@ cdef void tell_waiters(Tunnel* t, uint8_t state) noexcept nogil:
     t.waits_last = NULL
 
 
+cdef uint64_t* shunned(Worker* w, const Peer* to) noexcept nogil:
+    cdef uint32_t hash = 2166136261
+    cdef int i
+    for i in range(4 if to.family == 4 else 16):
+        hash = (hash ^ to.ip[i]) * 16777619
+    return &w.shunned[(hash ^ (hash >> 15)) & 255]
+
+
+cdef bint tunnel_shunned(Worker* w, const Peer* to) noexcept nogil:
+    cdef uint64_t since = shunned(w, to)[0]
+    return since != 0 and w.loop.now_ns - since < SHUN_NS
+
+
+cdef void tried(Tunnel* t, bint reached) noexcept nogil:
+    """A dialled one is open, or will never be: who bridged the time until then need not do so any longer."""
+    cdef Tunnel* one = t.pod.first_tunnel
+    cdef Tunnel* after
+    while one != NULL:
+        after = one.next
+        if one != t and one.own == t.own and one.wanted == t.wanted and same_peer(&one.remote, &t.remote):
+            one.bridged = 0
+            if reached and one.session.tls.credentials != t.session.tls.credentials:
+                tunnel_finish(one)      # ours were renewed
+        one = after
+    shunned(t.w, &t.remote)[0] = 0 if reached else t.w.loop.now_ns
+
+
 cdef void tunnel_fail(Tunnel* t, uint8_t trouble) noexcept nogil:
     cdef Worker* w = t.w
     cdef Captured* pod = t.pod
@@ -138,6 +166,10 @@ cdef void tunnel_fail(Tunnel* t, uint8_t trouble) noexcept nogil:
         return
     if t.session.trouble == TROUBLE_NONE:
         t.session.trouble = trouble
+    if not t.server and t.state != T_OPEN:
+        tried(t, False)
+    elif not t.server and (not t.finishing or t.gone) and t.session.trouble == TROUBLE_CLOSED:
+        w.follows(t)
     if t.server and (t.session.trouble == TROUBLE_FLOOD or t.session.trouble == TROUBLE_HTTP2 or t.state == T_SHAKING and (
             t.session.tls.fault != 0 or t.session.trouble == TROUBLE_SILENT)):
         w.distrusts(t)
@@ -209,6 +241,8 @@ cdef void tunnels_finish(Captured* pod) noexcept nogil:
 cdef void tunnel_opened(Tunnel* t) noexcept nogil:
     t.state = T_OPEN
     t.w.stats.tunnels_opened += 1
+    if not t.server:
+        tried(t, True)
     timer_set(&t.w.loop.timers, &t.timer, t.w.loop.now_ns + (1 if t.doubted else <uint64_t>ping_ms(t) * 1000000))
 
 
@@ -236,7 +270,9 @@ cdef void tunnel_dirty(Session* session) noexcept nogil:
 
 
 cdef void tunnel_going(Session* session) noexcept nogil:
-    (<Tunnel*>session.owner).finishing = 1      # settled when what came has been fed
+    cdef Tunnel* t = <Tunnel*>session.owner
+    t.gone = not t.server and not t.finishing
+    t.finishing = 1                     # settled when what came has been fed
 
 
 cdef void tunnel_wakes(Session* session, Source* source) noexcept nogil:
@@ -356,6 +392,9 @@ cdef void on_event(Source* source, uint32_t events) noexcept nogil:
         tunnel_fail(t, TROUBLE_CLOSED)
         return
     if t.finishing:
+        if t.gone:
+            t.gone = 0
+            t.w.follows(t)
         settle(t)
 
 

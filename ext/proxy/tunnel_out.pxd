@@ -6,7 +6,7 @@ tunnel that a bulk transfer has: they get one of their own, up to TUNNELS_EACH.
 """
 from libc.stdint cimport uint32_t
 from ext.core.loop cimport Source
-from ext.proxy.state cimport Conn, Tunnel, Upstream
+from ext.proxy.state cimport Captured, Conn, Tunnel, Upstream
 from ext.route.shapes cimport Identity
 from ext.sys.stream cimport Peer
 from ext.tunnel.tls cimport Credentials
@@ -22,6 +22,11 @@ cdef enum GotTunnel:
     TUNNEL_QUEUED = 1           # no socket in stock; `advance` runs when one came
     TUNNEL_FAILED = 2
 
+cdef enum Ahead:
+    AHEAD_NONE = 0
+    AHEAD_COMING = 1            # one is shaking hands
+    AHEAD_THERE = 2             # one is open, and has room
+
 cdef struct Asking:             # what a tunnel must be
     Identity* own
     Identity* wanted
@@ -33,6 +38,8 @@ cdef bint secure_way(Conn* c, const Peer* to) noexcept nogil
 # Whether an outbound connection to `to` needs a tunnel, and which. Sets c.secure.
 cdef Way way_of(Conn* c, const Peer* to, Asking* out, int* error) noexcept nogil
 cdef bint tunnel_fits(const Tunnel* t, const Asking* asking) noexcept nogil
+# Dialled before anything needs it, if the pod may have one more of these and that destination did not fail just now.
+cdef Ahead tunnel_ahead(Captured* pod, const Asking* asking) noexcept nogil
 cdef GotTunnel tunnel_get(Conn* c, const Asking* asking, uint32_t open_ms, Tunnel** out, int* error) noexcept nogil
 # The upstream's Source is a stream of it from now on; it is opened as soon as the tunnel is. False: no memory.
 cdef bint tunnel_join(Tunnel* t, Upstream* up) noexcept nogil

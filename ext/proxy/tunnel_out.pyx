@@ -4,16 +4,17 @@ from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport strlen
 from posix.unistd cimport close
 from ext.core.buffer cimport Buffer
-from ext.core.loop cimport CARRIED, Carrier, Source, loop_again
+from ext.core.loop cimport CARRIED, Carrier, Source, loop_again, wall_us
 from ext.core.protocol cimport KIND_CERTIFICATE, KIND_TRUST, LISTEN_OUTBOUND, PORT_HBONE
 from ext.core.text cimport Span
 from ext.proxy.account cimport account_failure
+from ext.proxy.budget cimport descriptors_short, memory_tight
 from ext.proxy.held cimport held_wait_key
 from ext.proxy.keys cimport LACK_CERTIFICATE, LACK_NONE, Lack, credentials_of, lack_text, may_come
-from ext.proxy.state cimport C_DETECT, T_OPEN, TUNNEL_OPEN_MS, TUNNELS_EACH, TUNNELS_POD, Captured, Conn, Tunnel, Upstream
-from ext.proxy.stock cimport stock_forget, stock_take, stock_wait
+from ext.proxy.state cimport C_DETECT, T_OPEN, TUNNEL_OPEN_MS, TUNNELS_EACH, TUNNELS_POD, Captured, Conn, Tunnel, Upstream, Worker
+from ext.proxy.stock cimport stock_forget, stock_spare, stock_take, stock_wait
 from ext.proxy.tunnel cimport (tunnel_busy, tunnel_dirty, tunnel_finish, tunnel_going, tunnel_leave, tunnel_new, tunnel_opened,
-                               tunnel_wakes)
+                               tunnel_shunned, tunnel_wakes)
 from ext.proxy.words cimport AUTHORITY_BYTES, authority_write, baggage_write, forwarded_write, trace_write
 from ext.route.shapes cimport TUNNEL_HBONE, Address, Pod, Workload
 from ext.route.tables cimport pod_by_handle, workload_by_address, workload_by_index
@@ -26,6 +27,7 @@ from ext.tunnel.tls cimport TLS_ERROR_BYTES
 
 cdef enum:
     STREAMS_EACH = 100          # ztunnel's bound for one tunnel
+    AHEAD_SHAKING = 4           # of a pod: more handshakes at a time are of requests that wait for them
 
 
 # ---- what carries an Upstream ------------------------------------------------------------------------------------------------------
@@ -177,28 +179,121 @@ cdef bint tunnel_fits(const Tunnel* t, const Asking* asking) noexcept nogil:
     return t.wanted == asking.wanted and t.own == asking.own and same_peer(&t.remote, &asking.to)
 
 
-cdef GotTunnel tunnel_get(Conn* c, const Asking* asking, uint32_t open_ms, Tunnel** out, int* error) noexcept nogil:
-    cdef Captured* pod = c.pod
+cdef inline uint32_t room_of(const Tunnel* t) noexcept nogil:
+    """For so many more streams: of an open one."""
+    cdef uint32_t room = session_room(&t.session)
+    if t.users >= STREAMS_EACH:
+        return 0
+    return room if room < STREAMS_EACH - t.users else STREAMS_EACH - t.users
+
+
+cdef inline bint nearly_full(const Tunnel* t, uint32_t room) noexcept nogil:
+    return t.users >= 3 * room
+
+
+cdef Tunnel* start(Captured* pod, int fd, const Asking* asking, uint32_t open_ms, int* error) noexcept nogil:
+    """Takes the descriptor over."""
+    cdef Tunnel* t
+    error[0] = stream_connect(fd, &asking.to)
+    if error[0] != 0 and error[0] != -EINPROGRESS:
+        close(fd)
+        return NULL
+    t = tunnel_new(pod, fd, &OPS, asking.credentials, asking.own, asking.wanted, open_ms if open_ms < TUNNEL_OPEN_MS else TUNNEL_OPEN_MS)
+    error[0] = 0 if t != NULL else -ENOMEM
+    if t != NULL:
+        t.remote = asking.to
+    return t
+
+
+cdef Ahead tunnel_ahead(Captured* pod, const Asking* asking) noexcept nogil:
+    cdef Worker* w = pod.w
+    cdef Tunnel* t = pod.first_tunnel
+    cdef uint32_t unused = 0, shaking = 0, room
+    cdef int fd, error = 0
+    if w.tables.settings.early_tunnels == 0 or not pod.attached or w.draining:
+        return AHEAD_NONE
+    while t != NULL:
+        if not t.server and not t.finishing and t.session.tls.credentials == asking.credentials and tunnel_fits(t, asking):
+            if t.state != T_OPEN:
+                return AHEAD_COMING
+            room = room_of(t)
+            if room > 0 and not nearly_full(t, room) and not tunnel_busy(t):
+                return AHEAD_THERE
+        if not t.server:
+            unused += t.early
+            shaking += t.state != T_OPEN
+        t = t.next
+    if unused >= w.tables.settings.early_tunnels or shaking >= AHEAD_SHAKING or pod.tunnels >= TUNNELS_POD // 2 or memory_tight(pod) or \
+            descriptors_short(pod, 1) or tunnel_shunned(w, &asking.to):
+        return AHEAD_NONE
+    fd = stock_spare(pod, asking.to.family)
+    if fd < 0:
+        return AHEAD_NONE
+    t = start(pod, fd, asking, TUNNEL_OPEN_MS, &error)
+    if t == NULL:
+        return AHEAD_NONE
+    t.early = 1
+    w.stats.tunnels_early += 1
+    return AHEAD_COMING
+
+
+cdef void finish_old(Captured* pod, const Asking* asking) noexcept nogil:
+    """Our credentials were renewed."""
     cdef Tunnel* t = pod.first_tunnel
     cdef Tunnel* after
-    cdef Tunnel* busy = NULL
-    cdef uint32_t same = 0
-    cdef int fd
-    out[0] = NULL
     while t != NULL:
         after = t.next
-        if not t.server and not t.finishing and tunnel_fits(t, asking):
-            if t.session.tls.credentials != asking.credentials:
-                tunnel_finish(t)        # ours were renewed
-            elif t.users < STREAMS_EACH and (t.state != T_OPEN or session_room(&t.session) > 0):
-                same += 1
-                if t.state != T_OPEN or not tunnel_busy(t):
-                    out[0] = t
-                    break
-                busy = t
+        if not t.server and not t.finishing and tunnel_fits(t, asking) and t.session.tls.credentials != asking.credentials:
+            tunnel_finish(t)
         t = after
-    if out[0] == NULL and busy != NULL and same >= TUNNELS_EACH:
-        out[0] = busy
+
+
+cdef Tunnel* find(Captured* pod, const Asking* asking) noexcept nogil:
+    """An open one before one that is still shaking hands; one that a bulk transfer has only when there may be no more. NULL: dial."""
+    cdef Tunnel* t = pod.first_tunnel
+    cdef Tunnel* full = NULL
+    cdef Tunnel* coming = NULL
+    cdef Tunnel* busy = NULL
+    cdef Tunnel* old = NULL
+    cdef uint32_t same = 0, room
+    cdef bint renewed = False
+    while t != NULL:
+        if not t.server and not t.finishing and tunnel_fits(t, asking):
+            room = room_of(t) if t.state == T_OPEN else 0
+            if t.session.tls.credentials != asking.credentials:
+                renewed = True
+                if room > 0 and t.session.tls.credentials.not_after > wall_us() // 1000000:
+                    old = t
+            elif t.state != T_OPEN:
+                if t.users < STREAMS_EACH:
+                    same += 1
+                    coming = t
+            elif room > 0:
+                same += 1
+                if tunnel_busy(t):
+                    busy = t
+                elif not nearly_full(t, room):
+                    return t
+                else:
+                    full = t
+        t = t.next
+    if full != NULL:
+        if coming == NULL:
+            tunnel_ahead(pod, asking)
+        return full
+    if old != NULL and tunnel_ahead(pod, asking) == AHEAD_COMING:
+        return old                      # until the new one is open, or cannot be
+    if renewed:
+        finish_old(pod, asking)
+    if coming == NULL and same >= TUNNELS_EACH:
+        return busy
+    return coming
+
+
+cdef GotTunnel tunnel_get(Conn* c, const Asking* asking, uint32_t open_ms, Tunnel** out, int* error) noexcept nogil:
+    cdef Captured* pod = c.pod
+    cdef int fd
+    out[0] = find(pod, asking)
     if out[0] != NULL:
         stock_forget(c)
         return TUNNEL_GOT
@@ -209,18 +304,8 @@ cdef GotTunnel tunnel_get(Conn* c, const Asking* asking, uint32_t open_ms, Tunne
     if fd < 0:
         stock_wait(c, asking.to.family)
         return TUNNEL_QUEUED
-    error[0] = stream_connect(fd, &asking.to)
-    if error[0] != 0 and error[0] != -EINPROGRESS:
-        close(fd)
-        return TUNNEL_FAILED
-    error[0] = 0
-    t = tunnel_new(pod, fd, &OPS, asking.credentials, asking.own, asking.wanted, open_ms if open_ms < TUNNEL_OPEN_MS else TUNNEL_OPEN_MS)
-    if t == NULL:
-        error[0] = -ENOMEM
-        return TUNNEL_FAILED
-    t.remote = asking.to
-    out[0] = t
-    return TUNNEL_GOT
+    out[0] = start(pod, fd, asking, open_ms, error)
+    return TUNNEL_GOT if out[0] != NULL else TUNNEL_FAILED
 
 
 cdef void forget_wait(Upstream* up) noexcept nogil:
@@ -260,12 +345,16 @@ cdef bint tunnel_join(Tunnel* t, Upstream* up) noexcept nogil:
     up.source.fd = CARRIED
     up.source.carrier = &CARRIER
     up.tunnel = t
+    if t.early:
+        t.early = 0
+        t.w.stats.tunnels_early_used += 1
     if t.state == T_OPEN:
         if not open_stream(t, up):
             return False
         t.users += 1
         return True
     t.users += 1
+    t.w.stats.tunnels_waited += 1
     up.waits = 1
     up.wait_next = NULL
     up.wait_prev = t.waits_last

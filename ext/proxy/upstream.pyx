@@ -8,8 +8,9 @@ from ext.core.slab cimport slab_give, slab_take
 from ext.core.source cimport source_abort, source_error, source_silent
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
 from ext.proxy.account cimport account_failure
+from ext.proxy.early cimport early_cluster
 from ext.proxy.near cimport Neighbour, near_fits, near_join, near_room, near_way
-from ext.proxy.state cimport POOL_BUCKETS, T_DEAD, U_CONNECTING, U_DEAD, U_IDLE, U_READY, Captured, Conn, Tunnel, Upstream, Worker
+from ext.proxy.state cimport POOL_BUCKETS, T_DEAD, T_OPEN, U_CONNECTING, U_DEAD, U_IDLE, U_READY, Captured, Conn, Tunnel, Upstream, Worker
 from ext.proxy.stock cimport stock_take, stock_wait
 from ext.proxy.tunnel cimport tunnel_busy, tunnel_silence
 from ext.proxy.tunnel_out cimport (TUNNEL_GOT, TUNNEL_QUEUED, WAY_LATER, WAY_PLAIN, WAY_TUNNEL, Asking, GotTunnel, Way,
@@ -36,7 +37,7 @@ cdef bint serves(const Upstream* up, const Peer* to, const Peer* source, const A
     if near != NULL:
         return near_fits(up, near)
     if asking != NULL:
-        return tunnel_fits(up.tunnel, asking) and not up.tunnel.finishing and not tunnel_busy(up.tunnel)
+        return tunnel_fits(up.tunnel, asking) and (not up.tunnel.finishing or up.tunnel.bridged) and not tunnel_busy(up.tunnel)
     if source == NULL:
         return up.source_ip.family == 0
     return same_ip(&up.source_ip, source)
@@ -244,6 +245,7 @@ cdef int carried(Conn* c, const Asking* asking, const Peer* to, uint32_t connect
     cdef Upstream* up
     cdef Tunnel* t
     cdef GotTunnel got
+    cdef bint cold
     if pooled:
         up = pool_find(c.pod, to, NULL, asking, NULL, c.x.request_done and idempotent(c.x.method))
         if up != NULL:
@@ -257,6 +259,7 @@ cdef int carried(Conn* c, const Asking* asking, const Peer* to, uint32_t connect
     if up == NULL:
         error[0] = -ENOMEM
         return FAILED
+    cold = t.early or t.state != T_OPEN
     begin(c, up, to)
     if not tunnel_join(t, up):
         error[0] = -ENOMEM
@@ -264,6 +267,8 @@ cdef int carried(Conn* c, const Asking* asking, const Peer* to, uint32_t connect
         return FAILED
     opened(c, up, connect_ms)
     c.up = up
+    if cold and c.cluster != NULL:
+        early_cluster(c, c.cluster)
     return DIALLED
 
 

@@ -10,6 +10,7 @@ from ext.core.shm cimport gauge, log_attach, stats_attach
 from ext.proxy.budget cimport budget_apply
 from ext.proxy.conn cimport conn_near, pod_retire
 from ext.proxy.control cimport control_apply, control_check_drained, control_open
+from ext.proxy.early cimport early_follows
 from ext.proxy.flow cimport flow_advance, flow_expire
 from ext.proxy.forget cimport forget_turn
 from ext.proxy.outbox cimport OUTBOX_BYTES
@@ -112,6 +113,7 @@ cdef Worker* worker_new(int control, void* stats, size_t stats_size, void* log, 
     w.retire = pod_retire
     w.distrusts = tunnel_distrusts
     w.recalls = recall_tunnel
+    w.follows = early_follows
     w.enters = conn_near
     if control_open(w, control) != 0:
         return NULL

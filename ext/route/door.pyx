@@ -1,7 +1,7 @@
 """Python's door to the tables: for tests, and for asking what a worker would answer. Workers never load it.
 
-`Tables` holds one set of tables. Everything that is lent out is copied into Python values, except a `Held` cluster, which keeps
-a reference as a connection would.
+`Tables` holds one set of tables. What is lent out is copied into Python values, except a `Held` cluster, which keeps a
+reference as a connection would.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint16_t, uint32_t, uint64_t

@@ -347,14 +347,22 @@ def test_renewed_credentials_get_new_tunnels_and_open_connections_live_on(pair: 
     renewed = ROOT.issue(CLIENT_ID)
     give_key(pair.worker, 201, CLIENT_ID, renewed.key)
     pair.worker.commit(certificate(renewed, CLIENT_ID, 201))
-    second = pair.dial(port=TCP_PORT)
+    second = pair.dial(port=TCP_PORT)  # finds the old one, and has the new one dialled
     second.sendall(b"b")
-    assert receive(second, 1) == b"b" and tunnels(pair) == 2
+    assert receive(second, 1) == b"b"
+    until(lambda: (tunnels(pair), pair.worker.header["tunnels_opened"]) == (2, 4), "there is a tunnel with the new certificate")
+    third = pair.dial(port=TCP_PORT)
+    third.sendall(b"d")
+    assert receive(third, 1) == b"d"
     first.sendall(b"c")
     assert receive(first, 1) == b"c"
     first.close()
-    until(lambda: tunnels(pair) == 1, "the old tunnel ends with its last connection")
     second.close()
+    until(lambda: tunnels(pair) == 1, "the old tunnel ends with its last connection")
+    third.sendall(b"e")
+    assert receive(third, 1) == b"e"
+    assert pair.worker.header["tunnels_waited"] == 1, "nobody waited for the new one"
+    third.close()
     pair.quiet()
 
 
