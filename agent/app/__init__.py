@@ -33,6 +33,11 @@ import click
 @click.option("--capture", type=click.Choice(["auto", "ebpf", "iptables", "nftables"]), default="auto", show_default=True,
               help="auto: iptables where the kernel has its legacy tables, else nftables; ebpf: what pods connect to by socket hooks where "
               "node and pod allow it, and the rest as auto does. A pod's annotation narrows.mesh/capture (ebpf, iptables) goes before it.")
+@click.option("--observe", type=click.Choice(["off", "captured", "all"]), default="off", show_default=True,
+              help="Have the kernel tell of TCP connections that ended, for metrics of round trips and retransmissions (eBPF): the "
+              "proxy's of captured pods; all: of the node's other pods too.")
+@click.option("--observe-pairs", type=click.IntRange(1, 100_000), default=500, show_default=True,
+              help="So many sets of labels (who called whom); what comes later is counted as `other`.")
 @click.option("--idle", "idle_seconds", type=click.FloatRange(1, 86400), default=600, show_default=True,
               help="Seconds after which the routes of a destination that nobody talks to are dropped.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)

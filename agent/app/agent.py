@@ -36,6 +36,7 @@ from agent.app.hooks import Hooks
 from agent.app.keeper import KeeperLink, open_link
 from agent.app.mesh import Mesh
 from agent.app.method import EBPF, backend_of
+from agent.app.observation import OFF, Observation
 from agent.app.observe import DataPath
 from agent.app.pods import Pods
 from agent.app.resync import difference, inherit, settle_inheritance
@@ -86,6 +87,8 @@ class Options:
     early_tunnels: int = 8
     idle_seconds: float = 600.0
     capture: str = "auto"  # auto, ebpf, iptables, nftables
+    observe: str = OFF  # off, captured, all
+    observe_pairs: int = 500
 
 
 class Agent:
@@ -114,6 +117,8 @@ class Agent:
         self._pods = Pods(node=options.node, cluster=options.cluster, trust_domain=options.trust_domain, store=self._store,
                           committer=self._committer, events=self._events, decide=enrol, capture=capture,
                           identities=self._certificates.identities)
+        self._observation = Observation(options.observe, instance, options.run_dir, self._events, self._store, self._pods.decided,
+                                        options.observe_pairs)
         self._tracking = Tracking(self._events, self._pods.captured)
         self._access_log = (AccessLog(str(options.run_dir / "access.log"), options.access_log)
                             if options.access_log != "off" else None)
@@ -136,6 +141,8 @@ class Agent:
         registry.register(CaptureCollector(self._pods.figures))
         registry.register(CertificateCollector(self._certificates.figures))
         registry.register(ConntrackCollector(self._tracking.figures))
+        if options.observe != OFF:
+            registry.register(self._observation.collector)
         async with AsyncExitStack() as stack:
             ports = Ports(registry, lambda: "; ".join(self.readiness()))
             await ports.start(options.metrics_address, options.metrics_port, options.readiness_port)
@@ -154,6 +161,7 @@ class Agent:
                 ("watch", self._pods.watch()),
                 ("revocation", self._certificates.watch()),
                 ("conntrack", self._tracking.watch()),
+                ("observation", self._observation.watch()),
                 ("access-log", self._data_path.drain()),
                 ("use", self._data_path.watch_use(self._mesh.used, self._sweep)),
             )]
@@ -187,6 +195,7 @@ class Agent:
         log.info("reload")
         self._xds.hurry()
         self._hooks.again()
+        self._observation.again()
         self._pods.again()
 
     def _reopen(self) -> None:
@@ -266,6 +275,7 @@ class Agent:
         first = difference(self._store, inventory.puts)
         self._link = link
         self._pods.attach(link, inventory.pods)
+        self._observation.keeper(link.peer)
         self._events.add("KeeperFound", "keeper", f"connected to keeper {link.pid}; {len(first)} of "
                          f"{len(inventory.puts)} entries differ, {len(inventory.pods)} pods attached")
         return first
@@ -362,6 +372,7 @@ class Agent:
             "misses": self._mesh.misses,
             "repairs": self._pods.repairs,
             "capture": self._pods.capture(),
+            "observation": self._observation.shown(),
             "accessLogLost": self._access_log.lost if self._access_log else 0,
         }
 

@@ -152,6 +152,11 @@ class Pods:
     def captured(self) -> list[LocalPod]:
         return [one.pod for one in self._pods.values() if one.state is State.CAPTURED]
 
+    def decided(self) -> list[tuple[LocalPod, bool]] | None:
+        """Each pod that was decided on, and whether the proxy has connections of it; None while not all pods are known."""
+        proxied = {State.ENTERING: True, State.CAPTURED: True, State.LEAVING: True, State.OUT: False}
+        return [(one.pod, proxied[one.state]) for one in self._pods.values() if one.state in proxied] if self._synced else None
+
     def figures(self) -> CaptureFigures:
         """For metrics; called from the thread that renders them."""
         pods = list(self._pods.values())

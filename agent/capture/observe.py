@@ -4,7 +4,7 @@ A connection is told when it ends, if its cgroup is linked and its network names
 the proxy's cgroup is linked, not the pod's: the pod's own socket ends at the proxy in the same pod and measures loopback. For a pod
 without capture it is the pod's cgroup. Nothing here blocks.
 
-Its pins are an instance's, beside those of capture: `v<layout>-observe` in place of `v<layout>` (pins.py), loaded with OBSERVE's hooks.
+Its pins are an instance's, beside those of capture: PART of pins.py, loaded with OBSERVE's hooks.
 """
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ CONNECTION = struct.Struct("=QQQQ16sI16sIIIIBBH")
 TALLY = struct.Struct("=QQ")
 
 (HOOK,) = OBSERVE
+PART = "observe"
 # Kernel: Documentation/bpf/ringbuf.rst. A record has a head of its length and two flags, and starts at a multiple of 8.
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
 _RECORD = struct.Struct("=8x" + CONNECTION.format[1:-1] + "2x")  # as it lies in the ring, without what says nothing
@@ -37,13 +38,9 @@ class ObserveError(Exception):
     """Says which pod or cgroup, what the kernel said and what to do."""
 
 
-def pins_beside(capture: Pins) -> Pins:
-    return Pins(capture.root.with_name(f"{capture.root.name}-{HOOK.name}"))
-
-
-def is_beside(pins: Pins) -> bool:
+def is_ours(pins: Pins) -> bool:
     """Whether these are observation's, of whatever layout."""
-    return pins.root.name.endswith(f"-{HOOK.name}")
+    return pins.root.name.endswith(f"-{PART}")
 
 
 class Watch:

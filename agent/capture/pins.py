@@ -69,14 +69,15 @@ class Pins:
                 return
 
 
-def pins_of(bpffs: Path, instance: str, layout: int) -> Pins:
-    return Pins(bpffs / "narrows" / _written(instance) / f"v{layout}")
+def pins_of(bpffs: Path, instance: str, layout: int, part: str = "") -> Pins:
+    """`part`: of what is loaded and removed apart from capture, beside it (`v1-observe`)."""
+    return Pins(bpffs / "narrows" / _written(instance) / (f"v{layout}-{part}" if part else f"v{layout}"))
 
 
-def claim(instance: str, layout: int, usual: Path = USUAL, own: Path = OWN) -> Pins:
+def claim(instance: str, layout: int, usual: Path = USUAL, own: Path = OWN, *, part: str = "") -> Pins:
     """The instance's directory, made where a bpffs is mounted, or is mounted for it. PinError says what is in the way."""
     with _alone(own):
-        pins = pins_of(bpffs(usual, own), instance, layout)
+        pins = pins_of(bpffs(usual, own), instance, layout, part)
         pins.make()  # and as long as it stands nobody unmounts what it is in
         return pins
 

@@ -32,6 +32,7 @@ def node_status(node: str, run_dir: Path) -> Json:
         "version": info["version"],
         "pid": info["pid"],
         "capture": info["capture"],
+        "observation": info["observation"],
         "keeper": info["keeper"],
         "controlPlane": info["controlPlane"],
         "workers": workers,
@@ -58,6 +59,8 @@ def command(name: str | None, run_dir: Path | None, output: str) -> int:
         for node in nodes:
             if (capture := node.get("capture", {"backend": "iptables"}))["backend"] != "iptables":
                 click.echo(f"{node['node']}: capture by {capture['backend'] or 'nothing'}: {capture['reason']}", err=True)
+            if (observation := node.get("observation", {"reason": ""}))["reason"]:
+                click.echo(f"{node['node']}: connections are not observed: {observation['reason']}", err=True)
             for worker in node.get("workers", ()):
                 if worker.get("seccomp", "on") != "on":
                     click.echo(f"{node['node']}: worker {worker['index']} runs without its filter of system calls "

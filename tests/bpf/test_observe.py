@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from agent.capture import bpf_call, loader
-from agent.capture.observe import CONNECTION, TALLY, Records, Watch, pins_beside
-from agent.capture.pins import Pins
+from agent.capture import bpf_call, egress, loader
+from agent.capture.observe import CONNECTION, PART, TALLY, Records, Watch
+from agent.capture.pins import Pins, pins_of
 from agent.model.telemetry import TCP_STATES, EndedConnection
 from ext.sys import bpf_door
 from tests.support.cgroup import Cgroup, Cgroups
@@ -121,7 +121,7 @@ class Scene:
 
 @pytest.fixture
 def observing(pins: Pins, cache: Path) -> Pins:
-    own = pins_beside(pins)
+    own = pins_of(pins.root.parents[2], "test.observed", egress.LAYOUT, PART)
     assert loader.load(own, cache, hooks=loader.OBSERVE).hooks == {"observe": ""}
     return own
 
