@@ -339,3 +339,18 @@ class Web:
             except ConnectionError:
                 return
             connection.sendall(self.answers[min(len(self.seen), len(self.answers)) - 1])
+
+
+def start(mesh: Mesh, *answers: bytes, **route: Any) -> Web:
+    """An origin with these answers, behind a route that `route` describes (`everything`)."""
+    web = Web(*answers)
+    mesh.configure(*everything(mesh, **route))
+    mesh.origin(8080, web)
+    return web
+
+
+def ask(mesh: Mesh, *args: Any, **more: Any) -> Any:
+    """One request on a connection of its own, and its answer."""
+    connection = mesh.dial()
+    connection.sendall(request(*args, **more))
+    return read_message(connection)
