@@ -49,6 +49,7 @@ class Commit:
         self.sequence = 0
         self.awaited = set()        # slots
         self.answers = {}           # slot -> None or the text of its failure
+        self.untaken = False        # some worker had no room to take it: it was not refused for what it says
         self.timer = None
 
     def close(self) -> None:
@@ -402,7 +403,10 @@ class Crew:
         if commit is not None and sequence == commit.sequence and slot in commit.awaited:
             commit.awaited.discard(slot)
             commit.answers[slot] = failure
+            commit.untaken = commit.untaken or (failure is not None and txn_id == 0)
             self._conclude()
+        elif failure is not None and txn_id == 0:
+            self._replace(slot, f"could not take what it was given: {failure}")
         elif failure is not None:                   # its snapshot, or what came into force while it started
             self._replace(slot, f"refuses what is in force (transaction {txn_id}): {failure}")
 
@@ -441,7 +445,7 @@ class Crew:
                 if slot.state == STARTED:
                     self._send(slot, MSG_COMMIT, commit.sequence, b"", (commit.fd,))
         elif refused:
-            result = (False, next(iter(refused.values())))
+            result = (commit.untaken, next(iter(refused.values())))
         else:
             result = (True, f"no worker answered to transaction {commit.transaction.id}; they are replaced")
         commit.close()

@@ -9,3 +9,5 @@ from ext.proxy.state cimport Captured, Worker
 cdef int pod_attach(Worker* w, uint32_t handle, const uint8_t* kinds, const int* fds, uint32_t n) noexcept nogil
 # Closes the listeners; connections live on.
 cdef void pod_detach(Captured* pod) noexcept nogil
+# Descriptors ran out: what is kept in advance is closed.
+cdef void accept_shed(Worker* w) noexcept nogil

@@ -31,7 +31,7 @@ cdef void refuse(int fd) noexcept nogil:
     close(fd)
 
 
-cdef void shed(Worker* w) noexcept nogil:
+cdef void accept_shed(Worker* w) noexcept nogil:
     """What is kept in advance gives way to who is waiting now."""
     cdef Captured* pod = w.first_pod
     while pod != NULL:
@@ -102,7 +102,7 @@ cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
             continue
         if fd < 0:
             w.stats.accept_errors += 1
-            shed(w)
+            accept_shed(w)
             pause(acceptor, PAUSED_DESCRIPTORS)
             return
         if acceptor.kind == LISTEN_HBONE:

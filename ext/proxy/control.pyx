@@ -9,7 +9,7 @@ from ext.core.protocol cimport (MSG_COMMIT, MSG_DRAIN, MSG_KEY, MSG_KEY_FORGET, 
 from ext.core.shm cimport DETAIL_DRAIN, FLAG_DT
 from ext.core.text cimport Span
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
-from ext.proxy.accept cimport pod_attach, pod_detach
+from ext.proxy.accept cimport accept_shed, pod_attach, pod_detach
 from ext.proxy.budget cimport budget_apply
 from ext.proxy.conn cimport conn_end, pod_resume
 from ext.proxy.forget cimport forget_prepare
@@ -111,6 +111,12 @@ cdef void on_event(Source* source, uint32_t events) noexcept nogil:
     loop_again(&w.loop, source)
 
 
+cdef void lost(Worker* w, uint32_t sequence) noexcept nogil:
+    """A process without a free descriptor gets the message alone (MSG_CTRUNC, unix(7)). Transaction 0: the next try may be luckier."""
+    accept_shed(w)
+    send_failed(w, sequence, 0, b"no descriptor came with it: the worker has none free (its limit of open files)")
+
+
 cdef bint handle(Worker* w, const char* data, uint32_t size, const int* fds, uint32_t n) noexcept nogil:
     """True: the descriptors are taken care of. What is malformed or unknown is passed over: a newer keeper may say more."""
     cdef uint16_t kind, version
@@ -127,7 +133,10 @@ cdef bint handle(Worker* w, const char* data, uint32_t size, const int* fds, uin
     size -= 8
     if version != PROTOCOL_VERSION:
         return False
-    if kind == MSG_COMMIT and n == 1:
+    if (kind == MSG_COMMIT or kind == MSG_KEY) and n != 1:
+        lost(w, sequence)
+        return False
+    if kind == MSG_COMMIT:
         w.pending_fd = fds[0]
         w.pending_sequence = sequence
         return True
@@ -140,7 +149,7 @@ cdef bint handle(Worker* w, const char* data, uint32_t size, const int* fds, uin
     if size < 4:
         return False
     memcpy(&handle_, data, 4)
-    if kind == MSG_KEY and n == 1 and size >= 8:
+    if kind == MSG_KEY and size >= 8:
         memcpy(&identity.n, data + 4, 4)
         identity.p = data + 8
         return identity.n == size - 8 and key_put(w, handle_, identity, fds[0])
@@ -149,6 +158,8 @@ cdef bint handle(Worker* w, const char* data, uint32_t size, const int* fds, uin
         return False
     if kind == MSG_POD_ATTACH and size >= 8:
         memcpy(&count, data + 4, 4)
+        if count != n:
+            lost(w, sequence)
         if count != n or size < 8 + count:
             return False
         pod_attach(w, handle_, <const uint8_t*>data + 8, fds, n)

@@ -3,6 +3,7 @@
 It speaks the worker's end of ext/core/protocol.pxd on descriptor 3. A transaction that holds one of these words makes it
 
     poison       answer FAILED                poison-only-INDEX   the same, in the worker of that index alone
+    full         answer FAILED as one that has no descriptor left to take it with
     silence      not answer at all            crash               end with status 3
     greedy       ask for sockets of a pod that it does not have, and of an unknown family
 
@@ -109,6 +110,9 @@ def main() -> None:
                 if b"crash" in words:
                     os._exit(3)
                 if b"silence" in words:
+                    continue
+                if b"full" in words:
+                    send(FAILED, sequence, bytes(8) + struct.pack("<I", 4) + b"full")
                     continue
                 for way in (noise, flood):
                     if told := re.search(rb"%s-only-%d (\d+)" % (way.__name__.encode(), index), words):

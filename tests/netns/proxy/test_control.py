@@ -3,16 +3,19 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
 from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
+from agent import netlink
 from agent.dataplane import blobs
 from agent.model.routing import Balancer, Cluster, Endpoint, WeightedCluster
 from agent.model.settings import ProxySettings
 from agent.model.workload import Protocol
+from tests.support.hbone import KEY
 from tests.support.mesh import (
     HTTP_PORT,
     SCOPE,
@@ -21,6 +24,7 @@ from tests.support.mesh import (
     SERVICE_INDEX,
     TCP_PORT,
     Mesh,
+    Pods,
     Web,
     any_path,
     cluster,
@@ -35,7 +39,7 @@ from tests.support.mesh import (
     workload,
 )
 from tests.support.wait import until
-from tests.support.worker import APPLIED, DRAINED, FAILED, READY, UID, Worker
+from tests.support.worker import APPLIED, ATTACH, DRAINED, FAILED, READY, UID, Worker
 
 pytestmark = pytest.mark.netns
 
@@ -62,6 +66,30 @@ def test_a_bad_transaction_is_refused_with_a_text_and_changes_nothing(mesh: Mesh
     connection = mesh.dial()
     connection.sendall(request())
     assert read_message(connection).status == 200
+
+
+def test_a_worker_without_a_free_descriptor_says_that_it_could_not_take_what_it_was_given(pods: Pods) -> None:
+    def lost(sequence: int) -> bool:
+        kind, payload = until(lambda: worker.answers.get(sequence), "an answer", timeout=10)
+        return kind == FAILED and payload[:8] == bytes(8) and payload[12:].decode().startswith("no descriptor came with it")
+
+    def attach(handle: int) -> int:
+        with netlink.in_netns(pods.other.path, lambda: socket.create_server(("127.0.0.1", 0))) as listener:
+            return worker.send(ATTACH, struct.pack("<II", handle, 1) + b"\x01", [listener.fileno()])
+
+    def commit() -> int:
+        return worker.offer(blobs.put_settings(ProxySettings()))
+
+    with Worker(rlimit=64, stock=False) as worker:
+        worker.commit(blobs.put_settings(ProxySettings()))
+        sent = [attach(handle) for handle in range(1, 70)]
+        until(lambda: sent[-1] in worker.answers, "an answer to the last listener that had no room", timeout=10)
+        assert sent[0] not in worker.answers, "there was room for the first"
+        assert lost(sent[-1]) and lost(commit()) and lost(worker.send(KEY, struct.pack("<II", 9, 1) + b"x", [0]))
+        for handle in range(1, 70):
+            worker.detach(handle)
+        worker.commit(blobs.put_settings(ProxySettings()))
+        assert not worker.ended()
 
 
 def test_commits_under_traffic_lose_no_request(mesh: Mesh) -> None:

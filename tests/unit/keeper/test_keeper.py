@@ -70,6 +70,14 @@ async def test_what_workers_refuse_is_not_kept_and_their_text_is_told(client: Ke
     assert [worker.restarts for worker in await client.workers()] == [0, 0]
 
 
+async def test_what_workers_had_no_room_to_take_may_be_tried_again(client: KeeperClient) -> None:
+    with pytest.raises(KeeperAway, match="full"):
+        await client.commit([pod("full")])
+    await client.commit([pod("better")])
+    assert (await held(client)).keys() == {"better"}
+    assert [worker.restarts for worker in await client.workers()] == [0, 0]
+
+
 async def test_resources_and_notes_never_reach_a_worker(client: KeeperClient) -> None:
     await client.commit([blobs.put_note("poison", b"poison"), blobs.put_resource("t", "crash", "1", b"")])
     await client.commit([blobs.put_note("poison", b"silence"), pod("beside")])
