@@ -8,17 +8,37 @@
 #define NARROWS_LAYOUT 1
 
 #define NARROWS_OUTBOUND_PORT 15001
+#define NARROWS_INBOUND_PORT 15006
+#define NARROWS_HBONE_PORT 15008
 #define NARROWS_MARK 0x539		/* SO_MARK of the sockets that the keeper makes in pods; an application may not set it */
 #define NARROWS_MARK_MASK 0xfff
+#define NARROWS_MARK_LOCAL 0x111	/* of a connection to the pod's own application: `ip rule` keeps it and its answers in the namespace */
+
+#define NARROWS_PROBE4 0xa9fe077f	/* where probes come from, in host order: PROBE_SOURCES of agent/capture/plan.py */
+#define NARROWS_PROBE6_0 0xfd169254
+#define NARROWS_PROBE6_1 0x71271337
+#define NARROWS_PROBE6_2 0xffffffff
+#define NARROWS_PROBE6_3 0xffffffff
+#define NARROWS_NETNS_HERE "0x6e61727221776f73"	/* what the loader replaces by the cookie of the namespace that a program is for */
 
 #define NARROWS_HAS_IP4 1		/* pod.flags: connects of this family are captured */
 #define NARROWS_HAS_IP6 2
 #define NARROWS_ONLY_INCLUDED 4		/* nothing is captured but what `included` covers */
+#define NARROWS_REDIRECTED 8		/* inside.flags: rules send connections to 15006 as well, so what comes there passes */
+#define NARROWS_ACCEPT_KEPT 16		/* tcp_fwmark_accept was 1 before us, and stays so */
 
 struct narrows_pod {			/* map `pods`, by the cookie of the pod's network namespace */
 	__u32 ip4;			/* where captured connects go: the pod's own addresses */
 	__u32 flags;
 	__u32 ip6[4];
+};
+
+struct narrows_inside {			/* map `inbound`, by the same cookie: whose incoming connections are captured */
+	__u32 ip4;			/* the pod's own addresses: what comes from them is its own */
+	__u32 flags;
+	__u32 ip6[4];
+	__u32 turn;			/* of source ports, see lasthop.c */
+	__u32 zero;
 };
 
 struct narrows_end {			/* an address with its port */
@@ -32,7 +52,7 @@ struct narrows_source {			/* map `handshakes`: who connects, as the proxy's sock
 	__u32 zero;
 };
 
-struct narrows_port {			/* maps `excluded_ports`, `excluded_ranges`, `included_ranges` */
+struct narrows_port {			/* maps `excluded_ports`, `excluded_inbound`, `excluded_ranges`, `included_ranges` */
 	__u64 netns;
 	__u64 port;
 };
@@ -66,6 +86,7 @@ struct narrows_tally {			/* map `tally`, of each CPU: records of the ring */
 };
 
 _Static_assert(sizeof(struct narrows_pod) == 24, "narrows_pod");
+_Static_assert(sizeof(struct narrows_inside) == 32, "narrows_inside");
 _Static_assert(sizeof(struct narrows_end) == 20, "narrows_end");
 _Static_assert(sizeof(struct narrows_source) == 32, "narrows_source");
 _Static_assert(sizeof(struct narrows_port) == 16, "narrows_port");

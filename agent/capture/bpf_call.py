@@ -10,12 +10,14 @@ import os
 import platform
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 _NUMBER = {"x86_64": 321, "aarch64": 280}  # of bpf(2)
 _ATTRIBUTES = 160  # bytes; what a kernel does not know must be zero, and is
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _PROG_LOAD, _PIN, _GET = range(8)
+_PROGRAM_BY_ID = 13
 _INFO, _BTF_LOAD, _LINK_CREATE, _LINK_UPDATE = 15, 18, 28, 29
 _SK_STORAGE, _LPM_TRIE = 24, 11  # BPF_MAP_TYPE_*
 _LOG = 1 << 20  # bytes of the verifier's log that are kept
@@ -112,6 +114,22 @@ def with_maps(instructions: bytes, descriptors: dict[int, int]) -> bytes:
     return bytes(made)
 
 
+def with_number(instructions: bytes, number: int, other: int) -> bytes:
+    """A 64-bit constant replaced, wherever it is loaded."""
+    made = bytearray(instructions)
+    for at in range(0, len(made) - _INSTRUCTION, _INSTRUCTION):
+        code, registers, _, low, _, high = struct.unpack_from("=BBhIiI", made, at)
+        if code == _LOAD_MAP and registers >> 4 == 0 and low | high << 32 == number:
+            struct.pack_into("=I", made, at + 4, other & 0xFFFFFFFF)
+            struct.pack_into("=I", made, at + 12, other >> 32)
+    return bytes(made)
+
+
+def program_of(number: int) -> int:
+    """By its id."""
+    return _call(_PROGRAM_BY_ID, struct.pack("=III", number, 0, 0), f"program {number}")
+
+
 def program_tag(fd: int) -> str:
     """The kernel's hash over the instructions, with which two programs are told apart."""
     return _info(fd)[8:16].hex()
@@ -130,14 +148,24 @@ def pinned(path: Path) -> int:
     return _at(_GET, path, 0)
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """The descriptor of a pin, meanwhile."""
+    fd = pinned(path)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def _at(command: int, path: Path, fd: int) -> int:
     text = ctypes.create_string_buffer(os.fsencode(path))
     return _call(command, struct.pack("=QII", ctypes.addressof(text), fd, 0), f"pin {path}")
 
 
-def attach(program: int, cgroup: int, attach_type: int) -> int:
-    """A link, which ends with its last descriptor or pin. Others on the same hook run as well."""
-    return _call(_LINK_CREATE, struct.pack("=4I", program, cgroup, attach_type, 0), "attach to a cgroup")
+def attach(program: int, target: int, attach_type: int) -> int:
+    """A link to a cgroup or a network namespace, which ends with its last descriptor or pin. Others on the same hook run as well."""
+    return _call(_LINK_CREATE, struct.pack("=4I", program, target, attach_type, 0), "attach a program")
 
 
 def replace(link: int, program: int) -> None:

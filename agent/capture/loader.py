@@ -26,27 +26,34 @@ from agent.capture.bpf_call import MapShape
 from agent.capture.pins import PinError, Pins
 
 SOURCES = Path(__file__).parents[2] / "bpf"
-FILES = ("connect.c", "sockops.c", "peername.c", "getsockopt.c", "setsockopt.c", "observe.c")
+FILES = ("connect.c", "sockops.c", "peername.c", "getsockopt.c", "setsockopt.c", "sk_lookup.c", "listen.c", "lasthop.c", "observe.c")
 HEADERS = ("program.h", "narrows.h")
 DEADLINE = 120.0  # s; it takes 2, on a machine that is busy and cold 20
-POD, PROXY = "pod", "proxy"
+POD, PROXY, NETNS = "pod", "proxy", "netns"
+NETNS_HERE = 0x6E61727221776F73  # NARROWS_NETNS_HERE of bpf/narrows.h
 _ANSWER = b"narrows-loader "
-_SOCK_ADDR, _SOCK_OPS, _SOCKOPT = 18, 13, 25  # BPF_PROG_TYPE_CGROUP_SOCK_ADDR, _SOCK_OPS, _CGROUP_SOCKOPT
+# BPF_PROG_TYPE_CGROUP_SOCK_ADDR, _SOCK_OPS, _CGROUP_SOCKOPT, _SK_LOOKUP
+_SOCK_ADDR, _SOCK_OPS, _SOCKOPT, _SK_LOOKUP = 18, 13, 25, 30
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """`attach` is linux/bpf.h's enum bpf_attach_type; `on` says whose cgroup it is linked to."""
+    """`attach` is linux/bpf.h's enum bpf_attach_type; `on` says whose cgroup it is linked to, or that it is to a namespace."""
 
     name: str
     kind: int
     attach: int
     on: tuple[str, ...]
-    lack: str  # what is not done without it; "" when egress cannot be captured then
+    lack: str  # what is not done without it; "" when nothing in its direction can be captured then
+    inward: bool = False
 
     @property
     def program(self) -> str:
         return f"narrows_{self.name}"
+
+    def link(self, number: int | str) -> str:
+        """The name of its link's pin, by a cgroup's id or a namespace's cookie. What only one direction needs goes with that alone."""
+        return f"in-{number}-{self.name}" if self.inward else f"{number}_{self.name}"
 
 
 HOOKS = (
@@ -59,6 +66,13 @@ HOOKS = (
     Hook("connect4", _SOCK_ADDR, 10, (POD,), ""),
     Hook("connect6", _SOCK_ADDR, 11, (POD,), ""),
 )
+# What comes in: needs no other hook, and no other hook needs it.
+INGRESS = (
+    Hook("listen", _SOCK_OPS, 3, (PROXY,), "", True),
+    Hook("lasthop4", _SOCK_ADDR, 10, (PROXY,), "", True),
+    Hook("lasthop6", _SOCK_ADDR, 11, (PROXY,), "", True),
+    Hook("sk_lookup", _SK_LOOKUP, 36, (NETNS,), "", True),
+)
 # Observation's, which has pins of its own (observe.py): it comes and goes without capture.
 OBSERVE = (Hook("observe", _SOCK_OPS, 3, (), "round trips and retransmits of connections are not told"),)
 
@@ -68,17 +82,48 @@ class LoadError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Template:
+    """A program of which each pod has its own: the instructions, and which map is loaded where."""
+
+    code: bytes
+    maps: dict[int, str]
+
+    def load(self, hook: Hook, pins: Pins, cookie: int) -> int:
+        """The program for the namespace of this cookie. OSError with the verifier's words, or that a pin is missing."""
+        opened: dict[int, int] = {}
+        try:
+            for at, name in self.maps.items():
+                opened[at] = bpf_call.pinned(pins.maps / name)
+            return bpf_call.load_program(f"nw_{hook.name}", hook.kind, hook.attach,
+                                         bpf_call.with_number(bpf_call.with_maps(self.code, opened), NETNS_HERE, cookie))
+        finally:
+            for fd in opened.values():
+                os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
-    """`hooks`: by name "" or why the kernel refuses it. `cached`: nothing had to be compiled. `headers`: which the compiler used."""
+    """`hooks`: by name "" or why the kernel refuses it. `cached`: nothing had to be compiled. `headers`: which the compiler used.
+    `lookup`: what ingress.py makes each pod's program of; None when that hook was not asked for, or nothing is pinned.
+    """
 
     hooks: dict[str, str]
     cached: bool
     headers: str
+    lookup: Template | None = None
 
     @property
     def problem(self) -> str:
         """"" when connects can be captured, else why not."""
-        return "; ".join(f"{hook.name}: {self.hooks[hook.name]}" for hook in HOOKS if not hook.lack and self.hooks.get(hook.name))
+        return self._lacking(HOOKS)
+
+    @property
+    def ingress_problem(self) -> str:
+        """The same of connections that come in."""
+        return self._lacking(INGRESS)
+
+    def _lacking(self, hooks: tuple[Hook, ...]) -> str:
+        return "; ".join(f"{hook.name}: {self.hooks[hook.name]}" for hook in hooks if not hook.lack and self.hooks.get(hook.name))
 
 
 def load(pins: Pins, cache: Path, *, sources: Path = SOURCES, deadline: float = DEADLINE, hooks: tuple[Hook, ...] = HOOKS) -> Loaded:
@@ -89,7 +134,7 @@ def load(pins: Pins, cache: Path, *, sources: Path = SOURCES, deadline: float = 
 
 def probe(cache: Path, *, deadline: float = DEADLINE) -> Loaded:
     """Which hooks the kernel takes, as `load` says it; afterwards nothing is there but the cache."""
-    return _run("", cache, SOURCES, deadline, (*HOOKS, *OBSERVE))
+    return _run("", cache, SOURCES, deadline, (*HOOKS, *INGRESS, *OBSERVE))
 
 
 def _run(root: str, cache: Path, sources: Path, deadline: float, hooks: tuple[Hook, ...]) -> Loaded:
@@ -107,7 +152,9 @@ def _run(root: str, cache: Path, sources: Path, deadline: float, hooks: tuple[Ho
     if "error" in answer:
         wrong = next((line for line in noise.splitlines() if "error:" in line), "")
         raise LoadError(answer["error"] + (f" ({wrong.strip()})" if wrong else ""))
-    return Loaded(answer["hooks"], answer["cached"], answer["headers"])
+    lookup = answer["lookup"] and Template(base64.b64decode(answer["lookup"]["code"]),
+                                           {int(at): name for at, name in answer["lookup"]["maps"].items()})
+    return Loaded(answer["hooks"], answer["cached"], answer["headers"], lookup)
 
 
 # ---- in the child ------------------------------------------------------------------------------------------------------
@@ -165,9 +212,17 @@ def install(pins: Pins | None, made: dict[str, Any], hooks: Iterable[Hook] = HOO
             said[hook.name] = str(error.strerror)
             continue
         said[hook.name] = ""
-        if pins is not None:
+        if pins is not None and NETNS not in hook.on:
             _put_in_force(pins, hook, program, adopted)
+        elif pins is not None:
+            _renew(pins, hook, template(made, hook), adopted)
     return said
+
+
+def template(made: dict[str, Any], hook: Hook) -> Template:
+    names = {number: name for name, (number, *_) in made["maps"].items()}
+    code = base64.b64decode(made["programs"][hook.program])
+    return Template(code, {at: names[number] for at, number in bpf_call.map_loads(code)})
 
 
 def _map(pins: Pins, name: str, shape: MapShape) -> int:
@@ -195,14 +250,34 @@ def _put_in_force(pins: Pins, hook: Hook, program: int, adopted: bool) -> None:
             return
         path.unlink()
     bpf_call.pin(program, path)
-    for link in sorted(pins.links.glob(f"*_{hook.name}")):
+    for link in sorted(pins.links.glob(hook.link("*"))):
+        _replace(link, program)
+
+
+def _renew(pins: Pins, hook: Hook, own: Template, adopted: bool) -> None:
+    """The same for the programs that pods have alone."""
+    for link in sorted(pins.links.glob(hook.link("*"))):
         fd = bpf_call.pinned(link)
         try:
-            bpf_call.replace(fd, program)
-        except OSError:  # its cgroup is gone; who enrols pods takes the pin away
-            continue
+            old = bpf_call.program_of(bpf_call.linked(fd)[0])
         finally:
             os.close(fd)
+        new = own.load(hook, pins, int(link.name.split("-")[1]))
+        same = bpf_call.program_tag(old) == bpf_call.program_tag(new)
+        os.close(old)
+        if not same or not adopted:
+            _replace(link, new)
+        os.close(new)
+
+
+def _replace(link: Path, program: int) -> None:
+    fd = bpf_call.pinned(link)
+    try:
+        bpf_call.replace(fd, program)
+    except OSError:  # its cgroup or namespace is gone; who enrols pods takes the pin away
+        pass
+    finally:
+        os.close(fd)
 
 
 def _child(root: str, cache: str, sources: str, names: str) -> dict[str, Any]:
@@ -210,8 +285,14 @@ def _child(root: str, cache: str, sources: str, names: str) -> dict[str, Any]:
 
     try:
         made, cached = obtain(Path(cache), Path(sources))
-        hooks = [hook for hook in (*HOOKS, *OBSERVE) if hook.name in names.split(",")]
-        return {"hooks": install(Pins(Path(root)) if root else None, made, hooks), "cached": cached, "headers": made["headers"]}
+        hooks = [hook for hook in (*HOOKS, *INGRESS, *OBSERVE) if hook.name in names.split(",")]
+        said = install(Pins(Path(root)) if root else None, made, hooks)
+        answer = {"hooks": said, "cached": cached, "headers": made["headers"], "lookup": None}
+        for hook in hooks:
+            if root and NETNS in hook.on:
+                own = template(made, hook)
+                answer["lookup"] = {"code": base64.b64encode(own.code).decode(), "maps": own.maps}
+        return answer
     except (CompileError, PinError) as error:
         return {"error": str(error)}
     except OSError as error:

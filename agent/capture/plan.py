@@ -88,23 +88,26 @@ def chain_prefix(instance: str) -> str:
     return f"{CHAIN_PREFIX}{blake2b(instance.encode(), digest_size=4).hexdigest()}_"
 
 
-def plan(settings: CaptureSettings, families: Iterable[int], instance: str, *, redirect: bool = True, hooks: bool = False) -> Plan:
+def plan(settings: CaptureSettings, families: Iterable[int], instance: str, *, redirect: bool = True, hooks: bool = False,
+         inbound: bool = True) -> Plan:
     """The plan of a pod. `families` (4, 6) are those of its namespace; the same input gives the same plan.
 
     `hooks`: socket hooks (egress.py) send what the pod connects to to 15001, so nothing here resets it; what no hook has sent there is
     reset by the worker. `redirect` False: what goes out is left to them. A pod that changes from one way to the other has both meanwhile.
+    `inbound` False: what comes in is left to sk_lookup (ingress.py). With both left to hooks no table remains, and nothing is tracked.
     """
     versions = sorted(set(families))
     if not versions or not set(versions) <= {4, 6}:
         raise ValueError(f"families of a pod are 4 and 6, not {versions}")
     prefix = chain_prefix(instance)
     mark, mask = (int(part, 16) for part in MARK_LOCAL.split("/"))
-    refused = (OUTBOUND_PORT, INBOUND_PORT) if not hooks else (INBOUND_PORT,)
+    refused = (() if hooks else (OUTBOUND_PORT,)) + ((INBOUND_PORT,) if inbound else ())
     return Plan(
         instance,
         marks=tuple(table for family in versions for table in (
-            _raw(family, prefix), _mangle(family, prefix), _filter(family, prefix, refused))),
-        redirects=tuple(_nat(family, prefix, settings, redirect) for family in versions),
+            *((_raw(family, prefix), _mangle(family, prefix)) if inbound else ()),
+            *((_filter(family, prefix, refused),) if refused else ()))),
+        redirects=tuple(_nat(family, prefix, settings, redirect, inbound) for family in versions if redirect or inbound),
         rules=tuple(netlink.Rule(family, RULE_PRIORITY, ROUTE_TABLE, mark, mask) for family in versions),
         routes=tuple(netlink.Route(EVERYTHING[family], "lo", table=ROUTE_TABLE, type="local") for family in versions))
 
@@ -137,7 +140,7 @@ def _filter(family: int, prefix: str, ports: tuple[int, ...]) -> Table:
         for port in ports]),))
 
 
-def _nat(family: int, prefix: str, settings: CaptureSettings, redirect_out: bool) -> Table:
+def _nat(family: int, prefix: str, settings: CaptureSettings, redirect_out: bool, redirect_in: bool) -> Table:
     probe, local = PROBE_SOURCES[family], LOCALHOST[family]
     inbound = [Rule(_ACCEPT, source=probe, protocol="tcp")]
     inbound += [_port(port) for port in (HBONE_PORT, *settings.exclude_inbound_ports)]
@@ -161,7 +164,7 @@ def _nat(family: int, prefix: str, settings: CaptureSettings, redirect_out: bool
         outbound += [Rule(_RETURN, destination=local, protocol="tcp")]
         outbound += [Rule(redirect, destination=_written(network), protocol="tcp", matches=(_SYN, _NOT_OURS))
                      for network in included]
-    return Table(family, "nat", (_chain(prefix, "PREROUTING", inbound), _chain(prefix, "OUTPUT", outbound)))
+    return Table(family, "nat", (*((_chain(prefix, "PREROUTING", inbound),) if redirect_in else ()), _chain(prefix, "OUTPUT", outbound)))
 
 
 def _chain(prefix: str, hook: str, rules: list[Rule]) -> Chain:

@@ -167,6 +167,8 @@ class Reconciler:
 
     async def _tables(self, fd: int, namespace: str, action: str, tables: Sequence[Table] = (), *,
                       names: Sequence[str] = ()) -> list[str]:
+        if not tables and not names:  # a plan without: what an earlier one left for its connections stays until `remove`
+            return []
         done: list[str] = await self._child(fd, namespace, action, prefix=self._prefix, tables=tables, names=names)
         return done
 

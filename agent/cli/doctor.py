@@ -117,7 +117,7 @@ def bpf() -> Check:
 
 def bpf_hooks() -> Iterator[Check]:
     """Each program is loaded, attached to nothing and forgotten."""
-    from agent.capture.loader import HOOKS, OBSERVE, LoadError, probe
+    from agent.capture.loader import HOOKS, INGRESS, OBSERVE, LoadError, probe
 
     if os.geteuid() != 0:
         yield Check("BPF hooks", "warn", f"uid {os.geteuid()}", "only root may load programs", "run this as root")
@@ -129,10 +129,11 @@ def bpf_hooks() -> Iterator[Check]:
             yield Check("BPF hooks", "warn", str(error), "capture by socket hooks is not available; capture by iptables is not concerned",
                         "see BPF tool chain")
             return
-    for hook in (*HOOKS, *OBSERVE):
+    for hook in (*HOOKS, *INGRESS, *OBSERVE):
         why = found.hooks[hook.name]
         yield good(f"BPF hook {hook.name}", "loads") if not why else Check(
-            f"BPF hook {hook.name}", "warn", why, hook.lack or "what pods connect to is captured by iptables",
+            f"BPF hook {hook.name}", "warn", why,
+            hook.lack or f"what {'connects to pods' if hook.inward else 'pods connect to'} is captured by iptables",
             "nothing, if that will do; else a newer kernel, or one that is not locked down (`cat /sys/kernel/security/lockdown`)")
 
 

@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from posix.unistd cimport close
 from ext.core.loop cimport Source, loop_listen, loop_over, source_close
 from ext.core.pipes cimport pipes_shed
-from ext.core.protocol cimport LISTEN_HBONE, LISTEN_OUTBOUND, PORT_INBOUND, PORT_OUTBOUND
+from ext.core.protocol cimport LISTEN_HBONE, LISTEN_INBOUND, LISTEN_OUTBOUND, PORT_INBOUND, PORT_OUTBOUND
 from ext.core.shm cimport DETAIL_POD_CONNECTIONS, DETAIL_POD_DESCRIPTORS, DETAIL_POD_MEMORY, FLAG_OM, FLAG_UO
 from ext.core.slab cimport slab_take
 from ext.core.timer cimport Timer, timer_clear, timer_init, timer_set
@@ -20,7 +20,7 @@ from ext.proxy.stock cimport stock_close, stock_open, stock_shed
 from ext.proxy.tunnel cimport tunnels_finish
 from ext.proxy.tunnel_in cimport tunnel_accept, tunnel_waits
 from ext.proxy.upstream cimport pool_close, pool_shed
-from ext.sys.stream cimport Peer, stream_abort, stream_accept, stream_original
+from ext.sys.stream cimport Peer, stream_abort, stream_accept, stream_local, stream_original
 
 cdef enum:
     TELL_A_SECOND = 64          # refusals of one pod that are logged; all are counted
@@ -80,6 +80,17 @@ cdef void pause(Acceptor* acceptor, uint8_t how) noexcept nogil:
     timer_set(&w.loop.timers, &acceptor.pause, w.loop.now_ns + <uint64_t>ACCEPT_PAUSE_MS * 1000000)
 
 
+cdef int dialled(Acceptor* acceptor, int fd, const Peer* client, Peer* target) noexcept nogil:
+    """Where the client connected to; -errno when no capture brought it here.
+
+    With another local port than the listener's the kernel (sk_lookup) chose this listener for it, and its local address is the one that
+    was dialled. Nobody else can bring that about.
+    """
+    if acceptor.kind == LISTEN_INBOUND and stream_local(fd, target) == 0 and target.family != 0 and target.port != PORT_INBOUND:
+        return 0
+    return stream_original(fd, client.family, target)
+
+
 cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
     cdef Acceptor* acceptor = <Acceptor*>source
     cdef Worker* w = acceptor.w
@@ -117,7 +128,7 @@ cdef void on_ready(Source* source, uint32_t events) noexcept nogil:
             if source.fd < 0 or loop_over(&w.loop):
                 return
             continue
-        if stream_original(fd, client.family, &target) != 0 or target.port == PORT_OUTBOUND or target.port == PORT_INBOUND:
+        if dialled(acceptor, fd, &client, &target) != 0 or target.port == PORT_OUTBOUND or target.port == PORT_INBOUND:
             refuse(fd)
             continue
         c = conn_new(acceptor, fd, &client, &target)

@@ -5,16 +5,32 @@ cdef extern from "bpf/narrows.h" nogil:
     enum:
         NARROWS_LAYOUT
         NARROWS_OUTBOUND_PORT
+        NARROWS_INBOUND_PORT
+        NARROWS_HBONE_PORT
         NARROWS_MARK
         NARROWS_MARK_MASK
+        NARROWS_MARK_LOCAL
+        NARROWS_PROBE4
+        NARROWS_PROBE6_0
+        NARROWS_PROBE6_1
+        NARROWS_PROBE6_2
+        NARROWS_PROBE6_3
         NARROWS_HAS_IP4
         NARROWS_HAS_IP6
         NARROWS_ONLY_INCLUDED
+        NARROWS_REDIRECTED
+        NARROWS_ACCEPT_KEPT
         NARROWS_NETNS_BITS
+    const char* NARROWS_NETNS_HERE
     struct narrows_pod:
         uint32_t ip4
         uint32_t flags
         uint32_t ip6[4]
+    struct narrows_inside:
+        uint32_t ip4
+        uint32_t flags
+        uint32_t ip6[4]
+        uint32_t turn
     struct narrows_end:
         uint32_t ip[4]
         uint32_t port

@@ -12,6 +12,7 @@ from agent.capture import egress, loader
 from agent.capture.pins import Pins, pins_of
 from tests.support.cgroup import Cgroups
 from tests.support.egress import Stage, staged
+from tests.support.ingress import Inward, staged_inward
 from tests.support.netns import Namespaces
 
 
@@ -46,4 +47,12 @@ def loaded(pins: Pins, cache: Path) -> Pins:
 @pytest.fixture
 def stage(namespaces: Namespaces, cgroups: Cgroups, loaded: Pins) -> Iterator[Stage]:
     with staged(namespaces, cgroups, loaded) as made:
+        yield made
+
+
+@pytest.fixture
+def inward(namespaces: Namespaces, cgroups: Cgroups, pins: Pins, cache: Path) -> Iterator[Inward]:
+    found = loader.load(pins, cache, hooks=loader.INGRESS)
+    assert found.hooks == {hook.name: "" for hook in loader.INGRESS} and found.ingress_problem == ""
+    with staged_inward(namespaces, cgroups, pins, found) as made:
         yield made

@@ -6,12 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.capture import bpf_call, egress, loader, plan, rules
+from agent.capture import bpf_call, egress, ingress, loader, plan, rules
 from agent.capture import pins as pins_room
 from agent.capture.pins import PinError, Pins, pins_of
 from agent.capture.pins import bpffs as find_bpffs
@@ -137,7 +138,7 @@ def test_the_doctor_says_of_each_hook_whether_it_works() -> None:
     done = subprocess.run([sys.executable, "-c", "from agent.cli.main import main; main()", "doctor", "-o", "json"], capture_output=True,
                           text=True, timeout=200, check=False, cwd=loader.SOURCES.parent)
     found = {check["name"]: (check["status"], check["found"]) for check in json.loads(done.stdout)["checks"]}
-    assert {found[f"BPF hook {hook.name}"] for hook in loader.HOOKS} == {("ok", "loads")}
+    assert {found[f"BPF hook {hook.name}"] for hook in (*loader.HOOKS, *loader.INGRESS)} == {("ok", "loads")}
 
 
 @pytest.mark.parametrize("where", ["root", "maps"])
@@ -244,14 +245,21 @@ def test_a_layout_is_part_of_the_path() -> None:
     assert re.fullmatch(r"[^.]*", str(root))
 
 
-def test_kernel_proxy_and_agent_agree_on_what_they_share(loaded: Pins) -> None:
+def test_kernel_proxy_and_agent_agree_on_what_they_share(loaded: Pins, cache: Path) -> None:
+    assert loader.load(loaded, cache, hooks=loader.INGRESS).ingress_problem == ""
     sizes, constants = bpf_door.sizes(), bpf_door.constants()
     assert {name: (egress.POD_VALUE, egress.PORT_KEY, egress.RANGE_KEY)[at].size for at, name in enumerate(("pod", "port", "range"))} == \
         {name: sizes[name] for name in ("pod", "port", "range")}
     shapes = {path.name: bpftool("map", "show", "pinned", str(path)) for path in loaded.maps.iterdir()}
     assert {name: (one["bytes_key"], one["bytes_value"]) for name, one in shapes.items()} == {
         "pods": (8, sizes["pod"]), "excluded_ports": (sizes["port"], 1), "excluded_ranges": (sizes["range"], 1),
-        "included_ranges": (sizes["range"], 1), "originals": (4, sizes["end"]), "handshakes": (sizes["source"], sizes["end"])}
+        "included_ranges": (sizes["range"], 1), "originals": (4, sizes["end"]), "handshakes": (sizes["source"], sizes["end"]),
+        "inbound": (8, sizes["inside"]), "excluded_inbound": (sizes["port"], 1), "listeners": (8, 8)}
+    assert ingress.INSIDE_VALUE.size == sizes["inside"]
+    assert [ip_network((number, bits)) for number, bits in zip(bpf_door.probes(), (32, 128), strict=True)] == \
+        [ip_network(plan.PROBE_SOURCES[family]) for family in (4, 6)]
     assert constants == {"LAYOUT": egress.LAYOUT, "OUTBOUND_PORT": plan.OUTBOUND_PORT, "MARK": int(rules.MARK_OURS.split("/")[0], 16),
                          "MARK_MASK": int(rules.MARK_OURS.split("/")[1], 16), "HAS_IP4": egress.HAS_IP4, "HAS_IP6": egress.HAS_IP6,
-                         "ONLY_INCLUDED": egress.ONLY_INCLUDED, "NETNS_BITS": egress.NETNS_BITS}
+                         "ONLY_INCLUDED": egress.ONLY_INCLUDED, "NETNS_BITS": egress.NETNS_BITS, "INBOUND_PORT": plan.INBOUND_PORT,
+                         "HBONE_PORT": plan.HBONE_PORT, "MARK_LOCAL": int(rules.MARK_LOCAL.split("/")[0], 16),
+                         "REDIRECTED": ingress.REDIRECTED, "ACCEPT_KEPT": ingress.ACCEPT_KEPT, "NETNS_HERE": loader.NETNS_HERE}

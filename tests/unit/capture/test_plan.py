@@ -22,8 +22,10 @@ SETTINGS = {
                                        include_outbound_ranges=(ip_network("10.96.0.0/12"), ip_network("::/0"))),
     "nothing-outbound": CaptureSettings(include_outbound_ranges=()),
     "inbound-alone": CaptureSettings(exclude_inbound_ports=(9090,)),
+    "outbound-alone": CaptureSettings(exclude_outbound_ports=(3306,), exclude_inbound_ports=(9090,)),
 }
 INBOUND_ALONE = {"inbound-alone"}  # what goes out is captured by socket hooks
+OUTBOUND_ALONE = {"outbound-alone"}  # what comes in is
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -31,7 +33,14 @@ INBOUND_ALONE = {"inbound-alone"}  # what goes out is captured by socket hooks
 def test_a_plan_is_the_text_that_was_reviewed(name: str, family: int) -> None:
     golden = GOLDEN / f"{name}.ipv{family}.rules"
     hooks = name in INBOUND_ALONE
-    assert plan(SETTINGS[name], (6, 4), "default", redirect=not hooks, hooks=hooks).text(family) == golden.read_text()
+    made = plan(SETTINGS[name], (6, 4), "default", redirect=not hooks, hooks=hooks, inbound=name not in OUTBOUND_ALONE)
+    assert made.text(family) == golden.read_text()
+
+
+def test_what_is_left_to_hooks_both_ways_keeps_the_way_back_and_no_table() -> None:
+    made, rules = (plan(CaptureSettings(), (4, 6), "default", **how) for how in ({"redirect": False, "hooks": True, "inbound": False}, {}))
+    assert made.tables == ()
+    assert (made.rules, made.routes) == (rules.rules, rules.routes)
 
 
 def test_every_golden_plan_is_tested() -> None:

@@ -1,0 +1,213 @@
+"""Capture of what connects to a pod, by sk_lookup: a program and a link of its namespace alone, and maps that are written in place.
+
+A pod is captured while its namespace has the link and stands in the map `inbound`, which is written last and cleared first. Its listener
+comes to the map `listeners` without us: sockops on the proxy's cgroup puts it there within listen(2), and its end takes it out. So neither
+our absence nor a new keeper leaves a gap; while there is no listener, who connects is refused. Nothing here needs a child.
+The way back from the application needs the policy rule and route of `plan` and the sysctl tcp_fwmark_accept. One caller at a time.
+"""
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from agent import netlink
+from agent.capture import bpf_call
+from agent.capture.egress import HAS_IP4, HAS_IP6, NETNS_KEY, PORT_KEY, netns_cookie
+from agent.capture.loader import INGRESS, NETNS, PROXY, Template
+from agent.capture.pins import Pins
+from agent.capture.plan import INBOUND_PORT
+from agent.model.pod import CaptureSettings
+from agent.model.workload import IPAddress
+
+INSIDE_VALUE = struct.Struct("=4sI16sII")  # bpf/narrows.h; a test holds it against that
+REDIRECTED, ACCEPT_KEPT = 8, 16
+FWMARK_ACCEPT = "net.ipv4.tcp_fwmark_accept"  # of IPv6 too
+
+_PIDFD_GETFD = 438  # asm-generic/unistd.h
+_LISTENER = struct.Struct("=Q")  # in: a descriptor; out: the socket's cookie
+_AHEAD = 256  # turns; the program goes on with its own while an entry is written anew
+(_SK_LOOKUP,) = (hook for hook in INGRESS if NETNS in hook.on)
+
+
+class IngressError(Exception):
+    """Says which pod or cgroup, what the kernel said and what to do. The pod is as it was."""
+
+
+class Ingress:
+    """One instance's, with what `load` said of it (`Loaded.lookup`)."""
+
+    def __init__(self, pins: Pins, lookup: Template) -> None:
+        self._pins = pins
+        self._lookup = lookup
+
+    def serve(self, cgroup: str) -> int:
+        """Links the proxy's cgroup: listeners that its processes make from now on are found, and its connections to applications are let
+        pass. Again is a no-op. Returns its id."""
+        try:
+            folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise IngressError(f"cgroup {cgroup}: {error.strerror}; it must be a directory of cgroup v2") from None
+        try:
+            number = os.fstat(folder).st_ino
+            for hook in (one for one in INGRESS if PROXY in one.on):
+                path = self._pins.links / hook.link(number)
+                if path.exists():
+                    continue
+                with bpf_call.opened(self._pins.programs / hook.name) as program:
+                    _link(program, folder, hook.attach, path)
+            return number
+        except OSError as error:
+            raise IngressError(f"cgroup {cgroup}: {error.strerror}; `bpftool cgroup tree` shows what else is attached, and only cgroup v2 "
+                               "has these hooks") from None
+        finally:
+            os.close(folder)
+
+    def adopt(self, pid: int) -> list[int]:
+        """Listeners that a keeper made before `serve`; call it after that. Returns the cookies of their namespaces.
+
+        It takes CAP_SYS_PTRACE over the keeper; IngressError otherwise.
+        """
+        found = []
+        try:
+            process = os.pidfd_open(pid)
+        except OSError as error:
+            raise IngressError(f"keeper {pid}: {error.strerror}") from None
+        try:
+            with bpf_call.opened(self._pins.maps / "listeners") as listeners:
+                for name in os.listdir(f"/proc/{pid}/fd"):
+                    with suppress(FileNotFoundError):
+                        if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+                            continue
+                        fd = _descriptor_of(process, int(name))
+                        with socket.socket(fileno=fd) as theirs:
+                            if (cookie := _inbound_listener(theirs)) is not None:
+                                bpf_call.update(listeners, NETNS_KEY.pack(cookie), _LISTENER.pack(fd))
+                                found.append(cookie)
+        except OSError as error:
+            raise IngressError(f"keeper {pid}: its listeners cannot be had: {error.strerror}; it takes CAP_SYS_PTRACE") from None
+        finally:
+            os.close(process)
+        return sorted(found)
+
+    def capture(self, netns: str, addresses: Iterable[IPAddress], settings: CaptureSettings, *, redirected: bool = False) -> int:
+        """Capture a pod, or change how: again with the same is a no-op. Returns the cookie of its namespace.
+
+        `addresses`: the pod's own. A family that has none is not captured. `redirected`: rules redirect too, as while a pod changes from
+        the one way to the other. IngressError when its listener is not known, or something is missing here.
+        """
+        own = {address.version: address for address in addresses}
+        if not own:
+            raise IngressError(f"{netns}: a pod without an address cannot be captured by eBPF")
+        try:
+            cookie = netns_cookie(netns)
+            if not self.has_listener(cookie):
+                raise IngressError(f"{netns}: no listener on port {INBOUND_PORT} is known; "
+                                   "the keeper has made none since its cgroup is served")
+            with bpf_call.opened(self._pins.maps / "inbound") as inbound:
+                before = bpf_call.lookup(inbound, NETNS_KEY.pack(cookie), INSIDE_VALUE.size)
+                accept = self._accept(netns, before)
+                wanted = {PORT_KEY.pack(cookie, port) for port in settings.exclude_inbound_ports}
+                self._exclude(cookie, wanted)
+                self._attach(netns, cookie)
+                flags = ((HAS_IP4 if 4 in own else 0) | (HAS_IP6 if 6 in own else 0) | (REDIRECTED if redirected else 0)
+                         | (ACCEPT_KEPT if accept else 0))
+                value = (own[4].packed if 4 in own else bytes(4), flags, own[6].packed if 6 in own else bytes(16))
+                old = INSIDE_VALUE.unpack(before) if before is not None else (b"", 0, b"", 0, 0)
+                if old[:3] != value:
+                    turn = (old[3] + _AHEAD) & 0xFFFFFFFF
+                    bpf_call.update(inbound, NETNS_KEY.pack(cookie), INSIDE_VALUE.pack(*value, turn, 0))
+        except OSError as error:
+            raise IngressError(f"{netns}: {error.strerror}; it takes root, a pod that lives, and pins that nobody removed") from None
+        return cookie
+
+    def release(self, cookie: int, netns: str | None = None) -> None:
+        """End the capture of a pod, which may be gone. Connections that live go on. What is not there is no error.
+
+        `netns` of a pod that goes on: its sysctl is put back.
+        """
+        try:
+            with bpf_call.opened(self._pins.maps / "inbound") as inbound:
+                before = bpf_call.lookup(inbound, NETNS_KEY.pack(cookie), INSIDE_VALUE.size)
+                bpf_call.delete(inbound, NETNS_KEY.pack(cookie))
+            (self._pins.links / _SK_LOOKUP.link(cookie)).unlink(missing_ok=True)
+            self._exclude(cookie, set())
+            if netns is not None and before is not None and not INSIDE_VALUE.unpack(before)[1] & ACCEPT_KEPT:
+                netlink.write_sysctl(netns, FWMARK_ACCEPT, 0)
+        except OSError as error:
+            raise IngressError(f"namespace {cookie}: {error.strerror}; this needs root") from None
+
+    def captured(self) -> list[int]:
+        """Cookies of the namespaces in force."""
+        with bpf_call.opened(self._pins.maps / "inbound") as inbound:
+            return sorted(NETNS_KEY.unpack(key)[0] for key in bpf_call.keys(inbound, NETNS_KEY.size))
+
+    def has_listener(self, cookie: int) -> bool:
+        with bpf_call.opened(self._pins.maps / "listeners") as listeners:
+            return bpf_call.lookup(listeners, NETNS_KEY.pack(cookie), _LISTENER.size) is not None
+
+    def _accept(self, netns: str, before: bytes | None) -> bool:
+        """Sees to the sysctl. Returns whether it was set before us, as when the pod was captured first."""
+        try:
+            set_before = netlink.read_sysctl(netns, FWMARK_ACCEPT) == "1"
+            if not set_before:
+                netlink.write_sysctl(netns, FWMARK_ACCEPT, 1)
+        except OSError as error:
+            raise IngressError(f"{netns}: {FWMARK_ACCEPT}: {error.strerror}; without it an application's answer "
+                               "does not find the proxy") from None
+        return bool(INSIDE_VALUE.unpack(before)[1] & ACCEPT_KEPT) if before is not None else set_before
+
+    def _exclude(self, cookie: int, wanted: set[bytes]) -> None:
+        with bpf_call.opened(self._pins.maps / "excluded_inbound") as fd:
+            there = {key for key in bpf_call.keys(fd, PORT_KEY.size) if PORT_KEY.unpack(key)[0] == cookie}
+            for key in wanted - there:
+                bpf_call.update(fd, key, b"\1")
+            for key in there - wanted:
+                bpf_call.delete(fd, key)
+
+    def _attach(self, netns: str, cookie: int) -> None:
+        path = self._pins.links / _SK_LOOKUP.link(cookie)
+        if path.exists():
+            return
+        namespace = netlink.open_namespace(netns)
+        try:
+            program = self._lookup.load(_SK_LOOKUP, self._pins, cookie)
+            try:
+                _link(program, namespace, _SK_LOOKUP.attach, path)
+            finally:
+                os.close(program)
+        finally:
+            os.close(namespace)
+
+
+def _link(program: int, target: int, attach: int, path: Path) -> None:
+    link = bpf_call.attach(program, target, attach)
+    try:
+        with suppress(FileExistsError):  # somebody else of this instance was quicker
+            bpf_call.pin(link, path)
+    finally:
+        os.close(link)
+
+
+def _descriptor_of(process: int, number: int) -> int:
+    """Another process's descriptor as one of ours (pidfd_getfd(2), Linux 5.6)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd: int = libc.syscall(_PIDFD_GETFD, process, number, 0)
+    if fd < 0:
+        error = ctypes.get_errno()
+        raise (FileNotFoundError if error == 9 else OSError)(error, os.strerror(error))  # EBADF: it was closed meanwhile
+    return fd
+
+
+def _inbound_listener(theirs: socket.socket) -> int | None:
+    """The cookie of its namespace if it is one."""
+    if theirs.family not in (socket.AF_INET, socket.AF_INET6) or not theirs.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return None
+    if theirs.getsockname()[1] != INBOUND_PORT:
+        return None
+    (cookie,) = NETNS_KEY.unpack(theirs.getsockopt(socket.SOL_SOCKET, 71, NETNS_KEY.size))  # SO_NETNS_COOKIE
+    return int(cookie)

@@ -1,0 +1,226 @@
+"""Connections to a pod captured by sk_lookup, with a real worker: what both ends see, and what the kernel says."""
+from __future__ import annotations
+
+import hashlib
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+
+from agent import netlink
+from agent.capture import bpf_call
+from agent.capture.egress import NETNS_KEY
+from agent.capture.ingress import FWMARK_ACCEPT, INSIDE_VALUE
+from tests.support import conntrack
+from tests.support.ingress import Inward
+from tests.support.mesh import receive, receive_all
+from tests.support.wait import until
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.mark.parametrize("size", [1, 65_537, 16 << 20])
+@pytest.mark.parametrize("family", [4, 6])
+def test_bytes_arrive_unchanged_with_the_clients_address_and_no_connection_is_tracked(inward: Inward, family: int, size: int) -> None:
+    inward.capture()
+    address, own = (inward.server.ip6, inward.client.ip6) if family == 6 else (inward.server.ip, inward.client.ip)
+    assert inward.talk(address, size=size) == {"peer": [address, 8080], "own": own}
+    assert inward.own.peers == [own]
+    assert inward.taken() == 1
+    assert conntrack.count(inward.server) == 0
+
+
+@pytest.mark.parametrize(("where", "families"), [("0.0.0.0", (4,)), ("::", (4, 6)), ("pod's", (4,)), ("pod's IPv6", (6,))])
+def test_an_application_is_reached_however_it_is_bound(inward: Inward, where: str, families: tuple[int, ...]) -> None:
+    inward.capture()
+    place = {"pod's": inward.server.ip, "pod's IPv6": inward.server.ip6}.get(where, where)
+    with inward.app.visited():
+        listener = netlink.in_netns(inward.server.path, lambda: socket.create_server(
+            (place, 9001), family=socket.AF_INET6 if ":" in place else socket.AF_INET, dualstack_ipv6=place == "::"))
+    with listener:
+        listener.settimeout(20)
+        for family in families:
+            address = inward.server.ip6 if family == 6 else inward.server.ip
+            with inward.mesh.dial(address, 9001, inward.client) as dialled:
+                taken, peer = listener.accept()
+                with taken:
+                    assert peer[0].removeprefix("::ffff:") == (inward.client.ip6 if family == 6 else inward.client.ip)
+                    assert taken.getsockname()[0].removeprefix("::ffff:") == address
+                    dialled.sendall(b"question")
+                    assert receive(taken, 8) == b"question"
+                    taken.sendall(b"answer")
+                    assert receive(dialled, 6) == b"answer"
+    assert inward.taken() == len(families)
+
+
+def test_an_application_on_loopback_alone_stays_out_of_reach(inward: Inward) -> None:
+    inward.capture()
+    with netlink.in_netns(inward.server.path, lambda: socket.create_server(("127.0.0.1", 9001))):
+        with inward.mesh.dial(inward.server.ip, 9001, inward.client) as dialled, pytest.raises(ConnectionResetError):
+            receive_all(dialled)
+        assert inward.talk(inward.server.ip)  # and the pod goes on
+
+
+def test_who_listens_on_any_address_gets_no_udp_through_us(inward: Inward) -> None:
+    inward.capture()
+    with netlink.in_netns(inward.server.path, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as there, \
+            netlink.in_netns(inward.client.path, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as here:
+        there.bind(("0.0.0.0", 8080))
+        there.settimeout(20)
+        here.sendto(b"x", (inward.server.ip, 8080))
+        data, peer = there.recvfrom(10)
+        assert (data, peer[0]) == (b"x", inward.client.ip)
+    assert inward.taken() == 0
+
+
+def test_what_a_pod_dials_at_itself_is_not_captured(inward: Inward) -> None:
+    inward.capture()
+    netlink.add_address(inward.server.path, "eth0", "10.244.1.200/24")
+    for address in ("127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", inward.server.ip, inward.server.ip6, "10.244.1.200"):
+        inward.talk(address, netns=inward.server)
+    bound = netlink.in_netns(inward.server.path, lambda: socket.create_connection(
+        ("10.244.1.200", 8080), timeout=20, source_address=(inward.server.ip, 0)))
+    with bound:
+        bound.sendall(b"x")
+        assert receive(bound, 1) == b"x"
+    assert inward.taken() == 0
+    assert inward.via_proxy("10.244.1.200", 8080)  # from outside it is
+
+
+@pytest.mark.parametrize("address", ["ip", "ip6"])
+def test_the_proxys_ports_lead_nowhere_and_tunnels_to_their_listener(inward: Inward, address: str) -> None:
+    inward.capture()
+    place = getattr(inward.server, address)
+    for port in (15001, 15006):
+        assert inward.attempt(place, port) == "ECONNREFUSED"
+    assert inward.attempt(place, 15006, inward.server) == "ECONNREFUSED"
+    assert inward.attempt(place, 15008) in ("connected", "ECONNRESET")  # by who expects TLS there
+    assert inward.own.peers == []
+
+
+@pytest.mark.parametrize("address", ["ip", "ip6"])
+def test_without_a_listener_a_connection_is_refused_and_does_not_reach_the_application(inward: Inward, address: str) -> None:
+    inward.capture()
+    place = getattr(inward.server, address)
+    inward.mesh.worker.detach(2)
+    until(lambda: inward.attempt(place, 8080) == "ECONNREFUSED", "the listener has gone")
+    assert inward.own.peers == []
+    inward.mesh.attach_one(2)  # nobody told anybody
+    assert inward.via_proxy(place, 8080)
+
+
+def test_what_is_connected_before_capture_and_after_it_goes_on(inward: Inward) -> None:
+    with inward.mesh.dial(inward.server.ip, 8080, inward.client) as before:
+        inward.capture()
+        assert inward.taken() == 0
+        with inward.mesh.dial(inward.server.ip, 8080, inward.client) as captured:
+            for one in (before, captured):
+                one.sendall(b"x")
+                assert receive(one, 1) == b"x"
+            assert inward.taken() == 1
+            inward.ingress.release(inward.ingress.captured()[0], inward.server.path)
+            for one in (before, captured):
+                one.sendall(b"y" * 100_000)
+                assert receive(one, 100_000) == b"y" * 100_000
+    assert not inward.via_proxy(inward.server.ip, 8080)
+    assert netlink.read_sysctl(inward.server.path, FWMARK_ACCEPT) == "0"
+
+
+@pytest.mark.parametrize("address", ["ip", "ip6"])
+def test_no_last_hop_has_the_numbers_of_a_live_connection_of_its_client(inward: Inward, address: str) -> None:
+    """The ports that are next are the client's own; the kernel would give the SYN to the connection that has them."""
+    ports: list[int] = []
+
+    def tell(connection: socket.socket) -> None:
+        ports.append(connection.getpeername()[1])
+        connection.sendall(connection.recv(1))
+        connection.recv(1)
+
+    cookie = inward.capture()
+    inward.mesh.origin(9001, tell, inward.server)
+    place, mine = getattr(inward.server, address), getattr(inward.client, address)
+    first, wide = 40_000, 7 * 4  # seven turns, four lanes: the eighth try is free
+    held = []
+    for port in range(first, first + wide):
+        held.append(netlink.in_netns(inward.client.path, lambda port=port: socket.create_connection(  # type: ignore[misc]
+            (place, 9001), timeout=20, source_address=(mine, port))))
+        held[-1].sendall(b"x")
+        assert receive(held[-1], 1) == b"x"
+    with bpf_call.opened(inward.pins.maps / "inbound") as inbound:
+        raw = bpf_call.lookup(inbound, NETNS_KEY.pack(cookie), INSIDE_VALUE.size)
+        assert raw is not None
+        value = list(INSIDE_VALUE.unpack(raw))
+        value[3] = (first - 16_384) // 4 - 1
+        bpf_call.update(inbound, NETNS_KEY.pack(cookie), INSIDE_VALUE.pack(*value))
+    with inward.mesh.dial(place, 9001, inward.client) as one:
+        one.sendall(b"x")
+        assert receive(one, 1) == b"x"
+    assert first + wide <= ports[-1] < first + wide + 4
+    for one in held:
+        one.sendall(b"x")
+        one.close()
+
+
+def test_many_connections_at_once_each_reach_what_they_dialled(inward: Inward) -> None:
+    """Two applications that answer differently, both families: an original that was mixed up would be heard."""
+    inward.capture()
+    code = """if True:
+        import hashlib, os, socket, sys, threading
+        wrong = []
+        def work(number):
+            for turn in range(130):
+                port = 8080 if (number + turn) % 2 else 9002
+                try:
+                    with socket.create_connection((sys.argv[1 + turn % 2], port), timeout=60) as s:
+                        said = os.urandom(3000)
+                        s.sendall(said)
+                        s.shutdown(socket.SHUT_WR)
+                        heard = b""
+                        while data := s.recv(65536):
+                            heard += data
+                    if heard != (said if port != 9002 else hashlib.sha256(said).digest()):
+                        wrong.append((port, len(heard)))
+                except OSError as error:
+                    wrong.append((port, str(error)))
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+        print(wrong)"""
+
+    def digest(connection: socket.socket) -> None:
+        connection.sendall(hashlib.sha256(receive_all(connection)).digest())
+
+    inward.mesh.origin(9002, digest, inward.server)
+    assert inward.client.python(code, inward.server.ip, inward.server.ip6, timeout=300).stdout.strip() == "[]"
+    assert inward.taken() == 16 * 130
+    assert conntrack.count(inward.server) == 0
+
+
+def test_a_client_that_resets_and_one_that_dials_again_from_its_port_are_served(inward: Inward) -> None:
+    inward.capture()
+    for _ in range(30):
+        one = netlink.in_netns(inward.client.path, socket.socket)
+        with one:
+            one.settimeout(20)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+            one.bind((inward.client.ip, 45_000))
+            one.connect((inward.server.ip, 8080))
+            one.sendall(b"x")
+            assert receive(one, 1) == b"x"
+    assert inward.taken() == 30
+
+
+def test_nothing_about_the_listener_can_be_claimed_from_inside_the_pod(inward: Inward) -> None:
+    """An application that listens on 15006 while the proxy does not is not given what comes in."""
+    inward.capture()
+    inward.mesh.worker.detach(2)
+    until(lambda: inward.attempt(inward.server.ip, 8080) == "ECONNREFUSED", "the listener has gone")
+    with inward.app.visited():
+        claimed = netlink.in_netns(inward.server.path, lambda: socket.create_server(("0.0.0.0", 15006)))
+    with claimed:
+        assert inward.attempt(inward.server.ip, 8080) == "ECONNREFUSED"
+        assert inward.attempt(inward.server.ip, 15006) == "ECONNREFUSED"
+    assert Path(inward.pins.maps / "listeners").exists()
+    assert inward.own.peers == []
