@@ -1,21 +1,24 @@
 """See claims.pxd; the sentences in full are at the head of connections.pyx."""
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport fprintf, stderr
-from libc.string cimport memcmp, memset
+from libc.string cimport memcmp, memcpy, memset
 from ext.core.hash cimport Node
 from ext.core.loop cimport Grave
 from ext.core.pipes cimport pipes_shed
 from ext.core.protocol cimport KIND_CLUSTER, KIND_DESTINATION
-from ext.core.shm cimport LOG_BYTES, LOG_SKIP, SERIES_TCP, STATS_SLOTS, LogAddress, LogRecord, Series, SeriesKey, stats_series
+from ext.core.shm cimport (LOG_BYTES, LOG_SKIP, REPORTER_DESTINATION, SERIES_TCP, STATS_SLOTS, LogAddress, LogRecord, Series, SeriesKey,
+                           stats_series)
 from ext.core.slab cimport slab_give
 from ext.proxy.accept cimport pod_detach
 from ext.proxy.state cimport Worker
+from ext.proxy.tunnel cimport tunnel_fail
 from ext.route.shapes cimport Cluster, Destination, Slot
 from ext.sys.stream cimport Peer
+from ext.tunnel.shapes cimport TROUBLE_CLOSED
 from ext.wire.body cimport Body, body_feed, body_start
 from ext.wire.http1 cimport M_CONNECT, M_HEAD, Head, parse_request
 from driver cimport claim
-from stage cimport SIDES, Side, Stage, stage
+from stage cimport OTHER_POD, SIDES, Side, Stage, stage
 from strict cimport READ_PART, READ_WHOLE, READ_WRONG, Message, read_message, tag_of
 
 cdef enum:
@@ -30,6 +33,7 @@ cdef struct Told:               # what the log says of one client
     uint32_t tcp
     uint32_t http
     uint8_t reached             # a server, as opaque TCP
+    uint32_t within             # of TCP: by the second pod, of what was joined to it in memory
     uint16_t[64] codes
 
 cdef uint32_t[8] tags_given
@@ -58,7 +62,10 @@ cdef void bury(Worker* w) noexcept nogil:
     cdef Grave* grave
     cdef Grave* after
     while w.first_pod != NULL:
-        pod_detach(w.first_pod)
+        while w.first_pod != NULL and w.first_pod.first_tunnel != NULL:
+            tunnel_fail(w.first_pod.first_tunnel, TROUBLE_CLOSED)
+        if w.first_pod != NULL:
+            pod_detach(w.first_pod)
     grave = w.loop.graves
     while grave != NULL:
         after = grave.next
@@ -77,6 +84,8 @@ cdef void check_left(Worker* w) noexcept nogil:
     claim(w.n_conns == 0 and w.conns.live == 0, b"no connection is left")
     claim(w.exchanges.live == 0, b"no exchange is left")
     claim(w.upstreams.live == 0, b"no connection to a server is left")
+    claim(w.nears.live == 0, b"nothing that joined two pods is left")
+    claim(w.n_tunnels == 0 and w.tunnels.live == 0 and w.pad.streams.live == 0, b"no tunnel is left, and no stream")
     claim(w.texts.live == 0, b"no text for a log record is left")
     claim(w.n_held == 0 and w.held_first == NULL and w.held_last == NULL and w.n_waiting == 0, b"nobody waits")
     claim(w.memory.taken == 0, b"no buffer is left")
@@ -86,7 +95,7 @@ cdef void check_left(Worker* w) noexcept nogil:
     claim(w.stop or (w.loop.timers.armed == 1 and w.loop.timers.root == &w.survey), b"no timer is left but the worker's own")
     claim(w.stop or (w.loop.fresh.first == NULL and w.loop.busy.first == NULL), b"no flow is left")
     claim(w.stats.downstream_open == 0 and w.stats.upstream_open == 0 and w.stats.upstream_idle == 0 and w.stats.held == 0
-          and w.stats.sockets_ready == 0, b"every gauge says 0")
+          and w.stats.sockets_ready == 0 and w.stats.tunnels_open == 0, b"every gauge says 0")
     claim(w.pending_fd < 0, b"no transaction waits")
     for i in range(w.tables.names.slots.mask + 1):
         at = w.tables.names.slots.heads[i]
@@ -197,6 +206,7 @@ cdef void check_client(const Side* client, uint32_t who, const Told* log) noexce
                 for k in range(tags_given[i]):
                     if tag(i, k) == m.tag:
                         claim(i == who, b"a client gets the answer to its own request")
+                        claim(not client.denied, b"policies that let nobody in let no answer out")
                         claim(k + 1 >= last_seq, b"a client gets answers in the order of its requests")
                         last_seq = k + 1
         tunnel = m.tunnel
@@ -262,19 +272,56 @@ cdef bint same_address(const Peer* peer, const uint8_t* logged) noexcept nogil:
     return address.family == 4 and address.port == peer.port and memcmp(address.ip, peer.ip, 4) == 0
 
 
+cdef uint32_t ip_of(const uint8_t* logged) noexcept nogil:
+    cdef uint32_t ip
+    memcpy(&ip, (<const LogAddress*>logged).ip, 4)
+    return ip
+
+
+cdef bint agree(const Side* client, const Side* server) noexcept nogil:
+    return prefix(server, client) and prefix(client, server)
+
+
+cdef void check_tunnelled(const LogRecord* record, uint8_t* known) noexcept nogil:
+    """Of opaque bytes behind a tunnel, where all clients have one address: some client said what the server heard, and the other way."""
+    cdef Stage* s = stage()
+    cdef uint32_t i, k
+    cdef bint found
+    for k in range(s.n_servers):
+        if not same_address(&s.servers[k].there, record.addresses + 57) or not same_address(&s.servers[k].here, record.addresses + 38):
+            continue
+        claim(not known[k], b"a server of opaque bytes has one client")
+        known[k] = 1
+        found = False
+        for i in range(s.n_clients):
+            if agree(&s.clients[i], &s.servers[k]):
+                found = True
+                told[i].reached = 1
+        claim(found, b"what a server heard by a tunnel one client said, and heard the answer")
+
+
 cdef void check_record(const LogRecord* record, uint8_t* known) noexcept nogil:
     cdef Stage* s = stage()
     cdef uint16_t port = (<const LogAddress*>record.addresses).port
+    cdef bint within = record.reporter == REPORTER_DESTINATION and ip_of(record.addresses + 19) == OTHER_POD
     cdef uint32_t i, k
+    if within and (record.protocol != SERIES_TCP or ip_of(record.addresses) == OTHER_POD):
+        if record.protocol == SERIES_TCP:
+            check_tunnelled(record, known)
+        return                                  # of HTTP: one for several clients of its pool; they have records of their own
     for i in range(s.n_clients):
         if s.clients[i].port == port:
             if record.protocol == SERIES_TCP:
-                told[i].tcp += 1
+                if within:
+                    told[i].within += 1
+                else:
+                    told[i].tcp += 1
                 for k in range(s.n_servers):
                     if same_address(&s.servers[k].there, record.addresses + 57) and same_address(&s.servers[k].here, record.addresses + 38):
                         claim(not known[k], b"a server of opaque bytes has one client")
                         known[k] = 1            # also on 7001, when nobody says any more that it takes requests
                         told[i].reached = 1
+                        claim(not s.clients[i].denied, b"policies that let nobody in let no byte in")
                         check_relay(&s.clients[i], &s.servers[k], record)
             else:
                 if told[i].http < EXCHANGES:
@@ -302,10 +349,16 @@ cdef void take_away(Worker* w, const LogRecord* record, uint32_t* n) noexcept no
     cdef Series* series
     key_of(record, &key)
     series = noted(w, &key, n)
+    if series.closed == 0:                      # the log does not say which were secure
+        key.security = 1
+        series = noted(w, &key, n)
     series.closed -= 1
     if record.protocol == SERIES_TCP:           # opened before anybody knew how it would end
-        key.flag = 0
+        key.flag = key.security = 0
         series = noted(w, &key, n)
+        if series.opened == 0:
+            key.security = 1
+            series = noted(w, &key, n)
     series.opened -= 1
 
 
@@ -359,6 +412,7 @@ cdef void check_said(Worker* w) noexcept nogil:
     for i in range(s.n_clients):
         if not s.quiet:
             claim(told[i].tcp <= 1 and (told[i].tcp == 0 or told[i].http == 0), b"a connection of TCP is logged once")
+            claim(told[i].within <= 1 or told[i].tcp == 0, b"and once by the pod that it was joined to")
         if told[i].tcp > 0:
             claim(s.quiet or told[i].reached or s.clients[i].n_heard == 0, b"who reached no server gets nothing")
         elif told[i].http > 0 or (s.clients[i].dialled == 7001 and not (s.quiet and s.forgets)):

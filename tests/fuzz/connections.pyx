@@ -17,6 +17,10 @@ What must hold:
      on only behind all bytes. Whoever is not disturbed ends properly. A server that nobody was connected to gets no byte.
   8. Each connection of TCP and each exchange of HTTP is counted once: a client's log records are as many as the responses that it
      got, or one more; their codes are those of the responses; series add up to the records.
+  9. All of it holds as well of what the first pod says to the second, of the same worker: joined in memory (ext/proxy/near), or by a
+     tunnel between them (15008, TLS and HTTP/2 of the worker with itself). The second pod counts what it took once more.
+ 10. While policies let nobody in, no byte of a client's reaches a server, and no answer the client. They come and go, and so do
+     certificates, roots and revocation lists: none of that breaks what is said above.
 """
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcmp, memcpy, memset, strlen
@@ -24,8 +28,9 @@ from ext.core.arena cimport blocks_live
 from ext.proxy.state cimport Worker
 from claims cimport check_left, check_said, tag_next, tags_forget
 from driver cimport Feed, claim, feed_byte, run as drive
-from stage cimport (SIDES, Side, Stage, attaches, client_opens, commits, detaches, drains, gives, hears, keeper_goes, leaves, says,
-                    says_bulk, servers_accept, settle, shuts, stage, stage_close, stage_open, ticks, turn, wait)
+from sides cimport client_opens, hears, leaves, says, says_bulk, servers_accept, shuts
+from stage cimport (SIDES, Side, Stage, attaches, calms, commits, detaches, drains, gives, keeper_goes, settle, stage, stage_close,
+                    stage_open, ticks, turn, wait)
 from strict cimport tag_of
 
 import stage as stage_door
@@ -45,7 +50,7 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     ALL = 0x7fffffff
     OPERATIONS = 96
-    OF_WORKER = 3               # descriptors: epoll, both ends of the control socket
+    OF_WORKER = 5               # descriptors: epoll, both ends of the control socket, two keys
     WAITS = 64                  # of an hour and more, until everything is over; a script of 160 lines took between 13 and 16
     AT_LAST_MS = 3700000
 
@@ -136,9 +141,12 @@ cdef void says_phrase(Side* side, const char* text, int client) noexcept nogil:
 
 
 cdef void deed(Feed* f, Side* side, int client) noexcept nogil:
+    """`side` NULL: nobody is there (yet), who would do it."""
     cdef uint8_t what = feed_byte(f) % DEED_COUNT, n
     if what == DEED_PHRASE:
         n = feed_byte(f)
+        if side == NULL:
+            return
         if client < 0:
             hears(side, ALL)                    # whom it answers
         says_phrase(side, questions[n % n_questions] if client >= 0 else answers[n % n_answers], client)
@@ -146,20 +154,25 @@ cdef void deed(Feed* f, Side* side, int client) noexcept nogil:
         n = feed_byte(f)
         if n > f.left:
             n = <uint8_t>f.left
-        says(side, <const char*>f.at, n)
+        if side != NULL:
+            says(side, <const char*>f.at, n)
         f.at += n
         f.left -= n
     elif what == DEED_BULK:
         n = feed_byte(f)
-        says_bulk(side, (<uint32_t>n + 1) * 700 if n < 128 else <uint32_t>n + 1 - 128)
+        if side != NULL:
+            says_bulk(side, (<uint32_t>n + 1) * 700 if n < 128 else <uint32_t>n + 1 - 128)
     elif what == DEED_SHUTS:
-        shuts(side)
+        if side != NULL:
+            shuts(side)
     elif what == DEED_RESETS or what == DEED_LEAVES:
-        stage().disturbed = 1
-        leaves(side, what == DEED_RESETS)
+        if side != NULL:
+            stage().disturbed = 1
+            leaves(side, what == DEED_RESETS)
     else:
         n = feed_byte(f)
-        hears(side, ALL if n == 255 else (<uint32_t>n + 1) * 300)
+        if side != NULL:
+            hears(side, ALL if n == 255 else (<uint32_t>n + 1) * 300)
 
 
 cdef void operate(Feed* f, uint8_t op) noexcept nogil:
@@ -172,13 +185,11 @@ cdef void operate(Feed* f, uint8_t op) noexcept nogil:
     if op == OP_OPEN:
         client_opens(arg & 31, arg & 32, arg & 64, arg & 128)
     elif op == OP_CLIENT:
-        if s.n_clients > 0:
-            who = <uint8_t>(arg % s.n_clients)
-            deed(f, &s.clients[who], who)
+        who = <uint8_t>(arg % s.n_clients) if s.n_clients > 0 else 0
+        deed(f, &s.clients[who] if s.n_clients > 0 else NULL, who)
     elif op == OP_SERVER:
         servers_accept()
-        if s.n_servers > 0:
-            deed(f, &s.servers[arg % s.n_servers], -1)
+        deed(f, &s.servers[arg % s.n_servers] if s.n_servers > 0 else NULL, -1)
     elif op == OP_WAIT:
         wait(waits_ms[arg & 15])
     elif op == OP_COMMIT:
@@ -272,6 +283,10 @@ cdef void finish(uint8_t how) noexcept nogil:
     detaches(2)
     settle()
     wait(1)                     # what was put off to the next turn
+    i = 0
+    while i < WAITS and not s.w.stop and s.w.n_tunnels > 0:
+        wait(AT_LAST_MS)        # a tunnel says that it ends, and hears it
+        i += 1
 
 
 cdef uint32_t descriptors() noexcept nogil:
@@ -301,6 +316,7 @@ cdef int one_input(const uint8_t* raw, size_t raw_size) noexcept nogil:
     if op != 0:
         commits(op)
         settle()
+        calms(op)
     ticks(ticks_ns[(first >> 2) & 7])
     while f.left and n < OPERATIONS and not s.w.stop:
         n += 1

@@ -25,7 +25,7 @@ HOW = ("clients", "servers", "resets", "silence")
 OPERATIONS = ("open", "client", "server", "wait", "commit", "sockets", "attach", "detach", "turn", "tick", "hear", "drain", "orphan")
 DEEDS = ("phrase", "says", "bulk", "shuts", "resets", "leaves", "hears")
 PLACES = ("web", "web-tcp", "auto", "late", "late-tcp", "late-auto", "broken", "broken-auto", "direct", "direct-tcp", "inbound",
-          "inbound-tcp", "passed", "refused", "ourselves")
+          "inbound-tcp", "passed", "refused", "ourselves", "other", "other-tcp")
 FLAGS = {"itself": 32, "second": 64, "small": 128}
 TICKS = (0, 0, 0, 0, 500, 5_000, 30_000, 60_000, 120_000, 400_000, 2_000_000)
 WAITS = (1, 10, 20, 50, 100, 250, 500, 1000, 1500, 5000, 10000, 30000, 60000, 300000, 600000, 3600000)
@@ -161,12 +161,42 @@ BY_HAND = (
     "resets 0 0\nopen web\nc0 phrase 12",
     "clients 120000 0\nopen web\nopen web second\nopen web-tcp\n+ c0 phrase 10\n+ c1 phrase 10\n+ c2 bulk 127\n"
     "turn 1\nturn 2\ns0 phrase 0\nhear",
+    # the other pod, in memory: HTTP, TCP both ways, slow readers, ends and resets
+    "clients 0 0\nopen other\nc0 phrase 0\ns0 phrase 0\nc0 phrase 2\ns0 phrase 1\nopen other\nc1 phrase 0\ns0 phrase 0\nhear",
+    "clients 0 0\nopen other-tcp\nc0 bulk 9\ns0 bulk 9\nhear\nc0 bulk 127\ns0 bulk 127\nhear\nc0 shuts\ns0 bulk 9\nhear\ns0 shuts",
+    "servers 0 0\nopen other-tcp small\nc0 bulk 127\nc0 bulk 127\nc0 bulk 127\ns0 bulk 127\ns0 bulk 127\ns0 bulk 127\ns0 bulk 127\nhear",
+    "resets 0 0\nopen other-tcp\nopen other\nc0 bulk 50\ns0 bulk 50\nc1 phrase 11\ns1 resets\ns0 resets",
+    "silence 0 29\nopen web\nopen web-tcp\nc0 phrase 0\nc1 bulk 60\ns0 phrase 0\ns1 bulk 60\nc0 phrase 10\ns0 phrase 15\nhear",
+    "clients 0 0\nopen other-tcp\nc0 bulk 9\ns0 bulk 9\ndetach 2\nc0 bulk 9\ns0 bulk 9\nhear\nopen other-tcp\nopen other\nc2 phrase 0",
+    # policies: denied, allowed, on trial, and again what is open
+    "clients 0 19\nopen other\nopen other-tcp\nopen inbound\nopen inbound-tcp\nc0 phrase 0\nc1 bulk 9\nc2 phrase 0\nc3 bulk 9\nhear\n"
+    "commit 22\nopen other\nc4 phrase 0\ns0 phrase 0",
+    "clients 0 0\nopen other\nopen other-tcp\nopen inbound-tcp\nc0 phrase 0\nc1 bulk 9\nc2 bulk 9\ns0 phrase 0\ncommit 19\nc0 phrase 0\n"
+    "c1 bulk 9\nhear",
+    "clients 0 20\nopen other\nopen other-tcp\nc0 phrase 0\ns0 phrase 0\nc1 bulk 3\nhear",
+    "clients 0 21\nopen other\nopen other-tcp\nc0 phrase 0\ns0 phrase 0\nc1 bulk 3\ns1 bulk 3",
+    # the other pod, by a tunnel: the same, then lists, certificates and roots that come and go
+    "clients 0 23\nopen other\nc0 phrase 0\ns0 phrase 0\nc0 phrase 2\ns0 phrase 1\nopen other\nc1 phrase 0\ns1 phrase 0\nhear",
+    "clients 0 23\nopen other-tcp\nc0 bulk 9\ns0 bulk 9\nhear\nc0 bulk 127\ns0 bulk 127\nhear\nc0 shuts\ns0 bulk 9\nhear\ns0 shuts",
+    "servers 0 23\nopen other-tcp small\nc0 bulk 127\nc0 bulk 127\nc0 bulk 127\ns0 bulk 127\ns0 bulk 127\ns0 bulk 127\nhear",
+    "silence 0 23\nopen other-tcp\nopen other\nc0 bulk 9\nc1 phrase 0\ncommit 24\ns0 bulk 9\nopen other-tcp\nc2 bulk 9\ncommit 25\n"
+    "open other-tcp\nc3 bulk 9\nhear",
+    "resets 0 23\nopen other-tcp\nc0 bulk 9\n+ commit 24\nopen other\nc1 phrase 0\nhear\nwait 60000",
+    "clients 0 23\nopen other-tcp\nc0 bulk 9\ncommit 26\nopen other-tcp\nc1 bulk 9\ns0 bulk 9\ns1 bulk 9\nhear",
+    "clients 0 23\nopen other-tcp\nc0 bulk 9\ncommit 19\nopen other-tcp\nc1 bulk 9\nhear",
+    "clients 0 23\n+ open other-tcp\n+ open other-tcp\n+ commit 24\nturn 2\ncommit 27\ncommit 28\nopen other-tcp\nwait 10000\n"
+    "commit 25\nhear",
+    "clients 0 23\nopen other-tcp\nc0 bulk 9\ndetach 2\nc0 bulk 9\ns0 bulk 9\nhear\nopen other-tcp\nwait 10000",
+    "silence 0 33\nopen other-tcp\nc0 bulk 3\nwait 5000\nopen other\nc1 phrase 0\nwait 1500\ns1 phrase 0\nhear",
+    "clients 0 34\nopen other\nopen other\nopen other-tcp\nc0 phrase 11\nc0 bulk 127\nc1 phrase 0\nwait 5000\nhear",
 )
 
 
 # What did not hold, and for which script. They stay in the corpus, whatever covers the same.
 FOUND = {
     "no cluster is held: what detection chose early and found empty was chosen again": "clients 0 2\nopen auto\nwait 50\nwait 5000",
+    "a pod goes once: detached, it went with its last tunnel, which was still shaking hands, and then once more":
+        "resets 0 29\nopen web-tcp",
 }
 
 

@@ -22,6 +22,8 @@ cdef struct Side:               # one end of a connection that is ours
     uint8_t refused             # which we were told when we said something
     uint8_t closed              # we closed it, whatever still came
     uint8_t opaque              # of a server: what comes is no HTTP
+    uint8_t denied              # of a client: policies in force let nobody in when it came, and have said so since
+    uint8_t inner               # of a client: it dialled the other pod
     uint16_t port               # of a client its own, of a server the worker's
     uint16_t dialled            # of a client: where to
     Peer here                   # of a server: its own address, and the worker's: ports alone are used for several at a time
@@ -42,6 +44,9 @@ cdef struct Stage:
     uint8_t forgets             # series of the dead were forgotten
     uint8_t changed             # a transaction was committed
     uint8_t disturbed           # so a connection may end with a reset
+    uint8_t denies              # what was committed last lets nobody in
+    uint8_t settled_denies      # and it is in force
+    uint8_t joined              # nothing was said by which the second pod could not be reached in memory
     uint32_t scripts            # of this worker
     uint32_t wanted[3]          # sockets, by pod
     uint64_t turns
@@ -50,23 +55,20 @@ cdef struct Stage:
     Side clients[8]
     Side servers[8]
 
+cdef enum:
+    OTHER_POD = 0x0202090a      # 10.9.2.2, as it lies in memory
+
 cdef Stage* stage() noexcept nogil
+cdef const int* stage_origins() noexcept nogil  # the listeners behind everything: of requests, of opaque bytes
 cdef void stage_open() noexcept nogil           # a worker with the first transaction and the first pod
 # True: the worker is good for another script. False: all its memory was freed.
 cdef bint stage_close() noexcept nogil
-
-cdef void client_opens(uint8_t where, bint itself, bint second, bint small) noexcept nogil
-cdef void servers_accept() noexcept nogil
-cdef void says(Side* side, const char* data, uint32_t n) noexcept nogil
-cdef void says_bulk(Side* side, uint32_t n) noexcept nogil
-cdef void hears(Side* side, uint32_t n) noexcept nogil
-cdef void shuts(Side* side) noexcept nogil
-cdef void leaves(Side* side, bint reset) noexcept nogil
 
 cdef void attaches(uint32_t pod) noexcept nogil
 cdef void detaches(uint32_t pod) noexcept nogil
 cdef void drains(uint32_t milliseconds) noexcept nogil
 cdef void commits(uint8_t which) noexcept nogil
+cdef void calms(uint8_t which) noexcept nogil   # the commit was the first word
 cdef void gives(uint32_t pod, uint32_t n) noexcept nogil
 cdef void keeper_goes() noexcept nogil
 

@@ -1,5 +1,6 @@
 """See stage.pxd."""
-from libc.errno cimport EAGAIN, ECONNRESET, EINPROGRESS, errno
+import struct
+
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -7,29 +8,26 @@ from posix.unistd cimport close
 from ext.core.buffer cimport buffers_free
 from ext.core.loop cimport clock_by_hand, clock_ns, loop_close, source_close
 from ext.core.pipes cimport pipes_shed
-from ext.core.protocol cimport (LISTEN_INBOUND, LISTEN_OUTBOUND, MSG_COMMIT, MSG_DRAIN, MSG_NEED_SOCKETS, MSG_POD_ATTACH, MSG_POD_DETACH,
-                                MSG_SOCKETS, PROTOCOL_VERSION, SOCKET_MARK)
+from ext.core.protocol cimport (LISTEN_HBONE, LISTEN_INBOUND, LISTEN_OUTBOUND, MSG_COMMIT, MSG_DRAIN, MSG_KEY, MSG_NEED_SOCKETS,
+                                MSG_POD_ATTACH, MSG_POD_DETACH, MSG_SOCKETS, PORT_HBONE, PROTOCOL_VERSION, SOCKET_MARK)
 from ext.core.shm cimport log_format, log_segment, stats_format, stats_segment
 from ext.core.slab cimport slab_free
+from ext.proxy.keys cimport key_forget
 from ext.proxy.state cimport Worker
+from ext.proxy.tunnel cimport tunnels_open
 from ext.proxy.worker cimport worker_new, worker_turn
 from ext.route.tables cimport tables_free
 from ext.sys.capture cimport capture_listen, capture_socket
 from ext.sys.packet cimport packet_receive, packet_send
-from ext.sys.stream cimport (AF_INET, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, Peer, SocketAddress,
-                             accept4, bind, connect, peer_from, peer_to, recv, send, setsockopt, shutdown, socklen_t,
-                             stream_abort, stream_local)
+from ext.sys.stream cimport SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, stream_abort
+from ext.tunnel.session cimport pad_close
+from ext.tunnel.tls cimport tls_open
 from driver cimport claim
 
 cdef extern from "<sys/socket.h>" nogil:
     int AF_UNIX
-    int SOCK_STREAM
     int SOCK_SEQPACKET
-    int SO_REUSEADDR
-    int SO_RCVBUF
-    int socket(int family, int kind, int protocol)
     int socketpair(int family, int kind, int protocol, int* ends)
-    int listen(int fd, int backlog)
 
 cdef extern from "<sys/mman.h>" nogil:
     int memfd_create(const char* name, unsigned int flags)
@@ -46,8 +44,6 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd* fds, unsigned long n, int timeout_ms)
 
 cdef enum:
-    FIRST_PORT = 20000          # of clients: each has its own for long, so that a log record names one of them
-    PORTS = 40000
     CHANGES = 64
     SCRIPTS = 64                # for one worker, unless they change it: its start costs as much as they do
     HOPS = 64                   # deadlines that are met one by one; then the rest of a wait is one leap
@@ -58,33 +54,30 @@ cdef struct Bytes:
     uint32_t n
 
 cdef Stage one
-cdef char[131072] bulk
-cdef int listeners[3]           # outbound, inbound; outbound of the second pod
+cdef int listeners[5]           # outbound, inbound; outbound, inbound and tunnels of the second pod
 cdef int origins[2]
 cdef Bytes changes[CHANGES]
-cdef uint8_t notes[CHANGES]     # 1: quiet, 2: forgets
+cdef uint8_t notes[CHANGES]     # 1: quiet, 2: forgets, 4: denies, 8: calm, 16: says nothing of who may be joined
+cdef Bytes keys[2]              # what the keeper says of them, behind the number, and the key itself
+cdef Bytes secrets[2]
 cdef uint32_t n_changes = 0
 cdef void* stats = NULL
 cdef void* log = NULL
-cdef uint32_t next_port = 0
 cdef uint64_t now_ns = 0
-
-# Where a client may dial: 10.9.A.B, port.
-cdef enum:
-    TARGETS = 15
-cdef uint16_t[15][3] targets = [
-    [0, 1, 7001], [0, 1, 7002], [0, 2, 7003], [0, 3, 7001], [0, 3, 7002], [0, 3, 7003], [0, 4, 7002], [0, 4, 7003], [0, 20, 7001],
-    [0, 20, 7002], [1, 1, 7001], [1, 1, 7002], [0, 99, 7002], [0, 99, 7009], [0, 1, 15001]]
 
 
 cdef Stage* stage() noexcept nogil:
     return &one
 
 
+cdef const int* stage_origins() noexcept nogil:
+    return origins
+
+
 # ---- the worker ------------------------------------------------------------------------------------------------------------------
 
 cdef void tell(uint16_t kind, const char* payload, uint32_t size, const int* fds, uint32_t n) noexcept nogil:
-    cdef char[64] data
+    cdef char[256] data
     cdef uint16_t version = PROTOCOL_VERSION
     cdef uint32_t sequence = 7
     memcpy(data, &kind, 2)
@@ -106,7 +99,8 @@ cdef void stage_open() noexcept nogil:
         one.clients[i].was = one.servers[i].was = 0
     if one.w == NULL:
         worker_begins()
-    one.changed = one.disturbed = 0
+    one.changed = one.disturbed = one.denies = one.settled_denies = 0
+    one.joined = 1
     one.w.tables.random_state = 88172645463325252   # the same choices each time
     attaches(1)
     settle()
@@ -122,6 +116,8 @@ cdef void worker_begins() noexcept nogil:
     one.w = worker_new(ends[1], stats, stats_segment(), log, log_segment())
     claim(one.w != NULL, b"(a worker starts)")
     one.w.descriptors_most = 4096
+    claim(tunnels_open(one.w) == 0, b"(tunnels can be had)")
+    give_keys()
     commits(0)
     settle()
 
@@ -140,7 +136,7 @@ cdef void empty(int listener) noexcept nogil:
 cdef bint stage_close() noexcept nogil:
     cdef Worker* w = one.w
     cdef int i
-    for i in range(3):
+    for i in range(5):
         empty(listeners[i])
     for i in range(2):
         empty(origins[i])
@@ -158,6 +154,11 @@ cdef bint stage_close() noexcept nogil:
     slab_free(&w.pods)
     slab_free(&w.texts)
     slab_free(&w.nears)
+    slab_free(&w.tunnels)
+    for i in range(2):
+        key_forget(w, i + 1)
+    pad_close(&w.pad)
+    free(w.sealed)
     buffers_free(&w.memory)
     tables_free(w.tables)
     loop_close(&w.loop)
@@ -195,6 +196,7 @@ cdef void settle() noexcept nogil:
     while turn():
         turns += 1
         claim(turns < TURNS, b"the worker rests when nothing happens")
+    one.settled_denies = one.denies
 
 
 # ---- time ------------------------------------------------------------------------------------------------------------------------
@@ -269,36 +271,44 @@ cdef void gives(uint32_t pod, uint32_t n) noexcept nogil:
 
 
 cdef void attaches(uint32_t pod) noexcept nogil:
-    cdef char[10] payload
-    cdef int[2] fds
-    cdef uint32_t n = 2 if pod == 1 else 1
+    cdef char[11] payload
+    cdef int[3] fds
+    cdef uint32_t n = 2 if pod == 1 else 3
     memcpy(payload, &pod, 4)
     memcpy(payload + 4, &n, 4)
     payload[8] = LISTEN_OUTBOUND
     payload[9] = LISTEN_INBOUND
+    payload[10] = LISTEN_HBONE
     fds[0] = listeners[0 if pod == 1 else 2]
-    fds[1] = listeners[1]
+    fds[1] = listeners[1 if pod == 1 else 3]
+    fds[2] = listeners[4]
     if pod == 2:
         one.two = 1
     tell(MSG_POD_ATTACH, payload, 8 + n, fds, n)
 
 
 cdef void detaches(uint32_t pod) noexcept nogil:
+    one.joined = 0
     tell(MSG_POD_DETACH, <const char*>&pod, 4, NULL, 0)
 
 
 cdef void drains(uint32_t milliseconds) noexcept nogil:
+    one.joined = 0
     tell(MSG_DRAIN, <const char*>&milliseconds, 4, NULL, 0)
 
 
 cdef void commits(uint8_t which) noexcept nogil:
     cdef Bytes* change = &changes[which % n_changes]
-    cdef int fd
+    cdef int fd, i
     if one.keeper < 0:
         return
     one.changed = one.disturbed = 1
     one.quiet |= notes[which % n_changes] & 1
     one.forgets |= notes[which % n_changes] & 2
+    one.denies = notes[which % n_changes] & 4
+    one.joined &= notes[which % n_changes] & 16 != 0
+    for i in range(SIDES):
+        one.clients[i].denied = 0
     one.transaction += 1
     memcpy(change.data + 8, &one.transaction, 8)
     fd = memfd_create(b"transaction", 0)
@@ -307,154 +317,25 @@ cdef void commits(uint8_t which) noexcept nogil:
     close(fd)
 
 
+cdef void calms(uint8_t which) noexcept nogil:
+    if notes[which % n_changes] & 8:
+        one.disturbed = 0
+
+
+cdef void give_keys() noexcept nogil:
+    cdef int fd, i
+    for i in range(2):
+        fd = memfd_create(b"key", 0)
+        claim(fd >= 0 and write(fd, secrets[i].data, secrets[i].n) == secrets[i].n, b"(a key can be written)")
+        tell(MSG_KEY, keys[i].data, keys[i].n, &fd, 1)
+        close(fd)
+
+
 cdef void keeper_goes() noexcept nogil:
+    one.joined = 0
     if one.keeper >= 0:
         close(one.keeper)
     one.keeper = -1
-
-
-# ---- clients and servers -----------------------------------------------------------------------------------------------------------
-
-cdef void begin(Side* side, int fd) noexcept nogil:
-    side.fd = fd
-    side.was = 1
-    side.refused = side.shut = side.reset = side.ended = side.broken = side.closed = side.opaque = 0
-    side.n_said = side.n_heard = 0
-    side.port = side.dialled = 0
-
-
-cdef void client_opens(uint8_t where, bint itself, bint second, bint small) noexcept nogil:
-    """`itself`: from the address that is dialled, as a pod that calls itself."""
-    global next_port
-    cdef SocketAddress address
-    cdef Peer peer
-    cdef socklen_t size
-    cdef Side* side
-    cdef uint16_t* to = targets[where % TARGETS]
-    cdef int on = 1, least = 2048, fd, _
-    if one.n_clients == SIDES:
-        return
-    if second and not one.two:
-        attaches(2)
-    fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
-    claim(fd >= 0, b"(a client has a socket)")
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(int))
-    if small:
-        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &least, sizeof(int))
-    memset(&peer, 0, sizeof(Peer))
-    peer.family = 4
-    peer.ip[0] = 10
-    peer.ip[1] = 9
-    if itself:
-        peer.ip[2] = <uint8_t>to[0]
-        peer.ip[3] = <uint8_t>to[1]
-    else:
-        peer.ip[2] = 2
-        peer.ip[3] = 2 if second else 1
-    for _ in range(64):
-        next_port = (next_port + 1) % PORTS
-        size = peer_to(&peer, <uint16_t>(FIRST_PORT + next_port), &address)
-        if bind(fd, &address.any, size) == 0:
-            break
-    side = &one.clients[one.n_clients]
-    one.n_clients += 1
-    begin(side, fd)
-    side.port = <uint16_t>(FIRST_PORT + next_port)
-    side.dialled = to[2]
-    peer.ip[2] = <uint8_t>to[0]
-    peer.ip[3] = <uint8_t>to[1]
-    size = peer_to(&peer, to[2], &address)
-    if connect(fd, &address.any, size) != 0 and errno != EINPROGRESS:
-        side.broken = 1
-
-
-cdef void servers_accept() noexcept nogil:
-    cdef SocketAddress address
-    cdef socklen_t size
-    cdef Peer peer
-    cdef Side* side
-    cdef int i, fd
-    for i in range(2):
-        while True:
-            size = sizeof(SocketAddress)
-            fd = accept4(origins[i], &address.any, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
-            if fd < 0:
-                break
-            if one.n_servers == SIDES:
-                stream_abort(fd)
-                close(fd)
-                continue
-            peer_from(&peer, &address)
-            side = &one.servers[one.n_servers]
-            one.n_servers += 1
-            begin(side, fd)
-            side.port = peer.port
-            side.there = peer
-            stream_local(fd, &side.here)
-            side.opaque = i == 1
-
-
-cdef void says(Side* side, const char* data, uint32_t n) noexcept nogil:
-    """What the kernel takes of it now."""
-    cdef ssize_t done
-    if side.fd < 0 or side.shut or n == 0:
-        return
-    if n > MOST - side.n_said:
-        n = MOST - side.n_said
-    done = send(side.fd, data, n, MSG_DONTWAIT | MSG_NOSIGNAL)
-    if done > 0:
-        memcpy(side.said + side.n_said, data, done)
-        side.n_said += <uint32_t>done
-    elif errno == ECONNRESET:
-        side.refused = 1        # the kernel says it once: whoever reads next is told of an end
-
-
-cdef void says_bulk(Side* side, uint32_t n) noexcept nogil:
-    """No two places of it are alike, nor two sides."""
-    cdef uint32_t i, at = side.n_said
-    if side.fd < 0 or side.shut:
-        return
-    if n > MOST - at:
-        n = MOST - at
-    for i in range(n):
-        bulk[i] = <char>(97 + (at + i + side.port + ((at + i) >> 8) * 5) % 26)
-    says(side, bulk, n)
-
-
-cdef void hears(Side* side, uint32_t n) noexcept nogil:
-    cdef ssize_t got
-    cdef uint32_t room
-    while side.fd >= 0 and n > 0 and not side.ended and not side.broken:
-        room = MOST * 2 - side.n_heard
-        got = recv(side.fd, side.heard + side.n_heard, n if n < room else room, MSG_DONTWAIT)
-        if got > 0:
-            side.n_heard += <uint32_t>got
-            n -= <uint32_t>got
-        elif got == 0:
-            claim(room > 0, b"nobody hears more than was said")
-            side.ended = not side.refused
-            side.broken = side.refused
-        elif errno == EAGAIN:
-            return
-        else:
-            side.broken = 1
-
-
-cdef void shuts(Side* side) noexcept nogil:
-    if side.fd >= 0 and not side.shut:
-        shutdown(side.fd, SHUT_WR)
-        side.shut = 1
-
-
-cdef void leaves(Side* side, bint reset) noexcept nogil:
-    if side.fd < 0:
-        return
-    if reset:
-        stream_abort(side.fd)
-        side.reset = 1
-    close(side.fd)
-    side.fd = -1
-    side.closed = 1
 
 
 # ---- made once -------------------------------------------------------------------------------------------------------------------
@@ -467,6 +348,13 @@ cdef int py_listener(uint16_t port) except -1:
     return fd
 
 
+cdef int keep(Bytes* out, bytes data) except -1:
+    out.n = <uint32_t>len(data)
+    out.data = <char*>malloc(out.n)
+    memcpy(out.data, <const char*>data, out.n)
+    return 0
+
+
 def prepare():
     """Namespace, listeners, segments and transactions, once in the process."""
     global n_changes, stats, log
@@ -476,15 +364,18 @@ def prepare():
     from tests.fuzz import world        # late: see CHILD in run.py
 
     world.furnish_namespace()
-    for i, port in enumerate((15001, 15006, 15002)):
+    claim(tls_open() == 0, b"(libssl can be set up)")
+    for i, leaf in enumerate(world.ISSUED.leaves):
+        keep(&keys[i], struct.pack("<II", i + 1, len(leaf.identity)) + leaf.identity.encode())
+        keep(&secrets[i], leaf.key)
+    for i, port in enumerate((15001, 15006, 15002, 15007, PORT_HBONE)):
         listeners[i] = py_listener(port)
     for i, port in enumerate((world.REQUESTS, world.OPAQUE)):
         origins[i] = py_listener(port)
     for at, data in enumerate(world.transactions()):
-        changes[at].n = len(data)
-        changes[at].data = <char*>malloc(len(data))
-        memcpy(changes[at].data, <const char*>data, len(data))
-        notes[at] = (at in world.QUIET) | (at in world.FORGETS) << 1
+        keep(&changes[at], data)
+        notes[at] = (at in world.QUIET) | (at in world.FORGETS) << 1 | (at in world.DENIES) << 2 | (at in world.CALM) << 3 | \
+            (at in world.JUDGES) << 4
         n_changes = at + 1
     stats = malloc(stats_segment())
     log = malloc(log_segment())

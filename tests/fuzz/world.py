@@ -7,6 +7,7 @@
     10.9.0.20  a workload: 7001 HTTP, 7002 TCP    dialled itself
     10.9.1.1   the first pod: 7001 HTTP, 7002 TCP, inbound
     10.9.0.99  unknown: passed through
+    10.9.2.2   the second pod: 7001 HTTP, 7002 TCP, dialled by the first: joined in memory, or by a tunnel of this worker to itself (15008)
 
 Whatever is dialled ends at the harness' two listeners: on 7001 it takes requests, on 7002 opaque bytes. 7009 refuses, 7008 is silent.
 Clients are 10.9.2.1 (of the first pod, or from outside) and 10.9.2.2 (of the second).
@@ -18,6 +19,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from agent.dataplane import blobs
+from agent.model.identity import Certificate, Trust
+from agent.model.policy import Action, Match, Policy, Scope
 from agent.model.routing import (
     Balancer,
     Cluster,
@@ -33,10 +36,12 @@ from agent.model.routing import (
     WeightedCluster,
 )
 from agent.model.settings import ProxySettings
-from agent.model.workload import Protocol, Service, ServicePort, Workload, WorkloadPort
+from agent.model.workload import Protocol, Service, ServicePort, Tunnel, Workload, WorkloadPort
+from tests.fuzz.identities import DOMAIN, Issued, issue
 
 SCOPE = "ns=default"
 SERVERS = ("127.0.0.2", "127.0.0.3")
+ISSUED: Issued = issue("w1", "w2")  # of the first pod, and of the second; their keys are 1 and 2
 REQUESTS, OPAQUE, SNIFFED, SILENT, REFUSED = 7001, 7002, 7003, 7008, 7009
 SERVICES = {"web": ("10.9.0.1", 11), "auto": ("10.9.0.2", 12), "late": ("10.9.0.3", 13), "broken": ("10.9.0.4", 14)}
 ROUTES = {"/none": "none", "/refused": "refused", "/silent": "silent", "/missing": "missing", "/nowhere": "nowhere"}
@@ -48,10 +53,13 @@ MARK = "0x539"
 RULES = (
     f"-t nat -A OUTPUT -p tcp -m mark --mark {MARK} -j RETURN",
     "-t nat -A OUTPUT -p tcp -s 10.9.2.2 -d 10.9.0.0/24 -j REDIRECT --to-ports 15002",
+    "-t nat -A OUTPUT -p tcp -s 10.9.2.2 -d 10.9.2.0/24 -j REDIRECT --to-ports 15002",
+    "-t nat -A OUTPUT -p tcp -d 10.9.2.0/24 -j REDIRECT --to-ports 15001",
     "-t nat -A OUTPUT -p tcp -d 10.9.0.0/24 -j REDIRECT --to-ports 15001",
     "-t nat -A OUTPUT -p tcp -d 10.9.1.0/24 -j REDIRECT --to-ports 15006",
     f"-t raw -A OUTPUT -p tcp -m mark --mark {MARK} -j NOTRACK",
     f"-t raw -A OUTPUT -p tcp --sport {REQUESTS}:{OPAQUE} -j NOTRACK",
+    "-t raw -A OUTPUT -p tcp --sport 15008 -j NOTRACK",
     f"-A INPUT -p tcp --dport {SILENT} -j DROP",
 )
 LIMITS = {
@@ -93,11 +101,11 @@ def service(name: str) -> blobs.Put:
     return blobs.put_service(index, Service("default", f"{name}.default.svc", name, (ip_address(address),), ports))
 
 
-def workload(index: int, address: str) -> blobs.Put:
+def workload(index: int, address: str, tunnel: Tunnel = Tunnel.NONE) -> blobs.Put:
     ports = (WorkloadPort("default/web.default.svc", REQUESTS, REQUESTS, Protocol.HTTP),
              WorkloadPort("default/web.default.svc", OPAQUE, OPAQUE, Protocol.TCP))
-    made = Workload(f"w{index}", f"w{index}", "default", (ip_address(address),), "n1", "default", "cluster.local", f"w{index}", "pod",
-                    "w", "v1", "c1", True, ports)
+    made = Workload(f"w{index}", f"w{index}", "default", (ip_address(address),), "n1", f"w{index}", DOMAIN, f"w{index}", "pod",
+                    "w", "v1", "c1", True, ports, tunnel=tunnel)
     return blobs.put_workload(index, made, INDEX.__getitem__)
 
 
@@ -124,15 +132,32 @@ def destination(name: str, port: int, web: str = "web", opaque: str = "opaque") 
     return blobs.put_destination(Destination(SCOPE, f"{name}.default.svc:{port}", http, tcp))
 
 
-def pods() -> tuple[blobs.Put, ...]:
-    return (blobs.put_pod("p1", 1, "w1", SCOPE, (ip_address("10.9.1.1"),)), blobs.put_pod("p2", 2, "w2", SCOPE, (ip_address("10.9.2.2"),)))
+def pods(excluded: tuple[int, ...] | None = ()) -> tuple[blobs.Put, ...]:
+    first, second = ISSUED.leaves
+    return (blobs.put_pod("p1", 1, "w1", SCOPE, (ip_address("10.9.1.1"), ip_address("10.9.2.1")), first.identity, excluded),
+            blobs.put_pod("p2", 2, "w2", SCOPE, (ip_address("10.9.2.2"),), second.identity, excluded))
+
+
+def certificates() -> tuple[blobs.Put, ...]:
+    return tuple(blobs.put_certificate(Certificate(leaf.identity, number, 0, 1 << 40, (leaf.certificate,)))
+                 for number, leaf in enumerate(ISSUED.leaves, 1))
+
+
+def trust(*lists: bytes) -> blobs.Put:
+    return blobs.put_trust(Trust(DOMAIN, (ISSUED.root,), lists))
+
+
+def policy(name: str, action: Action, *matches: Match, dry_run: bool = False) -> blobs.Put:
+    """For both pods. Without a match it is for everybody."""
+    return blobs.put_policy(Policy("default", name, Scope.NAMESPACE, action, (((matches,) if matches else ()),), dry_run))
 
 
 def base() -> tuple[blobs.Entry, ...]:
     a, b = SERVERS
     return (
         blobs.put_settings(ProxySettings()), *pods(),
-        workload(1, "10.9.1.1"), workload(2, "10.9.2.2"), workload(3, "10.9.0.20"), workload(4, a), workload(5, b),
+        trust(), *certificates(),
+        workload(1, "10.9.1.1"), workload(2, "10.9.2.2", Tunnel.HBONE), workload(3, "10.9.0.20"), workload(4, a), workload(5, b),
         *(service(name) for name in SERVICES),
         cluster("web", (a, REQUESTS), (b, REQUESTS)), cluster("opaque", (a, OPAQUE)), cluster("opaque-too", (b, OPAQUE)), cluster("none"),
         cluster("refused", (a, REFUSED)), cluster("silent", (a, SILENT)), cluster("nowhere", ("192.0.2.1", REQUESTS)),
@@ -148,6 +173,7 @@ def delete(kind: blobs.Kind, *keys: str) -> tuple[blobs.Entry, ...]:
 def changes() -> list[tuple[blobs.Entry, ...]]:
     """What a script may commit, by its number: append only, since inputs of the corpus name them. FORGETS and QUIET are such numbers."""
     b = SERVERS[1]
+    first = ISSUED.leaves[0]
     late = [f"late.default.svc:{port}" for port in (REQUESTS, OPAQUE, SNIFFED)]
     ports = (REQUESTS, OPAQUE, SNIFFED)
     return [
@@ -171,11 +197,31 @@ def changes() -> list[tuple[blobs.Entry, ...]]:
         (blobs.put_settings(ProxySettings(pool_idle_per_endpoint=0, stream_idle_timeout_ms=700, tcp_idle_timeout_ms=900,
                                           request_head_timeout_ms=300, request_body_timeout_ms=400, hold_timeout_ms=200)),),
         delete(blobs.Kind.CLUSTER, f"{SCOPE}|web", f"{SCOPE}|opaque"),
+        (policy("nobody", Action.DENY),),
+        (policy("first", Action.ALLOW, Match(principals=(StringMatch(MatchKind.EXACT, first.identity.removeprefix("spiffe://")),),
+                                             ports=(REQUESTS,))),),
+        (policy("trial", Action.DENY, dry_run=True),),
+        delete(blobs.Kind.POLICY, *(f"default/{name}" for name in ("nobody", "first", "trial"))),
+        (blobs.put_settings(ProxySettings(same_node_tunnel=True)),),
+        (trust(ISSUED.revoked),),
+        (trust(),),
+        certificates(),
+        delete(blobs.Kind.CERTIFICATE, first.identity),
+        delete(blobs.Kind.TRUST, DOMAIN),
+        (cluster("web", ("10.9.2.2", REQUESTS)), cluster("opaque", ("10.9.2.2", OPAQUE))),
+        pods(None),
+        (workload(2, "10.9.2.2"),),
+        (cluster("web", ("10.9.2.2", REQUESTS), (b, REQUESTS)),),
+        (blobs.put_settings(ProxySettings(same_node_tunnel=True, tunnel_ping_ms=500, tunnel_pong_ms=700, tunnel_idle_ms=900)),),
+        (blobs.put_settings(ProxySettings(same_node_tunnel=True, connections_per_pod=2, buffered_bytes_per_pod=196_608)),),
     ]
 
 
 QUIET = frozenset({13})         # of these: what is not logged
 FORGETS = frozenset({8, 9})     # series of those who are gone go too
+DENIES = frozenset({19})        # nobody comes in any more
+JUDGES = frozenset({19, 20, 21, 22})    # policies alone
+CALM = frozenset({21, 22, 23, 26, 29, 32, 33})     # in force before the first connection, they disturb none
 
 
 def transactions() -> list[bytes]:
