@@ -20,8 +20,8 @@
                                                     FLOW -> TUNNEL (101, or 2xx to CONNECT)
 
 Who owns what. A Conn owns its downstream socket, its four buffers, its timers, its Exchange, a held Destination and Cluster while it uses
-them, and the Upstream that works for it. An idle Upstream is owned by its pod's pool. A Captured (pod) outlives its connections. Every end goes
-through account: `account_end`, once per TCP connection or HTTP exchange.
+them, and the Upstream that works for it. An idle Upstream is owned by its pod's pool. A Captured (pod) outlives its connections. Every end
+goes through account: `account_end`, once per TCP connection or HTTP exchange.
 
     din    bytes from the client: request head, body, pipelined requests (HTTP); client -> server (RELAY)
     uhead  the request head as forwarded

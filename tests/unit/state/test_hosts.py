@@ -12,8 +12,8 @@ def service(host: str, *addresses: str, namespace: str = "shop") -> Service:
 
 
 def workload(name: str, address: str, *services: str, healthy: bool = True) -> Workload:
-    return Workload(f"Kubernetes//Pod/shop/{name}", name, "shop", (ip_address(address),), "n", "default", "cluster.local", name, "pod", name,
-                    "", "Kubernetes", healthy, tuple(WorkloadPort(key, 80, 80, Protocol.TCP) for key in services))
+    return Workload(f"Kubernetes//Pod/shop/{name}", name, "shop", (ip_address(address),), "n", "default", "cluster.local", name, "pod",
+                    name, "", "Kubernetes", healthy, tuple(WorkloadPort(key, 80, 80, Protocol.TCP) for key in services))
 
 
 def found(store: Store, host: str, namespace: str = "shop") -> list[str]:
