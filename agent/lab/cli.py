@@ -80,12 +80,15 @@ def command() -> None:
 @click.option("--capture", type=click.Choice(["auto", "ebpf", "iptables", "nftables"]), default="auto", show_default=True,
               help="auto: iptables where the kernel has its legacy tables, else nftables; ebpf: what pods connect to by socket hooks where "
               "node and pod allow it, and the rest as auto does. A pod's annotation narrows.mesh/capture (ebpf, iptables) goes before it.")
+@click.option("--observe", type=click.Choice(["off", "captured", "all"]), default="off", show_default=True,
+              help="Metrics of TCP connections that ended, as the kernel saw them: narrows_tcp_*; as `narrows agent --observe`.")
 @click.option("--mesh/--no-mesh", default=True, help="Without: the same network, and nothing of the mesh.")
 @click.option("--wait", type=click.FloatRange(0, 600), default=60.0, show_default=True,
               help="Seconds to wait for readiness.")
 @click.option("--ready-fd", type=int, default=-1, hidden=True)
 def up(*, paths: tuple[Path, ...], place: Place, detach: bool, nodes: int | None, workers: int | None, access_log: str,
-       capture: str, tunnels: bool, same_node_tunnel: bool, certificate_lifetime: float, mesh: bool, wait: float, ready_fd: int) -> int:
+       capture: str, tunnels: bool, same_node_tunnel: bool, certificate_lifetime: float, observe: str, mesh: bool, wait: float,
+       ready_fd: int) -> int:
     """Bring a lab up from manifests: files, or folders of them."""
     if os.geteuid() != 0:
         raise Failure("the lab makes network namespaces and cgroups; run it as root", EX_NOPERM)
@@ -93,7 +96,7 @@ def up(*, paths: tuple[Path, ...], place: Place, detach: bool, nodes: int | None
     from agent.lab.cleanup import LeftOver
     from agent.lab.supervisor import Options, Refused
 
-    options = Options(nodes, workers, mesh, access_log, capture, tunnels, same_node_tunnel, certificate_lifetime)
+    options = Options(nodes, workers, mesh, access_log, capture, tunnels, same_node_tunnel, certificate_lifetime, observe)
     try:
         if detach:
             if pid := life.owner(place):

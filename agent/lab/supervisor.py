@@ -59,6 +59,7 @@ class Options:
     tunnels: bool = True  # captured pods are announced as ones that take tunnels, and captured pods reach them by nothing else
     same_node_tunnel: bool = False  # and no two pods of one worker are joined without a tunnel
     certificate_lifetime: float = 24.0  # hours
+    observe: str = "off"
 
 
 class Supervisor:
@@ -160,7 +161,7 @@ class Supervisor:
                 self._tokens.add([name])
                 self._process(system.keeper(self.place, name, self.options.workers, self.event))
                 self._process(system.agent(self.place, name, self.options.access_log, self.options.capture, self.options.same_node_tunnel,
-                                           self.event))
+                                           self.options.observe, self.event))
             self._rules = ""  # the new node has none yet
 
     def _process(self, process: system.Process) -> None:

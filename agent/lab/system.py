@@ -102,9 +102,10 @@ def keeper(place: Place, node: str, workers: int | None, event: Callable[[str, s
                    f"/run/netns/{place.node_netns(node)}", event)
 
 
-def agent(place: Place, node: str, access_log: str, capture: str, same_node_tunnel: bool, event: Callable[[str, str], None]) -> Process:
+def agent(place: Place, node: str, access_log: str, capture: str, same_node_tunnel: bool, observe: str,
+          event: Callable[[str, str], None]) -> Process:
     argv = runtime.narrows("agent", "--run-dir", str(place.node(node)), "--node", node, "--xds", f"unix:{place.xds}",
-                   "--access-log", access_log, "--capture", capture, "--ca-token", str(place.token(node)),
+                   "--access-log", access_log, "--capture", capture, "--observe", observe, "--ca-token", str(place.token(node)),
                    *(["--same-node-tunnel"] if same_node_tunnel else []))
     return Process(f"agent {node}", argv, place.system_cgroup(f"agent.{node}"), place.node(node) / "agent.log",
                    f"/run/netns/{place.node_netns(node)}", event)

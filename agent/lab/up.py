@@ -179,7 +179,7 @@ def run_detached(place: Place, paths: Sequence[Path], options: Options, wait: fl
     argv += ["--nodes", str(options.nodes)] if options.nodes else []
     argv += ["--workers", str(options.workers)] if options.workers is not None else []
     argv += ["--access-log", options.access_log, "--capture", options.capture, "--tunnels" if options.tunnels else "--no-tunnels",
-             "--certificate-lifetime", str(options.certificate_lifetime)]
+             "--certificate-lifetime", str(options.certificate_lifetime), "--observe", options.observe]
     argv += ["--same-node-tunnel"] if options.same_node_tunnel else []
     argv += [] if options.mesh else ["--no-mesh"]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
