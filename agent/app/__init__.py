@@ -38,6 +38,9 @@ import click
               "proxy's of captured pods; all: of the node's other pods too.")
 @click.option("--observe-pairs", type=click.IntRange(1, 100_000), default=500, show_default=True,
               help="So many sets of labels (who called whom); what comes later is counted as `other`.")
+@click.option("--dns-capture/--no-dns-capture", default=False, show_default=True,
+              help="Answer the DNS questions of captured pods; what the mesh does not know goes to the resolver that the pod asked. "
+                   "While no agent runs they wait. A pod's annotation ambient.istio.io/dns-capture goes first.")
 @click.option("--idle", "idle_seconds", type=click.FloatRange(1, 86400), default=600, show_default=True,
               help="Seconds after which the routes of a destination that nobody talks to are dropped.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)

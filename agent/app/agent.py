@@ -30,6 +30,7 @@ from agent.app.access import Access
 from agent.app.capture import Capture
 from agent.app.certificates import Certificates
 from agent.app.commit import Committer
+from agent.app.dns import Dns
 from agent.app.encode import encode_put
 from agent.app.events import Events
 from agent.app.hooks import Hooks
@@ -52,6 +53,7 @@ from agent.state.store import Store
 from agent.telemetry.accesslog import AccessLog
 from agent.telemetry.capture import CaptureCollector, ConntrackCollector
 from agent.telemetry.collector import DataPathCollector
+from agent.telemetry.dns import DnsCollector
 from agent.telemetry.identity import CertificateCollector
 from agent.telemetry.process import KeeperCollector, ProcessCollector
 from agent.telemetry.server import Ports
@@ -89,6 +91,7 @@ class Options:
     capture: str = "auto"  # auto, ebpf, iptables, nftables
     observe: str = OFF  # off, captured, all
     observe_pairs: int = 500
+    dns_capture: bool = False
 
 
 class Agent:
@@ -114,9 +117,10 @@ class Agent:
         instance = str(options.run_dir)
         self._hooks = Hooks(instance, options.run_dir, self._events, self._again)
         capture = Capture(instance, options.capture, Reconciler(instance, backend=backend_of(options.capture)), self._hooks)
+        self._dns = Dns(self._store.hosts.addresses, self._events, default=options.dns_capture)
         self._pods = Pods(node=options.node, cluster=options.cluster, trust_domain=options.trust_domain, store=self._store,
                           committer=self._committer, events=self._events, decide=enrol, capture=capture,
-                          identities=self._certificates.identities)
+                          identities=self._certificates.identities, dns=self._dns)
         self._observation = Observation(options.observe, instance, options.run_dir, self._events, self._store, self._pods.decided,
                                         options.observe_pairs)
         self._tracking = Tracking(self._events, self._pods.captured)
@@ -143,6 +147,7 @@ class Agent:
         registry.register(ConntrackCollector(self._tracking.figures))
         if options.observe != OFF:
             registry.register(self._observation.collector)
+        registry.register(DnsCollector(self._dns.figures))
         async with AsyncExitStack() as stack:
             ports = Ports(registry, lambda: "; ".join(self.readiness()))
             await ports.start(options.metrics_address, options.metrics_port, options.readiness_port)
@@ -175,6 +180,7 @@ class Agent:
                     task.cancel()
                 await asyncio.gather(*tasks, stop, return_exceptions=True)
                 await self._pods.close()
+                self._dns.close()
                 await self._certificates.identities.close()
                 if self._link is not None:
                     await self._link.close()

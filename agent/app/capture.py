@@ -57,6 +57,7 @@ class Capture:
 
     async def enter(self, pod: LocalPod, settings: CaptureSettings, choice: Choice, before: Way | None, *, old: bool) -> Entered:
         """Capture a pod, or change how. `before`: as it is captured now; `old`: an earlier agent may have captured it, who knows how.
+        `settings.dns` set: somebody answers the pod's DNS questions already.
 
         On an error nothing of it is captured.
         """
@@ -66,7 +67,7 @@ class Capture:
         changed: list[str] = []
 
         async def rules(*, redirect: bool, hooks: bool) -> Plan:
-            wish = plan(settings, families, self._instance, redirect=redirect, hooks=hooks)
+            wish = plan(settings, families, self._instance, redirect=redirect, hooks=hooks, dns=bool(settings.dns))
             changed.extend((await self.rules.apply(pod.netns, wish)).changed)
             return wish
 

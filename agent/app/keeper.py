@@ -71,6 +71,9 @@ class KeeperLink:
     async def add_pod(self, handle: int, uid: str, families: tuple[int, ...], netns: int, identity: str) -> None:
         await self._client.add_pod(handle, uid, families, netns, identity)
 
+    async def dns_sockets(self, handle: int) -> list[int]:
+        return await self._client.dns_sockets(handle)
+
     async def delete_pod(self, handle: int) -> None:
         await self._client.delete_pod(handle)
 

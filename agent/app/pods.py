@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from agent import netlink
@@ -24,7 +25,7 @@ from agent.app.commit import Committer
 from agent.app.events import Events
 from agent.app.linger import open_connections
 from agent.app.repair import WATCH_SECONDS, Repair
-from agent.app.tracked import Attached, KeeperAway, MeshUnknown, PodIdentities, PodKeeper, State, Superseded, Tracked
+from agent.app.tracked import Attached, KeeperAway, MeshUnknown, PodIdentities, PodKeeper, PodNames, State, Superseded, Tracked
 from agent.capture.reconcile import CaptureError
 from agent.model.pod import CaptureSettings, Enrolment, LocalPod
 from agent.model.workload import spiffe
@@ -44,7 +45,8 @@ class Pods:
     """See the head of this file. `follow` takes wishes, `attach` a keeper connection."""
 
     def __init__(self, *, node: str, cluster: str, trust_domain: str, store: Store, committer: Committer, events: Events,
-                 decide: Callable[[LocalPod], Enrolment], capture: Capture, identities: PodIdentities) -> None:
+                 decide: Callable[[LocalPod], Enrolment], capture: Capture, identities: PodIdentities,
+                 dns: PodNames) -> None:
         self._node = node
         self._cluster = cluster
         self._trust_domain = trust_domain
@@ -54,6 +56,7 @@ class Pods:
         self._decide = decide
         self._capture = capture
         self._identities = identities
+        self._dns = dns
         self._pods: dict[str, Tracked] = {}  # by uid
         self._keeper: PodKeeper | None = None
         self._attached: dict[str, Attached] = {}  # by pod uid
@@ -122,6 +125,7 @@ class Pods:
         self._keeper, self._attached = keeper, dict(attached)
         self._capture.hooks.keeper(keeper.peer)
         self._named.clear()
+        self._dns.drop_all()  # a new keeper needs the port; the same one gives the same sockets again
         for tracked in self._pods.values():
             tracked.final = False
             tracked.changed.set()
@@ -258,6 +262,7 @@ class Pods:
             return False
         one.step(State.ENTERING, one.reason)
         self._know(one, None)  # which ports that agent excluded is not known
+        await self._resolve(one)
         one.step(State.CAPTURED, f"captured as before: {one.reason}")
         return True
 
@@ -273,6 +278,7 @@ class Pods:
         refused = await one.unless_changed(self._committer.in_force())
         if said := next((text for key, text in refused.items() if key[1] == pod.uid), None):
             raise CaptureError(f"the data path refuses the pod: {said}")
+        settings = replace(settings, dns=self._dns.wanted(settings) and await self._resolve(one))
         one.way = None  # or a look between this and the end would put the old plan back
         try:
             entered = await self._capture.enter(pod, settings, choice, before if captured else None,
@@ -311,6 +317,7 @@ class Pods:
             if same and uid in self._named:
                 return
             if attached is not None and not same:  # the runtime made the namespace again
+                self._dns.drop(uid)
                 await keeper.delete_pod(attached.handle)
                 del self._attached[uid]
                 self._store.remove_pod(uid)
@@ -321,6 +328,11 @@ class Pods:
             self._named.add(uid)
         finally:
             os.close(netns)
+
+    async def _resolve(self, one: Tracked) -> bool:
+        """Whether somebody answers the pod's DNS questions from now on: before they are redirected."""
+        keeper, attached = self._present(), self._attached[one.pod.uid]
+        return await self._dns.serve(one.pod, lambda: keeper.dns_sockets(attached.handle))
 
     def _identity(self, pod: LocalPod) -> str:
         return spiffe(self._trust_domain, pod.namespace, pod.service_account or "default")
@@ -380,6 +392,7 @@ class Pods:
 
     async def _detach(self, uid: str) -> None:
         self._identities.release(uid)
+        self._dns.drop(uid)
         self._named.discard(uid)
         attached = self._attached.pop(uid, None)
         if attached is not None and self._keeper is not None:
@@ -439,6 +452,7 @@ class Pods:
             "state": str(one.state),
             "final": one.final,
             "handle": attached.handle if (attached := self._attached.get(pod.uid)) else None,
+            "dns": self._dns.shown(pod.uid) if way and way.settings.dns else None,
             "repairs": one.repairs,
             "events": self._events.about(one.about),
         }

@@ -5,6 +5,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import resource
 import time
 from typing import Any
 
@@ -52,6 +53,8 @@ def run(options: dict[str, Any]) -> int:
         return os.EX_UNAVAILABLE
     (chosen.run_dir / "pods").mkdir(mode=0o700, exist_ok=True)
     chosen.run_dir.chmod(0o700)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a question to a pod's resolver is a descriptor
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(serve(chosen))

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
 from agent.app.commit import Refusals
 from agent.app.method import Way
-from agent.model.pod import LocalPod
+from agent.model.pod import CaptureSettings, LocalPod
 
 
 class State(StrEnum):
@@ -51,6 +52,24 @@ class PodKeeper(Protocol):
     async def add_pod(self, handle: int, uid: str, families: tuple[int, ...], netns: int, identity: str) -> None: ...
 
     async def delete_pod(self, handle: int) -> None: ...
+
+    async def dns_sockets(self, handle: int) -> list[int]: ...
+
+
+class PodNames(Protocol):
+    """Who answers pods' DNS questions, by the sockets that the keeper holds."""
+
+    def wanted(self, settings: CaptureSettings) -> bool: ...
+
+    async def serve(self, pod: LocalPod, sockets: Callable[[], Awaitable[list[int]]]) -> bool:
+        """Whether the pod's questions are answered from now on; raises ConnectionError when the keeper is away."""
+        ...
+
+    def drop(self, uid: str) -> None: ...
+
+    def drop_all(self) -> None: ...
+
+    def shown(self, uid: str) -> dict[str, Any] | None: ...
 
 
 class PodIdentities(Protocol):

@@ -270,7 +270,9 @@ def _range(cookie: int, network: Network) -> bytes:
 def _keys(cookie: int, settings: CaptureSettings) -> dict[str, set[bytes]]:
     """What stands of a pod in the maps of SETTINGS."""
     excluded = [*settings.exclude_outbound_ranges, *(ip_network(text) for text in PROBE_SOURCES.values())]
-    return {"excluded_ports": {PORT_KEY.pack(cookie, port) for port in settings.exclude_outbound_ports},
+    # what is asked of a resolver by TCP goes to the DNS proxy, which rules see to
+    ports = (*settings.exclude_outbound_ports, *((53,) if settings.dns else ()))
+    return {"excluded_ports": {PORT_KEY.pack(cookie, port) for port in ports},
             "excluded_ranges": {_range(cookie, network) for network in excluded},
             "included_ranges": {_range(cookie, network) for network in settings.include_outbound_ranges or ()}}
 

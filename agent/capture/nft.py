@@ -54,12 +54,16 @@ def rule_text(family: int, rule: Rule) -> str:
     words = [f"meta l4proto {rule.protocol}"] if rule.protocol else []
     words += [_address(family, "saddr", rule.source)] if rule.source else []
     words += [_address(family, "daddr", rule.destination)] if rule.destination else []
-    words += [f'oifname "{rule.out_interface}"'] if rule.out_interface else []
+    words += [_interface(rule.out_interface)] if rule.out_interface else []
     return " ".join([*words, *(_match(match) for match in rule.matches), _target(rule.target)])
 
 
 def _address(family: int, side: str, network: str) -> str:
     return f"{_FAMILY[family]} {side} {'!= ' if network.startswith('!') else ''}{network.lstrip('!')}"
+
+
+def _interface(name: str) -> str:
+    return f'oifname {"!= " if name.startswith("!") else ""}"{name.lstrip("!")}"'
 
 
 def _match(match: Extension) -> str:
@@ -75,6 +79,10 @@ def _match(match: Extension) -> str:
             return f"tcp flags & ({mask.lower().replace(',', '|')}) == {flags.lower().replace(',', '|')}"
         case Extension("tcp", (("dport", value),)):
             return f"tcp dport {int(value)}"
+        case Extension("tcp", (("dport", value), ("tcp-flags", flags))):
+            return f"tcp dport {int(value)} {_match(Extension('tcp', (('tcp-flags', flags),)))}"
+        case Extension("udp", (("dport", value),)):
+            return f"udp dport {int(value)}"
         case Extension("conntrack", (("ctorigdstport", value),)):
             return f"ct original proto-dst {int(value)}"
     raise ValueError(f"the match `{match.text()}` has no translation to nftables")

@@ -33,6 +33,7 @@ from agent.model.pod import CaptureSettings, Network
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
 HBONE_PORT = 15008
+DNS_PORT = 15053
 ROUTE_TABLE = 100
 RULE_PRIORITY = 32764
 OUR_ZONE = "1337"  # conntrack zone; Istio uses 1 for DNS
@@ -89,12 +90,13 @@ def chain_prefix(instance: str) -> str:
 
 
 def plan(settings: CaptureSettings, families: Iterable[int], instance: str, *, redirect: bool = True, hooks: bool = False,
-         inbound: bool = True) -> Plan:
+         inbound: bool = True, dns: bool = False) -> Plan:
     """The plan of a pod. `families` (4, 6) are those of its namespace; the same input gives the same plan.
 
     `hooks`: socket hooks (egress.py) send what the pod connects to to 15001, so nothing here resets it; what no hook has sent there is
     reset by the worker. `redirect` False: what goes out is left to them. A pod that changes from one way to the other has both meanwhile.
     `inbound` False: what comes in is left to sk_lookup (ingress.py). With both left to hooks no table remains, and nothing is tracked.
+    `dns`: port 53, UDP and TCP, goes to 15053, whatever captures TCP; socket hooks have to leave port 53 alone then.
     """
     versions = sorted(set(families))
     if not versions or not set(versions) <= {4, 6}:
@@ -105,21 +107,23 @@ def plan(settings: CaptureSettings, families: Iterable[int], instance: str, *, r
     return Plan(
         instance,
         marks=tuple(table for family in versions for table in (
-            *((_raw(family, prefix), _mangle(family, prefix)) if inbound else ()),
+            *((_raw(family, prefix, dns),) if inbound or dns else ()), *((_mangle(family, prefix),) if inbound else ()),
             *((_filter(family, prefix, refused),) if refused else ()))),
-        redirects=tuple(_nat(family, prefix, settings, redirect, inbound) for family in versions if redirect or inbound),
+        redirects=tuple(_nat(family, prefix, settings, redirect, inbound, dns) for family in versions if redirect or inbound or dns),
         rules=tuple(netlink.Rule(family, RULE_PRIORITY, ROUTE_TABLE, mark, mask) for family in versions),
         routes=tuple(netlink.Route(EVERYTHING[family], "lo", table=ROUTE_TABLE, type="local") for family in versions))
 
 
-def _raw(family: int, prefix: str) -> Table:
+def _raw(family: int, prefix: str, dns: bool) -> Table:
     """Our connections are looked up apart, on the way out alone.
 
     The last hop has the client's address; when it also gets the port of one of the client's live connections, both
-    would be one entry of conntrack, and the live connection would die.
+    would be one entry of conntrack, and the live connection would die. A question of ours to a resolver with the port that a question of
+    the pod had would be taken for that one, and come back to us.
     """
     apart = Extension("CT", (("zone-orig", OUR_ZONE),))
-    return Table(family, "raw", (_chain(prefix, "OUTPUT", [Rule(apart, protocol="tcp", matches=(_OURS,))]),))
+    rules = [Rule(apart, protocol=protocol, matches=(_OURS,)) for protocol in (("tcp", "udp") if dns else ("tcp",))]
+    return Table(family, "raw", (_chain(prefix, "OUTPUT", rules),))
 
 
 def _mangle(family: int, prefix: str) -> Table:
@@ -140,14 +144,17 @@ def _filter(family: int, prefix: str, ports: tuple[int, ...]) -> Table:
         for port in ports]),))
 
 
-def _nat(family: int, prefix: str, settings: CaptureSettings, redirect_out: bool, redirect_in: bool) -> Table:
+def _nat(family: int, prefix: str, settings: CaptureSettings, redirect_out: bool, redirect_in: bool, dns: bool) -> Table:
     probe, local = PROBE_SOURCES[family], LOCALHOST[family]
     inbound = [Rule(_ACCEPT, source=probe, protocol="tcp")]
     inbound += [_port(port) for port in (HBONE_PORT, *settings.exclude_inbound_ports)]
     inbound += [Rule(_redirect(INBOUND_PORT), destination=f"!{local}", protocol="tcp", matches=(_SYN, _NOT_OURS))]
+    questions = _dns(family) if dns else []
     if not redirect_out:
-        return Table(family, "nat", (_chain(prefix, "PREROUTING", inbound),))
+        chains = [*([("PREROUTING", inbound)] if redirect_in else []), *([("OUTPUT", questions)] if questions else [])]
+        return Table(family, "nat", tuple(_chain(prefix, hook, rules) for hook, rules in chains))
     outbound = [
+        *questions,
         Rule(_ACCEPT, destination=probe, protocol="tcp"),
         Rule(_ACCEPT, protocol="tcp", matches=(Extension("mark", (("mark", MARK_LOCAL),)),)),
         Rule(_ACCEPT, destination=f"!{local}", out_interface="lo"),
@@ -165,6 +172,16 @@ def _nat(family: int, prefix: str, settings: CaptureSettings, redirect_out: bool
         outbound += [Rule(redirect, destination=_written(network), protocol="tcp", matches=(_SYN, _NOT_OURS))
                      for network in included]
     return Table(family, "nat", (*((_chain(prefix, "PREROUTING", inbound),) if redirect_in else ()), _chain(prefix, "OUTPUT", outbound)))
+
+
+def _dns(family: int) -> list[Rule]:
+    """Questions of the pod to a resolver that is not on lo (its own, which may ask another one in turn)."""
+    redirect = _redirect(DNS_PORT)
+    udp = Extension("udp", (("dport", "53"),))
+    tcp = Extension("tcp", (("dport", "53"), ("tcp-flags", "FIN,SYN,RST,ACK SYN")))
+    where = f"!{LINK_LOCAL}" if family == 6 else ""
+    return [Rule(redirect, destination=where, out_interface="!lo", protocol="udp", matches=(udp, _NOT_OURS)),
+            Rule(redirect, destination=where, out_interface="!lo", protocol="tcp", matches=(tcp, _NOT_OURS))]
 
 
 def _chain(prefix: str, hook: str, rules: list[Rule]) -> Chain:

@@ -28,7 +28,7 @@ class Extension(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """One rule of a chain. Addresses are networks; a leading `!` negates; "" is any."""
+    """One rule of a chain. Addresses are networks; a leading `!` negates (an interface too); "" is any."""
 
     target: Extension
     source: str = ""

@@ -270,7 +270,7 @@ def _encode_anew(handle: Any, family: int, rule: Rule) -> Any:
     if rule.out_interface:
         entry.out_interface = rule.out_interface
         # iptc 1.2 gives IPv6 a mask of 0x01 bytes, which compares one bit of each character
-        entry.get_ip().outiface_mask = b"\xff" * (len(rule.out_interface) + 1)
+        entry.get_ip().outiface_mask = b"\xff" * (len(rule.out_interface.lstrip("!")) + 1)
     for match in rule.matches:
         made_match = entry.create_match(match.name)
         for option, value in match.options:

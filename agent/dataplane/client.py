@@ -174,6 +174,13 @@ class KeeperClient:
         payload = U32.pack(handle) + text(uid) + bytes((bits,)) + text(identity)
         (await self._ask(Message.POD_ADD, payload, (netns,))).close()
 
+    async def dns_sockets(self, handle: int) -> list[int]:
+        """Descriptors of a pod's DNS sockets, which the caller closes; the keeper keeps its own.
+
+        KeeperRefused: the port is taken, there is no such pod, or the keeper is of a build that knows no DNS.
+        """
+        return (await self._ask(Message.POD_DNS, U32.pack(handle))).fds
+
     async def delete_pod(self, handle: int) -> None:
         """Close its listeners; live connections go on. No error when there is no such pod."""
         (await self._ask(Message.POD_DEL, U32.pack(handle))).close()

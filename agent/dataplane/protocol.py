@@ -30,6 +30,7 @@ class Message(IntEnum):
     KEY_MAKE = 12
     KEY_FORGET = 13
     KEYS = 14
+    POD_DNS = 15
     MISS = 32
     WORKER = 33
 

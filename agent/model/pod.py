@@ -17,6 +17,7 @@ class CaptureSettings:
     exclude_inbound_ports: tuple[int, ...] = ()
     exclude_outbound_ranges: tuple[Network, ...] = ()
     include_outbound_ranges: tuple[Network, ...] | None = None  # None: all (`*`); (): none
+    dns: bool | None = None  # port 53 goes to the DNS proxy; None: as the node does
 
 
 @dataclass(frozen=True, slots=True)

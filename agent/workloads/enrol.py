@@ -25,6 +25,8 @@ EXCLUDE_INBOUND_PORTS = TRAFFIC + "excludeInboundPorts"
 EXCLUDE_OUTBOUND_RANGES = TRAFFIC + "excludeOutboundIPRanges"
 INCLUDE_OUTBOUND_RANGES = TRAFFIC + "includeOutboundIPRanges"
 
+DNS_CAPTURE = "ambient.istio.io/dns-capture"
+
 ITEMS_LIMIT = 256  # of one annotation: each is an iptables rule that every new connection may pass
 
 _HONOURED = (EXCLUDE_OUTBOUND_PORTS, EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_RANGES, INCLUDE_OUTBOUND_RANGES)
@@ -56,7 +58,7 @@ def enrol(pod: LocalPod, policy: Policy = Policy()) -> Enrolment:
     if SIDECAR_STATUS in pod.annotations:
         return Enrolment(None, f"has a sidecar of its own (annotation {SIDECAR_STATUS})")
     if not policy.exclusions:
-        passed_over = [name for name in _HONOURED if name in pod.annotations]
+        passed_over = [name for name in (*_HONOURED, DNS_CAPTURE) if name in pod.annotations]
         said = f"; the mesh forbids {', '.join(passed_over)}" if passed_over else ""
         return Enrolment(CaptureSettings(), reason + said, (), *_method(pod))
     settings, problems = _settings(pod)
@@ -112,7 +114,7 @@ def _settings(pod: LocalPod) -> tuple[CaptureSettings, list[str]]:
 
     settings = CaptureSettings(read(EXCLUDE_OUTBOUND_PORTS, parse_ports, ()), read(EXCLUDE_INBOUND_PORTS, parse_ports, ()),
                                read(EXCLUDE_OUTBOUND_RANGES, parse_ranges, ()),
-                               read(INCLUDE_OUTBOUND_RANGES, _parse_included, None))
+                               read(INCLUDE_OUTBOUND_RANGES, _parse_included, None), read(DNS_CAPTURE, _parse_choice, None))
     return settings, problems
 
 
@@ -150,6 +152,12 @@ def _parse_included(text: str) -> tuple[Network, ...] | None:
         return parse_ranges(text)
     except Malformed as error:
         raise Malformed(f"`*` or {error}") from None
+
+
+def _parse_choice(text: str) -> bool | None:
+    if text not in ("true", "false"):
+        raise Malformed("`true` or `false`")
+    return text == "true"
 
 
 def _items(text: str, expected: str) -> list[str]:

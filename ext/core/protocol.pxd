@@ -19,6 +19,7 @@ cdef enum Message:
     MSG_KEY_MAKE = 12
     MSG_KEY_FORGET = 13
     MSG_KEYS = 14
+    MSG_POD_DNS = 15
     MSG_MISS = 32
     MSG_WORKER = 33
     MSG_READY = 64
@@ -39,6 +40,8 @@ cdef enum Message:
 #                transaction with every blob
 #   POD_ADD*     u32 handle, str uid, u8 Family bits, str identity (empty: none), one descriptor of a network namespace.
 #                Answer OK; the same again is no error, and with another identity gives the pod that one
+#   POD_DNS*     u32 handle. Answer empty, with the pod's DNS sockets (UDP and TCP, 127.0.0.1 and, where there is IPv6, ::1), made now or
+#                before: they stay as long as the pod. A keeper of a build before this one answers ERROR (malformed)
 #   POD_DEL*     u32 handle. Answer OK, also when there is no such pod
 #   COMMIT*      empty, one sealed memfd. Answer OK once it is in force in every worker
 #   SHM          empty. Answer: list of u32 index, with two descriptors each (statistics, log ring) in that order
@@ -101,6 +104,7 @@ cdef enum:
     PORT_OUTBOUND = 15001
     PORT_INBOUND = 15006
     PORT_HBONE = 15008
+    PORT_DNS = 15053      # no worker's: the agent serves it
     SOCKET_MARK = 0x539
 
 cdef enum:

@@ -18,7 +18,7 @@ from ext.keeper.crew import Crew
 from ext.keeper.keys import Keys
 from ext.keeper.log import log
 from ext.keeper.loop import Loop
-from ext.keeper.pods import Pod, PodError, check_namespace, listen_in
+from ext.keeper.pods import Pod, PodError, check_namespace, dns_in, listen_in
 
 cdef enum:
     EXIT_USAGE = 64
@@ -70,6 +70,16 @@ class Keeper:
         self.pods[handle] = pod
         self.crew.attach(pod)
         log("info", "a pod's listeners are open", pod=uid, handle=handle, namespace=inode)
+
+    def pod_dns(self, handle) -> tuple:
+        """Descriptors of the pod's DNS sockets, which stay the pod's. Raises PodError."""
+        pod = self.pods.get(handle)
+        if pod is None:
+            raise PodError(f"POD_DNS: no pod has handle {handle}; POD_ADD makes it known")
+        if not pod.dns:
+            pod.dns = dns_in(self._home, pod.netns)
+            log("info", "a pod's DNS sockets are open", pod=pod.uid, handle=handle)
+        return pod.dns
 
     def _rename(self, pod, handle) -> None:
         """An agent that forgot its handles names the pod anew; listeners stay."""

@@ -9,8 +9,8 @@ import socket
 import time
 
 from libc.stdint cimport uint8_t
-from ext.core.protocol cimport (FAMILY_IPV6, LISTEN_HBONE, LISTEN_INBOUND, LISTEN_OUTBOUND, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND,
-                                SOCKET_MARK)
+from ext.core.protocol cimport (FAMILY_IPV6, LISTEN_HBONE, LISTEN_INBOUND, LISTEN_OUTBOUND, PORT_DNS, PORT_HBONE, PORT_INBOUND,
+                                PORT_OUTBOUND, SOCKET_MARK)
 from ext.sys.capture cimport capture_listen, capture_socket
 from ext.sys.namespace cimport namespace_enter, namespace_inode, namespace_is
 
@@ -21,6 +21,8 @@ PORTS = ((LISTEN_OUTBOUND, PORT_OUTBOUND), (LISTEN_INBOUND, PORT_INBOUND), (LIST
 
 cdef enum:
     BACKLOG = 4096                  # the namespace's somaxconn bounds it
+    DNS_BACKLOG = 128
+    FREEBIND6 = 78                  # IPV6_FREEBIND, linux/in6.h
     EXIT_LOST = 70                  # EX_SOFTWARE
     HOLDER_LOOK_MS = 200            # of looking for who holds a port
 
@@ -54,6 +56,7 @@ class Pod:
     def __init__(self, handle, uid, identity, int netns, listeners):
         self.handle, self.uid, self.identity, self.netns, self.listeners = handle, uid, identity, netns, listeners
         self.inode = namespace_inode(netns)
+        self.dns = ()               # descriptors; agents have duplicates, so that what waits in them outlives an agent
         self.slot = None
 
     def refuse(self) -> None:
@@ -65,6 +68,8 @@ class Pod:
 
     def close(self) -> None:
         self.refuse()
+        close_all(self.dns)
+        self.dns = ()
         if self.netns >= 0:
             os.close(self.netns)
             self.netns = -1
@@ -112,6 +117,39 @@ def listen_in(int home, int netns, int families) -> dict:
     if holder is not None:
         said += f"; {holder_name(holder)} holds it: the mesh needs this port, let that program use another"
     raise PodError(said)
+
+
+def dns_in(int home, int netns) -> tuple:
+    """Descriptors of the DNS sockets of a namespace: UDP and TCP on localhost, where a redirect brings what a pod sends. Raises PodError.
+
+    ::1 also where IPv6 is switched off (IPV6_FREEBIND), since it may be switched on later; not where the kernel has none.
+    """
+    made = []
+    with Namespace(home, netns):
+        try:
+            for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+                for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                    try:
+                        one = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+                    except OSError as error:
+                        if family == socket.AF_INET6 and error.errno == errno.EAFNOSUPPORT:
+                            continue
+                        raise
+                    with one:
+                        if family == socket.AF_INET6:
+                            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                            one.setsockopt(socket.IPPROTO_IPV6, FREEBIND6, 1)
+                        if kind == socket.SOCK_STREAM:
+                            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                        one.bind((address, PORT_DNS))
+                        if kind == socket.SOCK_STREAM:
+                            one.listen(DNS_BACKLOG)
+                        made.append(one.detach())
+        except OSError as error:
+            close_all(made)
+            raise PodError(f"DNS port {PORT_DNS} in the pod's namespace: {error.strerror}"
+                           + ("; another program has it, and the mesh needs it" if error.errno == errno.EADDRINUSE else "")) from None
+    return tuple(made)
 
 
 def sockets_in(int home, int netns, int family, int n) -> tuple:

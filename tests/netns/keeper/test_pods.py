@@ -304,6 +304,47 @@ async def test_shutdown_leaves_no_process_socket_or_namespace(
                                                    check=True).stdout, "nobody holds the namespace")
 
 
+async def test_dns_sockets_wait_with_the_keeper_for_the_next_agent(keeper: Keeper, client: KeeperClient, namespaces: Namespaces) -> None:
+    pod = namespaces.make("pod")
+    netlink.set_link(pod.path, "lo", up=True)
+    await add(client, 1, "pod", pod)
+    first = [socket.socket(fileno=fd) for fd in await client.dns_sockets(1)]
+    assert sorted((one.family, one.type, one.getsockname()[:2]) for one in first) == [
+        (family, kind, (address, 15053)) for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)]
+    for one in first:
+        one.close()
+    pod.python("import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'waits', ('127.0.0.1', 15053))")
+    again = [socket.socket(fileno=fd) for fd in await client.dns_sockets(1)]
+    try:
+        (udp,) = [one for one in again if (one.family, one.type) == (socket.AF_INET, socket.SOCK_DGRAM)]
+        udp.setblocking(False)
+        assert udp.recv(100) == b"waits"
+    finally:
+        for one in again:
+            one.close()
+    await client.delete_pod(1)
+    assert "15053" not in pod.run("ss", "-Hlntu").stdout
+    with pytest.raises(KeeperRefused, match="no pod has handle 1"):
+        await client.dns_sockets(1)
+
+
+async def test_a_dns_port_that_is_taken_is_told_and_leaves_nothing(keeper: Keeper, client: KeeperClient, namespaces: Namespaces) -> None:
+    pod = namespaces.make("pod")
+    netlink.set_link(pod.path, "lo", up=True)
+    await add(client, 1, "pod", pod)
+    with netlink.in_netns(pod.path, lambda: socket.create_server(("::1", 15053), family=socket.AF_INET6)):
+        before = keeper.descriptors()
+        for _ in range(20):
+            with pytest.raises(KeeperRefused, match="DNS port 15053 in the pod's namespace: Address already in use; another program has it"):
+                await client.dns_sockets(1)
+        assert keeper.descriptors() < before + 20  # three of four sockets were made each time; workers take and give some meanwhile
+    fds = await client.dns_sockets(1)
+    assert len(fds) == 4
+    for fd in fds:
+        os.close(fd)
+
+
 async def test_a_drained_keeper_refuses_new_connections_and_work(keeper: Keeper, client: KeeperClient,
                                                                    namespaces: Namespaces) -> None:
     pod = namespaces.make("pod")

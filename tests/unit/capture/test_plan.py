@@ -23,9 +23,12 @@ SETTINGS = {
     "nothing-outbound": CaptureSettings(include_outbound_ranges=()),
     "inbound-alone": CaptureSettings(exclude_inbound_ports=(9090,)),
     "outbound-alone": CaptureSettings(exclude_outbound_ports=(3306,), exclude_inbound_ports=(9090,)),
+    "dns": CaptureSettings(exclude_outbound_ports=(3306,)),
+    "dns-inbound-alone": CaptureSettings(),
+    "dns-alone": CaptureSettings(),
 }
-INBOUND_ALONE = {"inbound-alone"}  # what goes out is captured by socket hooks
-OUTBOUND_ALONE = {"outbound-alone"}  # what comes in is
+INBOUND_ALONE = {"inbound-alone", "dns-inbound-alone", "dns-alone"}  # what goes out is captured by socket hooks
+OUTBOUND_ALONE = {"outbound-alone", "dns-alone"}  # what comes in is
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -33,7 +36,8 @@ OUTBOUND_ALONE = {"outbound-alone"}  # what comes in is
 def test_a_plan_is_the_text_that_was_reviewed(name: str, family: int) -> None:
     golden = GOLDEN / f"{name}.ipv{family}.rules"
     hooks = name in INBOUND_ALONE
-    made = plan(SETTINGS[name], (6, 4), "default", redirect=not hooks, hooks=hooks, inbound=name not in OUTBOUND_ALONE)
+    made = plan(SETTINGS[name], (6, 4), "default", redirect=not hooks, hooks=hooks, inbound=name not in OUTBOUND_ALONE,
+                dns=name.startswith("dns"))
     assert made.text(family) == golden.read_text()
 
 

@@ -18,7 +18,7 @@ from tests.support.keeper import Keeper, Raw, error, pod_payload, running
 from tests.support.wait import until
 
 PXD = Path(__file__).resolve().parent.parent.parent.parent / "ext" / "core" / "protocol.pxd"
-REQUESTS = [kind for kind in Message if 3 <= kind <= 14]
+REQUESTS = [kind for kind in Message if 3 <= kind <= 15]
 FUZZ_SECONDS = 3.0
 
 

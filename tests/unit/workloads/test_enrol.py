@@ -9,6 +9,7 @@ import pytest
 from agent.model.pod import CaptureSettings, LocalPod
 from agent.workloads.enrol import (
     DATAPLANE_MODE,
+    DNS_CAPTURE,
     EXCLUDE_INBOUND_PORTS,
     EXCLUDE_OUTBOUND_PORTS,
     EXCLUDE_OUTBOUND_RANGES,
@@ -92,6 +93,8 @@ def test_a_pod_with_a_sidecar_is_skipped_with_the_reason() -> None:
     ({INCLUDE_OUTBOUND_RANGES: "*"}, CaptureSettings()),
     ({INCLUDE_OUTBOUND_RANGES: ""}, CaptureSettings(include_outbound_ranges=())),
     ({INCLUDE_OUTBOUND_RANGES: "10.96.0.0/12"}, CaptureSettings(include_outbound_ranges=(ip_network("10.96.0.0/12"),))),
+    ({DNS_CAPTURE: "true"}, CaptureSettings(dns=True)),
+    ({DNS_CAPTURE: "false"}, CaptureSettings(dns=False)),
     ({INCLUDE_OUTBOUND_RANGES: "0.0.0.0/0"}, CaptureSettings(include_outbound_ranges=(ip_network("0.0.0.0/0"),))),
 ])
 def test_refinements_are_read_as_istio_reads_them(annotations: dict[str, str], settings: CaptureSettings) -> None:
@@ -124,6 +127,7 @@ PORTS, RANGES = "expected a comma list of ports", "expected a comma list of netw
     (EXCLUDE_OUTBOUND_RANGES, "*", RANGES),
     (EXCLUDE_OUTBOUND_RANGES, "10.0.0.0/8,", RANGES + ", and one item is empty"),
     (INCLUDE_OUTBOUND_RANGES, "*,10.0.0.0/8", "expected `*` or a comma list of networks"),
+    (DNS_CAPTURE, "no", "expected `true` or `false`"),
     (INCLUDE_OUTBOUND_RANGES, "all", "expected `*` or a comma list of networks"),
     ("traffic.sidecar.istio.io/includeOutboundPorts", "80", "expected one that is supported: excludeOutboundPorts, "),
 ])
