@@ -211,36 +211,64 @@ class Egress:
         finally:
             os.close(fd)
 
+    @staticmethod
+    def _replaced(path: Path, where: tuple[int, int], program: int) -> bool:
+        """Whether there is a link to this (cgroup id, attach type), which has the program now: a loader that was ended half way left it
+        with an older one. A new link in its place would leave a moment without any."""
+        try:
+            link = bpf_call.pinned(path)
+        except OSError:
+            return False
+        try:
+            if bpf_call.linked(link)[1:] != where:
+                return False
+            bpf_call.replace(link, program)
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(link)
+
     def _link(self, cgroup: str, who: str) -> int:
-        """Hooks in the order of HOOKS; those that are linked stay. Returns the cgroup's id."""
+        """Hooks in the order of HOOKS; those that are linked stay. Returns the cgroup's id. On an error what was linked now goes again."""
         try:
             folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise EgressError(f"cgroup {cgroup}: {error.strerror}; it must be a directory of cgroup v2") from None
+        made: list[Path] = []
         try:
             number = os.fstat(folder).st_ino
             programs = self._programs()
             for hook in self._of(who):
-                if self._runs(hook, number, programs):
-                    continue
-                path = self._pins.links / f"{number}_{hook.name}"
-                with _opened(self._pins.programs / hook.name) as program:
-                    try:
-                        link = bpf_call.attach(program, folder, hook.attach)
-                    except OSError as error:
-                        raise EgressError(f"cgroup {cgroup}: {hook.name}: {error.strerror}; `bpftool cgroup tree` shows what else is "
-                                          "attached, and only cgroup v2 has these hooks") from None
-                try:
-                    path.unlink(missing_ok=True)  # of a link that was taken off, or of another program
-                    with suppress(FileExistsError):  # somebody else of this instance was quicker
-                        bpf_call.pin(link, path)
-                except OSError as error:
-                    raise EgressError(f"cgroup {cgroup}: {hook.name}: {error.strerror}; somebody removed the pins") from None
-                finally:
-                    os.close(link)
+                if not self._runs(hook, number, programs):
+                    self._link_one(cgroup, folder, number, hook, made)
             return number
+        except EgressError:
+            for path in made:
+                path.unlink(missing_ok=True)
+            raise
         finally:
             os.close(folder)
+
+    def _link_one(self, cgroup: str, folder: int, number: int, hook: Hook, made: list[Path]) -> None:
+        path = self._pins.links / hook.link(number)
+        with _opened(self._pins.programs / hook.name) as program:
+            if self._replaced(path, (number, hook.attach), program):
+                return
+            try:
+                link = bpf_call.attach(program, folder, hook.attach)
+            except OSError as error:
+                raise EgressError(f"cgroup {cgroup}: {hook.name}: {error.strerror}; `bpftool cgroup tree` shows what else is "
+                                  "attached, and only cgroup v2 has these hooks") from None
+        try:
+            path.unlink(missing_ok=True)  # of a link that was taken off
+            with suppress(FileExistsError):  # somebody else of this instance was quicker
+                bpf_call.pin(link, path)
+                made.append(path)
+        except OSError as error:
+            raise EgressError(f"cgroup {cgroup}: {hook.name}: {error.strerror}; somebody removed the pins") from None
+        finally:
+            os.close(link)
 
 
 class _opened:

@@ -248,8 +248,10 @@ def _put_in_force(pins: Pins, hook: Hook, program: int, adopted: bool) -> None:
         os.close(old)
         if same and adopted:
             return
-        path.unlink()
-    bpf_call.pin(program, path)
+    fresh = path.with_name(f"{hook.name}-next")  # no moment without a pin: who enrols a pod meanwhile needs one
+    fresh.unlink(missing_ok=True)
+    bpf_call.pin(program, fresh)
+    fresh.rename(path)
     for link in sorted(pins.links.glob(hook.link("*"))):
         _replace(link, program)
 
@@ -271,7 +273,10 @@ def _renew(pins: Pins, hook: Hook, own: Template, adopted: bool) -> None:
 
 
 def _replace(link: Path, program: int) -> None:
-    fd = bpf_call.pinned(link)
+    try:
+        fd = bpf_call.pinned(link)
+    except FileNotFoundError:  # its pod has gone meanwhile
+        return
     try:
         bpf_call.replace(fd, program)
     except OSError:  # its cgroup or namespace is gone; who enrols pods takes the pin away
@@ -284,6 +289,7 @@ def _child(root: str, cache: str, sources: str, names: str) -> dict[str, Any]:
     from agent.capture.bpf import CompileError
 
     try:
+        os.close(bpf_call.create_map("nw_probe", MapShape(2, 4, 8, 1, 0)))  # BCC would call it a fault of the sources
         made, cached = obtain(Path(cache), Path(sources))
         hooks = [hook for hook in (*HOOKS, *INGRESS, *OBSERVE) if hook.name in names.split(",")]
         said = install(Pins(Path(root)) if root else None, made, hooks)

@@ -114,6 +114,51 @@ def test_a_changed_program_takes_the_place_of_the_old_one_on_its_cgroup(loaded: 
     assert after["cgroup_getsockopt"] == before["cgroup_getsockopt"]
 
 
+def test_a_pin_is_there_at_every_moment_while_its_program_is_replaced(loaded: Pins, tmp_path: Path) -> None:
+    """Who enrols a pod meanwhile needs it. One looks all the time, the other replaces ten times."""
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from agent.capture import bpf_call, loader
+        from agent.capture.pins import Pins
+        pins = Pins(Path(sys.argv[1]))
+        made, _ = loader.obtain(Path(sys.argv[2]), loader.SOURCES)
+        hook = next(hook for hook in loader.HOOKS if hook.name == "sockops")
+        for _ in range(300):
+            loader.install(pins, made, [hook])
+            (pins.maps / "handshakes").unlink()  # with another map it is another program"""
+    loader.load(loaded, tmp_path / "cache")
+    ids = set()
+    with subprocess.Popen([sys.executable, "-c", code, str(loaded.root), str(tmp_path / "cache")], cwd=loader.SOURCES.parent) as loading:
+        while loading.poll() is None:
+            fd = bpf_call.pinned(loaded.programs / "sockops")
+            ids.add(bpf_call.program_id(fd))
+            os.close(fd)
+    assert loading.returncode == 0
+    assert len(ids) > 10
+    assert sorted(path.name for path in loaded.programs.iterdir()) == sorted(hook.name for hook in loader.HOOKS)
+
+
+def test_a_link_that_a_loader_left_with_an_older_program_gets_the_new_one_and_is_not_made_again(
+        loaded: Pins, cgroups: Cgroups, tmp_path: Path) -> None:
+    """As when the loader was ended after the pin and before the links: a second link would leave a moment with none, or with two."""
+    cgroup = cgroups.make("app")
+    capture = egress.Egress(loaded)
+    capture.serve(cgroup.path)
+    links = {path.name: bpftool("link", "show", "pinned", str(path)) for path in loaded.links.iterdir()}
+    held = {path: path.with_name(f"{path.name}-aside") for path in loaded.links.iterdir()}
+    for path, aside in held.items():
+        path.rename(aside)
+    loader.load(loaded, tmp_path / "cache", sources=edited(tmp_path, "sockops.c", "if (!sk)\n\t\treturn 1;", "if (!sk)\n\t\treturn 0;"))
+    for path, aside in held.items():
+        aside.rename(path)
+    assert attached(cgroup.path)["cgroup_sock_ops"] != program(loaded, "sockops")["id"]
+    capture.serve(cgroup.path)
+    assert attached(cgroup.path)["cgroup_sock_ops"] == program(loaded, "sockops")["id"]
+    again = {path.name: bpftool("link", "show", "pinned", str(path)) for path in loaded.links.iterdir()}
+    assert {name: link["id"] for name, link in again.items()} == {name: link["id"] for name, link in links.items()}
+
+
 def test_programs_stay_with_a_cgroup_when_whoever_linked_them_has_gone(loaded: Pins, cgroups: Cgroups) -> None:
     cgroup = cgroups.make("app")
     code = ("import sys; from pathlib import Path; from agent.capture import egress; from agent.capture.pins import Pins; "

@@ -63,6 +63,7 @@ class Instance:
         self.node = Node(namespaces)
         self.client, self.server = self.node.pod("client"), self.node.pod("server")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.before: list[str] = []  # the command that starts the agent, if any
         (self.config / "web.yaml").write_text(SERVICE)
         self.pod("client", self.client)
         self.pod("web-0", self.server)
@@ -74,7 +75,7 @@ class Instance:
         if name == "agent" and CAPTURE and "--capture" not in arguments:
             arguments += ("--capture", CAPTURE)
         with open(self.run_dir / f"{name}.log", "ab") as log:
-            argv = ["nsenter", f"--net={self.node.netns.path}", "--", *NARROWS, *arguments]
+            argv = ["nsenter", f"--net={self.node.netns.path}", "--", *(self.before if name == "agent" else ()), *NARROWS, *arguments]
             self.processes[name] = subprocess.Popen(argv if name != "keeper" else entering(self.proxy, *argv), stderr=log, stdout=log)
 
     def start_keeper(self) -> None:
