@@ -6,8 +6,8 @@ from libc.string cimport memcmp, memcpy, memset
 from ext.core.slab cimport slab_free, slab_give, slab_take
 from ext.core.text cimport Span
 from ext.tunnel.nghttp2 cimport *
-from ext.tunnel.shapes cimport (AUTHORITY_MAX, BAGGAGE_MAX, FORWARDED_MAX, FRAME_HEAD, HEADERS_CLIENT, HEADERS_SERVER, ODD_HEADERS,
-                                ODD_MOST, QUEUE_MOST, RESETS_BURST, RESETS_RATE, SINK_BYTES, SINK_KEPT, STREAMS_MOST, TRACE_MAX,
+from ext.tunnel.shapes cimport (AUTHORITY_MAX, BAGGAGE_MAX, FORWARDED_MAX, FRAME_HEAD, HEADERS_CLIENT, HEADERS_SERVER, ODD_MOST, QUEUE_MOST,
+                                RESETS_BURST, RESETS_RATE, SINK_BYTES, SINK_KEPT, STREAMS_MOST, TRACE_MAX,
                                 TROUBLE_CLOSED, TROUBLE_FLOOD, TROUBLE_HTTP2, TROUBLE_MEMORY, TROUBLE_SILENT, TROUBLE_TLS,
                                 UPDATES_MOST, WHOLE_LEAST, WINDOW, WINDOW_CONNECTION, Asked, Ops, Pad, Session, Stream)
 from ext.tunnel.stream cimport (stream_answered, stream_broken, stream_ended, stream_out, stream_received, stream_sent,
@@ -91,7 +91,7 @@ cdef int on_header(nghttp2_session* h2, const nghttp2_frame* frame, const uint8_
     cdef Asked* asked = session.asked
     cdef uint32_t most = HEADERS_SERVER if session.server else HEADERS_CLIENT
     if n + size + 32 > most - asked.bytes:      # RFC 9113 6.5.2: 32 for each field
-        session.odd += ODD_HEADERS
+        session.odd = ODD_MOST + 1              # whoever may send another makes us decode 30 MB out of 12 KB again
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
     asked.bytes += <uint32_t>(n + size + 32)
     if frame.headers.cat == NGHTTP2_HCAT_HEADERS:
@@ -439,7 +439,7 @@ cdef uint32_t session_text(const Session* session, char* out, uint32_t size) noe
         else:
             n = snprintf(out, size, b"the peer broke HTTP/2 (%s)", nghttp2_strerror(session.code))
     elif session.trouble == TROUBLE_FLOOD:
-        n = snprintf(out, size, b"the peer sent more frames that carry nothing than any use needs")
+        n = snprintf(out, size, b"the peer sent more frames that carry nothing, or longer headers, than any use needs")
     elif session.trouble == TROUBLE_CLOSED:
         n = snprintf(out, size, b"the peer closed the tunnel")
     elif session.trouble == TROUBLE_SILENT:

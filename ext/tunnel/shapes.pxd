@@ -27,10 +27,9 @@ cdef enum:
     SEND_BYTES = 65536              # of a stream that are not sent yet
     FRAME_HEAD = 9                  # of HTTP/2 (RFC 9113 4.1)
     WHOLE_LEAST = 4096              # of a frame that has a TLS record of its own, encrypted from where its bytes lie
-    HEADERS_SERVER = 65536          # bytes of a header list (RFC 9113 10.5.1), as ztunnel has them
+    HEADERS_SERVER = 65536          # bytes of a header list (RFC 9113 10.5.1), as ztunnel has them. One beyond it ends the tunnel
     HEADERS_CLIENT = 16384
     ODD_MOST = 2000                 # frames a second that carry nothing: PING, SETTINGS, PRIORITY, RST_STREAM, empty DATA, what is refused
-    ODD_HEADERS = 20                # of these for a header list beyond its bound: it was decoded all the same
     QUEUE_MOST = 2000               # frames that wait for a peer that does not read: its streams' make some 600 at most
     UPDATES_MOST = 50000            # WINDOW_UPDATEs a second
     RESETS_BURST = 2000             # RST_STREAM of a peer: so many at once,

@@ -3,6 +3,7 @@
 
 Two captured pods, one worker on one core. The victim asks at a fixed rate (open loop); its p99 alone, right before each attack, is
 compared with that under the attack, which has run for a second by then; the median of the rounds' ratios is to be at most 2.
+The `tunnel-` attacks (flood.py) come from outside, at the attacked pod's port 15008: by somebody whom the mesh believes, or by nobody.
 The attacker runs on the load core at the lowest priority, so that what it costs there (which is no part of the claim) is hardly
 charged to the victim; for certain under `chrt -r 1`, which the victim's load inherits and the attacker does not. A request
 of the victim that fails ends the run.
@@ -12,29 +13,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
+import select
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from agent import netlink
 from agent.dataplane import blobs
 from agent.dataplane.client import connect
+from agent.model.identity import Certificate, Trust
+from tests.bench import pairs
 from tests.bench.cases import request
 from tests.bench.proxies import SCOPE, entries
-from tests.bench.tools import HTTP_PORT, load, start_origin
+from tests.bench.tools import HTTP_PORT, SOURCE_PORT, load, start_origin
 from tests.bench.topology import CAPTURED_PORT, LOAD_CORE, PROXY_CORE, VIP, BenchError, Site, Topology, family, pin, wait_listening
 from tests.support import halfopen
 from tests.support.keeper import Keeper
+from tests.support.netns import Netns
 from tests.support.wait import until
 
 RATE, CONNECTIONS = 1_000, 16  # of the victim: far below what a worker can do
 AT_MOST = 2.0
+READY_SECONDS = 20
 # Runs until it is killed; says READY when the attack is under way.
 ATTACKER = """
 import select, socket, sys, time
@@ -72,6 +83,8 @@ while True:
             del all_[fd]; one.close()
 """
 HALF_OPEN = "halfopen"
+FLOOD = Path(__file__).with_name("flood.py")
+TUNNEL = "tunnel-"
 ATTACKS = {  # name: what it does, connections
     "busy": ("keep-alive requests on 5,000 connections", 5_000),
     "pipeline": ("200 requests at once on 64 connections", 64),
@@ -81,18 +94,33 @@ ATTACKS = {  # name: what it does, connections
     "slowbody": ("bodies that do not come, 4,000 connections", 4_000),
     "bighead": ("heads of 1 MiB, 64 connections", 64),
     HALF_OPEN: ("100,000 half-open connections, and 2,000 of their SYNs again each second", halfopen.MANY),
+    f"{TUNNEL}stall": ("15008: 4,096 connections that stop within their first record", 4_096),
+    f"{TUNNEL}unfinished": ("15008: connections that never finish TLS, 4,000 at a time", 4_000),
+    f"{TUNNEL}resets": ("15008: rapid reset, one tunnel after the other", 1),
+    f"{TUNNEL}pings": ("15008: PINGs without end", 1),
+    f"{TUNNEL}settings": ("15008: SETTINGS without end", 1),
+    f"{TUNNEL}headers": ("15008: headers of 30 MB each, 12 KB compressed", 1),
+    f"{TUNNEL}unread": ("15008: 160 streams of bytes without end, windows wide open, sockets that nobody reads", 8),
+    f"{TUNNEL}windows": ("15008: windows beyond their end", 1),
 }
+MADE: Counter[str] = Counter()  # connections of the floods, all rounds together
 
 
-async def configure(keeper: Keeper, victim: Site, attacker: Site) -> None:
+async def configure(keeper: Keeper, victim: Site, attacked: Site, authority: pairs.Authority) -> None:
+    identity = pairs.SERVER
     client = await connect(keeper.path)
     try:
+        key, asked = await client.make_key(identity)
+        issued = authority.sign(x509.load_der_x509_csr(asked), identity)
+        begins, ends = (int(when.timestamp()) for when in (issued.not_valid_before_utc, issued.not_valid_after_utc))
         await client.commit([*entries("http", victim, HTTP_PORT),
-                             blobs.put_pod("pod-attacker", 2, "w-client", SCOPE, (ip_address(attacker.netns.ip),))])
-        for handle, uid, site in ((1, "pod-client", victim), (2, "pod-attacker", attacker)):
+                             blobs.put_pod("pod-attacker", 2, "w-client", SCOPE, (ip_address(attacked.netns.ip),), identity),
+                             blobs.put_trust(Trust("cluster.local", (authority.certificate.public_bytes(Encoding.DER),))),
+                             blobs.put_certificate(Certificate(identity, key, begins, ends, (issued.public_bytes(Encoding.DER),)))])
+        for handle, uid, site, who in ((1, "pod-client", victim, ""), (2, "pod-attacker", attacked, identity)):
             fd = netlink.open_namespace(site.netns.path)
             try:
-                await client.add_pod(handle, uid, (4,), fd)
+                await client.add_pod(handle, uid, (4,), fd, who)
             finally:
                 os.close(fd)
     finally:
@@ -100,23 +128,35 @@ async def configure(keeper: Keeper, victim: Site, attacker: Site) -> None:
 
 
 @contextlib.contextmanager
-def under(attack: str, site: Site) -> Iterator[None]:
-    """The attack is under way inside the block."""
+def under(attack: str, site: Site, outside: Netns, folder: Path) -> Iterator[None]:
+    """The attack is under way inside the block. `folder`: what `outside` shows on 15008."""
     meek = ("taskset", "-c", str(LOAD_CORE), "chrt", "-o", "0", "nice", "-n", "19")
     if attack == HALF_OPEN:
         with halfopen.half_open(site.netns, VIP, HTTP_PORT, rate=2_000, before=meek):
             time.sleep(1.0)
             yield
         return
-    argv = (*meek, sys.executable, "-I", "-c", ATTACKER, attack, VIP, str(HTTP_PORT), str(ATTACKS[attack][1]), VIP)
-    process = site.netns.start(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    if attack.startswith(TUNNEL):
+        how = attack.removeprefix(TUNNEL)
+        port = SOURCE_PORT if how == "unread" else HTTP_PORT
+        argv = (*meek, sys.executable, "-I", str(FLOOD), how, site.netns.ip, str(port), str(folder))
+        process = outside.start(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    else:
+        argv = (*meek, sys.executable, "-I", "-c", ATTACKER, attack, VIP, str(HTTP_PORT), str(ATTACKS[attack][1]), VIP)
+        process = site.netns.start(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        if process.stdout.readline() != "READY\n":
+        if not select.select([process.stdout], [], [], READY_SECONDS)[0] or process.stdout.readline() != "READY\n":
+            process.kill()
             raise BenchError(f"the attacker ({attack}) ended with {process.wait(5)}")
         time.sleep(1.0)  # a part of the measurement: the attack is to have reached its bound
         yield
     finally:
+        if attack.startswith(TUNNEL):
+            process.terminate()
+            told = re.findall(r"\d+", process.communicate(timeout=10)[0])
+            MADE[attack] += int(told[0]) if told else 0
+            MADE[f"{attack} frames"] += int(told[1]) if told else 0
         process.kill()
         process.wait(5)
 
@@ -134,9 +174,11 @@ def run(names: list[str], rounds: int, seconds: float) -> dict[str, list[tuple[f
     try:
         start_origin(topology.origin, folder / "origin.out")
         victim, attacker = (topology.site(label, captured=True) for label in ("victim", "attacker"))
+        start_origin(attacker.netns, folder / "attacked.out")  # what tunnels lead to
+        authority = pairs.certificates(folder)
         keeper = Keeper(folder / "run", "--workers", "1").wait()
         until(lambda: "is ready" in keeper.text, "the worker is ready", timeout=15)
-        asyncio.run(configure(keeper, victim, attacker))
+        asyncio.run(configure(keeper, victim, attacker, authority))
         wait_listening(victim.netns, CAPTURED_PORT, None, keeper.log)
         pin(family(keeper.pid), PROXY_CORE)
         for pid in family(keeper.pid):  # the kernel takes 50 ms of each second from a busy real-time process
@@ -146,7 +188,7 @@ def run(names: list[str], rounds: int, seconds: float) -> dict[str, list[tuple[f
         for number in range(rounds):
             for name in names:
                 alone = p99(victim, seconds)
-                with under(name, attacker):
+                with under(name, attacker, topology.origin, folder):
                     found[name].append((alone, p99(victim, seconds)))
             print(f"starvation: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     finally:
@@ -168,6 +210,7 @@ def table(found: dict[str, list[tuple[float, float]]]) -> str:
         least = [min(side) for side in zip(*rounds, strict=True)]
         quiet = f"{least[1] / least[0]:.2f} ({least[0]:,.0f}, {least[1]:,.0f})"
         lines.append(f"| {ATTACKS[name][0]} | {alone:,.0f} | {attacked:,.0f} | {verdict} | {quiet} |")
+    lines += [f"{what}: {many:,}" for what, many in MADE.items() if many]
     return "\n".join(lines)
 
 
