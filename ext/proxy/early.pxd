@@ -6,7 +6,7 @@
     it gets GOAWAY, or ends     -> one in its place                                  early_follows
     our certificate is renewed  -> one with the new one; the old serves until then   tunnel_out
 
-Nothing is dialled ahead to a pod of this worker, to one whose workload is not known, or without a certificate: what is not certain the
+Nothing is dialled ahead to a pod of this node, to one whose workload is not known, or without a certificate: what is not certain the
 request finds out. What is there is not dialled again, so a second look costs a walk through the pod's tunnels.
 """
 from ext.proxy.state cimport Conn, Tunnel

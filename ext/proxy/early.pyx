@@ -3,7 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from ext.core.protocol cimport LISTEN_OUTBOUND, PORT_HBONE
 from ext.proxy.keys cimport LACK_NONE, Lack, credentials_of
-from ext.proxy.state cimport Worker, pod_find
+from ext.proxy.state cimport Worker
 from ext.proxy.tunnel_out cimport AHEAD_COMING, Asking, tunnel_ahead
 from ext.route.shapes cimport (TUNNEL_HBONE, Address, Endpoint, Identity, Pod, VirtualHost, Weighted, Workload, endpoint_address,
                                endpoint_workload, weighted_cluster)
@@ -40,8 +40,8 @@ cdef void early_endpoint(Conn* c, Identity* own, const Endpoint* endpoint) noexc
     if workload == NULL or workload.tunnel != TUNNEL_HBONE or workload.index == c.facts.source:
         return
     other = pod_by_address(w.tables, at)
-    if other != NULL and not w.tables.settings.same_node_tunnel and pod_find(w, other.handle) != NULL:
-        return                          # joined in memory
+    if other != NULL and other.direct and not w.tables.settings.same_node_tunnel:
+        return                          # of this node: no tunnel
     if asking_of(w, own, workload.identity, at, &asking):
         tunnel_ahead(c.pod, &asking)
 

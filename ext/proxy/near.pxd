@@ -22,6 +22,8 @@ cdef struct Neighbour:          # who is to be reached, and as whom
 # An outbound connection to `to` ends in a pod of this worker and may be made there. False: it goes the way that it would go to
 # another node (15006 or a tunnel); so does whatever is not known for certain.
 cdef bint near_way(Conn* c, const Peer* to, Neighbour* out) noexcept nogil
+# It ends in a captured pod of this node, whoever serves it: its 15006 takes it, and knows who comes by the address (permit). No tunnel.
+cdef bint near_node(const Conn* c, const Peer* to) noexcept nogil
 # The pod has room for one more. If not it goes the other way too, where it waits in the backlog or is refused.
 cdef bint near_room(const Neighbour* to) noexcept nogil
 cdef bint near_fits(const Upstream* up, const Neighbour* to) noexcept nogil

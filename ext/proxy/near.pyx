@@ -289,13 +289,21 @@ cdef void near_accept(Conn* c) noexcept nogil:
 
 # ---- who is near ------------------------------------------------------------------------------------------------------------------------
 
-cdef bint captured_at(const Captured* pod, const Pod* known, uint16_t port) noexcept nogil:
+cdef bint redirected(const Pod* known, uint16_t port) noexcept nogil:
+    """The runtime's word: new connections to this port of the pod are captured."""
     cdef uint32_t i
-    if not pod.attached or not known.direct:
+    if not known.direct:
         return False
     for i in range(known.excluded.n):
         if known.excluded.items[i] == port:
             return False
+    return True
+
+
+cdef bint captured_at(const Captured* pod, const Pod* known, uint16_t port) noexcept nogil:
+    cdef uint32_t i
+    if not pod.attached or not redirected(known, port):
+        return False
     for i in range(PORTS):
         if pod.acceptors[i].kind == LISTEN_INBOUND and pod.acceptors[i].source.fd >= 0:
             return True
@@ -320,25 +328,48 @@ cdef bint client_address(const Conn* c, const Pod* own, uint8_t family, Peer* ou
     return its and out.family == family
 
 
-cdef bint near_way(Conn* c, const Peer* to, Neighbour* out) noexcept nogil:
-    cdef const Pod* own
+cdef const Pod* same_node(const Conn* c, const Peer* to) noexcept nogil:
+    """The pod of this node that `to` is an address of, for an outbound connection that may know it; else NULL."""
     cdef const Pod* other
     cdef const Workload* workload = NULL
     if c.kind != LISTEN_OUTBOUND or c.w.tables.settings.same_node_tunnel or to.port == PORT_OUTBOUND or to.port == PORT_INBOUND or \
             to.port == PORT_HBONE or link_local(to) or link_local(&c.client):
-        return False
+        return NULL
     other = pod_by_address(c.w.tables, <const Address*>to)
-    if other == NULL or other.workload.current == NULL:
-        return False
-    out.pod = pod_find(c.w, other.handle)
-    if out.pod == NULL or out.pod == c.pod or not captured_at(out.pod, other, to.port):
-        return False
+    if other == NULL or other.workload.current == NULL or other.handle == c.pod.handle:
+        return NULL
     if c.facts.destination != 0:
         workload = workload_by_index(c.w.tables, c.facts.destination)
     if workload == NULL:
         workload = workload_by_address(c.w.tables, <const Address*>to)
-    if workload != other.workload.current:
-        return False                        # runtime and control plane do not agree on who that is
+    return other if workload == other.workload.current else NULL    # else runtime and control plane do not agree on who that is
+
+
+cdef bint near_node(const Conn* c, const Peer* to) noexcept nogil:
+    cdef const Pod* other = same_node(c, to)
+    cdef const Pod* own
+    cdef const Peer* claimed
+    cdef uint32_t i
+    if other == NULL or other.identity == NULL or not redirected(other, to.port):
+        return False
+    own = pod_by_handle(c.w.tables, c.pod.handle)
+    if own == NULL or own.identity == NULL:
+        return False
+    for i in range(own.n_claims):           # what it comes from is one of these: that is how it is known there
+        claimed = <const Peer*>&own.claims[i].place.address
+        if claimed.family == to.family and not link_local(claimed):
+            return True
+    return False
+
+
+cdef bint near_way(Conn* c, const Peer* to, Neighbour* out) noexcept nogil:
+    cdef const Pod* own
+    cdef const Pod* other = same_node(c, to)
+    if other == NULL:
+        return False
+    out.pod = pod_find(c.w, other.handle)
+    if out.pod == NULL or not captured_at(out.pod, other, to.port):
+        return False
     own = pod_by_handle(c.w.tables, c.pod.handle)
     if own == NULL or not client_address(c, own, to.family, &out.source):
         return False

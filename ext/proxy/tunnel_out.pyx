@@ -11,6 +11,7 @@ from ext.proxy.account cimport account_failure
 from ext.proxy.budget cimport descriptors_short, memory_tight
 from ext.proxy.held cimport held_wait_key
 from ext.proxy.keys cimport LACK_CERTIFICATE, LACK_NONE, Lack, credentials_of, lack_text, may_come
+from ext.proxy.near cimport near_node
 from ext.proxy.state cimport C_DETECT, T_OPEN, TUNNEL_OPEN_MS, TUNNELS_EACH, TUNNELS_POD, Captured, Conn, Tunnel, Upstream, Worker
 from ext.proxy.stock cimport stock_forget, stock_spare, stock_take, stock_wait
 from ext.proxy.tunnel cimport (tunnel_busy, tunnel_dirty, tunnel_finish, tunnel_going, tunnel_leave, tunnel_new, tunnel_opened,
@@ -131,7 +132,7 @@ cdef Workload* destination_of(Conn* c, const Peer* to) noexcept nogil:
 
 cdef bint secure_way(Conn* c, const Peer* to) noexcept nogil:
     cdef Workload* workload = destination_of(c, to)
-    return workload != NULL and workload.tunnel == TUNNEL_HBONE and workload.index != c.facts.source
+    return workload != NULL and workload.tunnel == TUNNEL_HBONE and workload.index != c.facts.source and not near_node(c, to)
 
 
 cdef Way way_of(Conn* c, const Peer* to, Asking* out, int* error) noexcept nogil:
