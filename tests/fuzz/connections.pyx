@@ -51,7 +51,10 @@ cdef enum:
     ALL = 0x7fffffff
     OPERATIONS = 96
     OF_WORKER = 5               # descriptors: epoll, both ends of the control socket, two keys
-    WAITS = 64                  # of an hour and more, until everything is over; a script of 160 lines took between 13 and 16
+    # Of an hour and more, until everything is over. The worker's survey has most of the HOPS of a wait, the rest is one leap, in which a
+    # connection meets one deadline: the requests of a pipeline that find no socket fail one after the other, in 5 s each, a wait each. A
+    # script of 160 lines took 14 so (traced: one connection, in X_UPSTREAM and the stock's queue, from the fourth wait on)
+    WAITS = 64
     AT_LAST_MS = 3700000
 
 cdef enum Operation:

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.netns
 ROOT = Authority()
 REMOTE_ID = "spiffe://cluster.local/ns/default/sa/remote"
 MEBIBYTE = 1 << 20
+TUNNELS_UNREAD, LEFT = 8, 327_680  # bytes that wait for one socket (LEFT_BYTES of ext/proxy/tunnel.pyx)
 TUNNELS = 1024  # of a pod (TUNNELS_POD of ext/proxy/state.pxd)
 TOLD_A_SECOND = 64  # of a pod (TELL_A_SECOND of ext/proxy/tunnel_in.pyx)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -270,6 +271,17 @@ def test_streams_that_are_not_read_hold_a_share_of_buffers(pair: Mesh, victim: V
     assert pair.worker.resident() < resident + 24 * MEBIBYTE
     close(pair)
     comes_back(pair, resident)
+
+
+def test_what_a_socket_did_not_take_is_counted_as_the_pods(pair: Mesh, attacker: Attacker) -> None:
+    """Encrypted bytes wait for each socket in memory of its own, beside the buffers of its one stream."""
+    pair.origin(8080, flood)
+    for _ in range(TUNNELS_UNREAD):
+        tunnel = attacker.tunnel(receive_buffer=4_096, settings=b"\0\x04" + (0x7fffffff).to_bytes(4, "big"))
+        tunnel.sendall(update(0, 0x7fff0000 - 65_535) + attacker.connect(1))
+    until(lambda: pair.worker.header["pod_buffered"] >= TUNNELS_UNREAD * LEFT, "all of it is counted", timeout=DEADLINE)
+    close(pair)
+    until(lambda: pair.worker.header["pod_buffered"] <= 8 * 65_536, "and no more when they are gone", timeout=DEADLINE)
 
 
 def test_half_closed_streams_are_connections_of_the_pod(pair: Mesh, victim: Victim, attacker: Attacker) -> None:
