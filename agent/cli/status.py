@@ -57,6 +57,9 @@ def command(name: str | None, run_dir: Path | None, output: str) -> int:
         click.echo()
         as_table(("NODE", "NAMESPACE", "POD", "ADDRESS", "CAPTURED", "REASON"), pods, "no pods")
         for node in nodes:
+            if served := [pod["dns"] for pod in node.get("pods", ()) if pod.get("dns")]:
+                asked = sum(one["requests"] for one in served)
+                click.echo(f"{node['node']}: DNS of {len(served)} pods is answered here, {asked} questions so far")
             if (capture := node.get("capture", {"backend": "iptables"}))["backend"] != "iptables":
                 click.echo(f"{node['node']}: capture by {capture['backend'] or 'nothing'}: {capture['reason']}", err=True)
             if (observation := node.get("observation", {"reason": ""}))["reason"]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from agent.dns import wire
 
-CACHE_BYTES = 131_072  # of one pod: some 400 answers
+CACHE_BYTES = 131_072  # of one pod: some 300 answers
 LONGEST = 300  # seconds that anything is kept, whatever its TTL says: the resolver keeps it longer and is near
 _OVERHEAD = 300  # bytes of an entry beside its question and its answer
 

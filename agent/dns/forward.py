@@ -75,8 +75,12 @@ class Exchange:
         self._ended = False
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(TIMEOUT, self._timed_out)
-        family = socket.AF_INET6 if ":" in key[0][0] else socket.AF_INET
-        stock.take((family, socket.SOCK_DGRAM), self._begin)
+        self._stock = stock
+
+    def begin(self) -> None:
+        """Send it. It may have ended when this returns: whoever is to hear of that has to have joined before."""
+        family = socket.AF_INET6 if ":" in self.key[0][0] else socket.AF_INET
+        self._stock.take((family, socket.SOCK_DGRAM), self._begin)
 
     def join(self, client: Client) -> bool:
         """Another one asks the same, or one of them again. False: there are too many."""

@@ -45,7 +45,11 @@ class Session:
 
     async def run(self) -> None:
         """Until the client or the resolver ends it. Never raises on what they send."""
-        reader, writer = await asyncio.open_connection(sock=self._client, limit=MESSAGE + 2)
+        try:
+            reader, writer = await asyncio.open_connection(sock=self._client, limit=MESSAGE + 2)
+        except OSError:  # the client has gone already
+            self._client.close()
+            return
         try:
             while (message := await _message(reader)) is not None:
                 found = self._answer(message)

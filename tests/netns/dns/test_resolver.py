@@ -69,6 +69,24 @@ def test_a_question_that_was_lost_upstream_is_sent_again_when_the_client_asks_ag
         assert addresses(dnslib.DNSRecord.parse(client.recv(4096))) == ["192.0.2.5"]
 
 
+def test_a_question_that_may_not_leave_the_pod_is_silent_and_asked_anew_when_it_may(scene: Scene) -> None:
+    """A network policy inside the pod's namespace holds for our question as it would for the pod's."""
+    forbid = ["OUTPUT", "-d", scene.upstream.ip, "-p", "udp", "--dport", "53", "-j", "DROP"]
+    packed = question("forbidden.example.test").pack()
+    with resolver(scene.upstream, plain) as upstream, udp(scene.client) as client:
+        client.connect((scene.upstream.ip, 53))
+        scene.client.run("iptables-legacy", "-A", *forbid)
+        before = scene.metric("istio_dns_upstream_failures_total")
+        for number in (1, 2):
+            client.send(packed)
+            until(lambda: scene.metric("istio_dns_upstream_failures_total") >= before + number, "it is told")  # noqa: B023
+        scene.client.run("iptables-legacy", "-D", *forbid)
+        assert upstream.heard == []
+        client.settimeout(10)
+        client.send(packed)
+        assert addresses(dnslib.DNSRecord.parse(client.recv(4096))) == ["192.0.2.5"]
+
+
 def test_the_same_question_of_many_at_once_is_asked_once(scene: Scene) -> None:
     asked: list[dnslib.DNSRecord] = []
 
