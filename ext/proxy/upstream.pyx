@@ -167,7 +167,8 @@ cdef void on_event(Source* source, uint32_t events) noexcept nogil:
         if not (source.writable or source.failed or source.hung):
             return
         timer_clear(&up.w.loop.timers, &up.timer)
-        error = source_error(source)
+        # EPOLLOUT alone says that it is connected (tcp_poll says it in no other case)
+        error = source_error(source) if source.carrier != NULL or source.failed or source.hung else 0
         up.error = error
         up.state = U_READY if error == 0 else U_DEAD
         if error == 0 and up.source.carrier == NULL and up.w.tables.settings.access_log:

@@ -314,9 +314,10 @@ def test_slow_readers_of_one_pod_leave_pipes_to_the_others(mesh: Mesh) -> None:
                     moved += one.send(b"z" * 1_000_000)
         return moved == last
 
-    until(stuck, "all forty readers are asleep and everything before them is full", timeout=30)
+    # a worker that had no processor for a while looks stuck too: it holds what it may, or it is not over
+    until(lambda: stuck() and pipes(mesh) - before >= 2 * 16, "all forty readers are asleep and everything before them is full", timeout=60)
     held = pipes(mesh) - before
-    assert 2 * 16 <= held <= 2 * 32  # of 64 pipes a pod holds half at most
+    assert held <= 2 * 32  # of 64 pipes a pod holds half at most
     for connection in full:
         connection.close()
     wake.set()
