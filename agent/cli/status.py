@@ -32,7 +32,7 @@ def node_status(node: str, run_dir: Path) -> Json:
         "version": info["version"],
         "pid": info["pid"],
         "capture": info["capture"],
-        "observation": info["observation"],
+        "observation": info.get("observation", {"reason": ""}),  # an agent of a build before has none
         "keeper": info["keeper"],
         "controlPlane": info["controlPlane"],
         "workers": workers,
