@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from posix.unistd cimport close
 from ext.core.buffer cimport buffer_drop, buffers_count, buffers_uncount
 from ext.core.loop cimport Source, flow_forget, loop_add, loop_again, loop_bury, loop_listen, loop_over, source_close, wall_us
-from ext.core.pipes cimport Pipe, pipe_give, pipe_take
+from ext.core.pipes cimport Pipe, pipe_give, pipe_take, pipes_shed
 from ext.core.protocol cimport LISTEN_INBOUND
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.source cimport source_abort, source_read, source_shut
@@ -265,6 +265,7 @@ cdef void pod_retire(Captured* pod) noexcept nogil:
     pod.retired = 1
     pool_close(pod)
     stock_close(pod)
+    pipes_shed(&w.pipes)                # its connections' too, which ended since it was detached
     at = &w.by_handle[pod.handle & 255]
     while at[0] != NULL and at[0] != pod:
         at = &at[0].chain

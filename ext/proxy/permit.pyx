@@ -62,7 +62,7 @@ cdef int permit_ask(Conn* c) noexcept nogil:
         c.peer = identity_of(c.w.tables, who) if identity_split(who, &parts) == 0 else NULL
         if c.peer == NULL:
             return PERMIT_NO
-    if c.peer == NULL:
+    if c.peer == NULL and not c.w.tables.settings.same_node_tunnel:     # then certificates prove it, and an address proves nothing
         source = pod_by_address(c.w.tables, <const Address*>&c.client)
         if source != NULL and source.identity != NULL:
             identity_hold(source.identity)

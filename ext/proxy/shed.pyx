@@ -13,8 +13,13 @@ from ext.proxy.roster cimport roster_write
 from ext.proxy.state cimport (C_DETECT, C_HTTP, C_RELAY, U_READY, X_FLOW, X_HEAD, X_IDLE, Bulk, Captured, Conn, Worker)
 from ext.proxy.stock cimport stock_rest
 
+cdef extern from "<malloc.h>" nogil:
+    int malloc_trim(size_t kept)
+
 cdef enum:
     WAKE = 32           # at a time: each may take a buffer before it is seen who has how much
+    TRIM_TUNNELS = 256  # that ended: libssl and libnghttp2 had some 16 MiB for them, which malloc keeps
+    TRIM_NS = 10000000000   # between two trims, each of which walks over all that is free
 
 
 # ---- a look at some connections ------------------------------------------------------------------------------------------------
@@ -153,6 +158,10 @@ cdef void on_survey(Timer* timer) noexcept nogil:
     if rest:
         w.rested_ns = w.loop.now_ns
         buffers_trim(&w.memory)
+    if w.ended >= TRIM_TUNNELS and w.loop.now_ns - w.trimmed_ns >= TRIM_NS:
+        w.ended = 0
+        w.trimmed_ns = w.loop.now_ns
+        malloc_trim(0)
     gauge(&w.stats.descriptors, worker_descriptors(w))
     gauge(&w.stats.pod_connections, conns)
     gauge(&w.stats.pod_buffered, buffered)

@@ -430,6 +430,8 @@ cdef struct Worker:
     uint32_t descriptors_most   # of the process
     Timer survey
     uint64_t rested_ns      # when what is kept was last looked at
+    uint64_t trimmed_ns     # when free memory was last given back to the kernel
+    uint32_t ended          # tunnels since then
     Advance advance         # goes on with a connection: flow, relay, http
     Expire expire           # one of its timers is due
     Retire retire           # a detached pod lost what it had

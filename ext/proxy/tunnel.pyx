@@ -194,6 +194,7 @@ cdef void tunnel_fail(Tunnel* t, uint8_t trouble) noexcept nogil:
         pod.recall = t.next
     pod.tunnels -= 1
     w.n_tunnels -= 1
+    w.ended += 1
     w.stats.tunnels_open -= 1
     bury(t)
     if not pod.attached:

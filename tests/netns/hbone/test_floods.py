@@ -22,7 +22,7 @@ from tests.support.hbone import configure, enrol
 from tests.support.mesh import Mesh, Web
 from tests.support.pki import Authority
 from tests.support.victim import DEADLINE, VICTIM_PORT, Victim
-from tests.support.wait import until
+from tests.support.wait import PATIENCE, until
 
 pytestmark = pytest.mark.netns
 ROOT = Authority()
@@ -139,7 +139,7 @@ def comes_back(mesh: Mesh, resident: int, mebibytes: int = 24) -> None:
     until(lambda: tunnels(mesh) == 0, "the tunnels are gone", timeout=DEADLINE)
     until(lambda: mesh.worker.header["downstream_open"] <= 8, "and what they carried", timeout=DEADLINE)
     until(lambda: mesh.worker.header["buffered_bytes"] <= 8 * 65_536, "and its buffers", timeout=DEADLINE)
-    until(lambda: mesh.worker.resident() < resident + mebibytes * MEBIBYTE, "and the memory", timeout=DEADLINE)
+    until(lambda: mesh.worker.resident() < resident + mebibytes * MEBIBYTE, "and the memory", timeout=60)  # malloc_trim: once in 10 s
 
 
 def close(mesh: Mesh) -> None:
@@ -181,7 +181,7 @@ def test_handshakes_that_stall_are_bounded_and_keep_nobody_out(pair: Mesh, victi
     assert len(told) <= TOLD_A_SECOND * (time.monotonic() - began + 1), "logged, but a bounded number of times"
     stall(attacker, say)
     close(pair)
-    comes_back(pair, resident, mebibytes)   # the heap keeps small blocks, and uses them for the next
+    comes_back(pair, resident, 24 if PATIENCE == 1 else mebibytes)  # a sanitizer keeps what was freed
 
 
 # ---- frames ----------------------------------------------------------------------------------------------------------------------------

@@ -107,3 +107,12 @@ def test_the_setting_asks_for_a_tunnel(mesh: Mesh) -> None:
     origin = mesh.origin(8080, echo)
     mesh.worker.commit(blobs.put_settings(ProxySettings(same_node_tunnel=True, hold_timeout_ms=200)))
     assert not talks(mesh) and origin.peers == []
+
+
+def test_with_the_setting_an_address_is_no_identity(mesh: Mesh) -> None:
+    start(mesh, Protocol.TCP)
+    origin = mesh.origin(8080, echo)
+    mesh.worker.commit(policy(Action.ALLOW, CLIENT_ID.removeprefix("spiffe://")))
+    assert talks(mesh)
+    mesh.worker.commit(blobs.put_settings(ProxySettings(same_node_tunnel=True)))
+    assert not talks(mesh) and len(origin.peers) == 1, "who claims to be the client has to prove it by a certificate"
