@@ -5,6 +5,7 @@ import re
 
 from controlplane.model.objects import Metadata, full_host
 from controlplane.model.routing import Headers, HttpMatch, HttpRoute, RouteDestination, StringMatch, VirtualService
+from controlplane.sources.expressions import check_in_turn
 from controlplane.sources.fields import Fields, scalar
 from controlplane.sources.matches import duration, header_name, headers, string_match
 
@@ -42,6 +43,7 @@ def virtual_service(top: Fields, meta: Metadata) -> VirtualService | None:
     http = tuple(_route(one, namespace) for one in spec.list_of_fields("http"))
     if not http and not spec.take("http"):
         spec.error("http", "is missing; there is nothing to do")
+    check_in_turn(spec, http)
     spec.finish()
     return VirtualService(meta, tuple(hosts), http)
 
