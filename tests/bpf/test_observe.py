@@ -333,6 +333,12 @@ def test_a_reader_that_comes_later_goes_on_where_the_last_one_stopped(scene: Sce
         after.close()
 
 
+def attached(cgroup: Cgroup) -> list[str]:
+    """sockops programs, by bpftool's word."""
+    done = subprocess.run(["bpftool", "-j", "cgroup", "show", cgroup.path], capture_output=True, text=True, timeout=20, check=True)
+    return sorted(one["name"] for one in json.loads(done.stdout) if one["attach_type"] == "cgroup_sock_ops")
+
+
 def test_of_a_captured_pod_the_proxys_leg_is_told_and_nothing_that_stays_in_the_pod(stage: Stage, observing: Pins) -> None:
     """Capture and observation have a program each on the proxy's cgroup; either goes on when the other is taken off."""
     watch, records = Watch(observing), Records(observing)
@@ -347,10 +353,9 @@ def test_of_a_captured_pod_the_proxys_leg_is_told_and_nothing_that_stays_in_the_
         assert (record.netns, record.local, record.accepted) == (cookie, packed(stage.client.ip), 0)
         assert record.remote == packed(stage.server.ip)
         assert record.sent >= 1000 and record.received >= 1000
-        attached = json.loads(subprocess.run(["bpftool", "-j", "cgroup", "show", stage.proxy.path], capture_output=True, text=True,
-                                             timeout=20, check=True).stdout)
-        assert sorted(one["name"] for one in attached if one["attach_type"] == "cgroup_sock_ops") == ["nw_observe", "nw_sockops"]
+        assert attached(stage.proxy) == ["nw_observe", "nw_sockops"]
         watch.unlink(stage.proxy.id)
+        until(lambda: attached(stage.proxy) == ["nw_sockops"], "the link is gone, a moment after its pin")
         assert stage.talk(VIP)["peer"] == [VIP, TCP_PORT]
         assert stage.captured() == 2
         assert records.read(100) == []

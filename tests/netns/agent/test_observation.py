@@ -161,7 +161,7 @@ def test_switched_off_it_leaves_nothing(watched: Watched) -> None:
     watched.instance.start_agent()
     watched.instance.ready()
     until(lambda: not watched.pins(), "the pins are gone", 30)
-    assert (watched.hooks(watched.proxy), watched.hooks(watched.app)) == ([], [])
+    until(lambda: (watched.hooks(watched.proxy), watched.hooks(watched.app)) == ([], []), "and with them the links", 30)
     assert watched.status() == {"choice": "off", "state": "off", "reason": "", "pods": 0, "told": 0, "lost": 0}
     assert "narrows_tcp_rtt" not in "".join(watched.instance.metrics())
 
