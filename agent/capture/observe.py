@@ -71,7 +71,7 @@ class Watch:
             self.unlink(cgroup_id)
 
     def unlink(self, cgroup_id: int) -> None:
-        (self._pins.links / f"{cgroup_id}_{HOOK.name}").unlink(missing_ok=True)
+        (self._pins.links / HOOK.link(cgroup_id)).unlink(missing_ok=True)
 
     def _link(self, cgroup: str) -> None:
         try:
@@ -79,7 +79,7 @@ class Watch:
         except OSError as error:
             raise ObserveError(f"cgroup {cgroup}: {error.strerror}; it must be a directory of cgroup v2") from None
         try:
-            path = self._pins.links / f"{os.fstat(folder).st_ino}_{HOOK.name}"
+            path = self._pins.links / HOOK.link(os.fstat(folder).st_ino)
             if path.exists():
                 return
             with _opened(self._pins.programs / HOOK.name) as program:
