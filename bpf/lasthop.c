@@ -5,9 +5,10 @@
  * - Its source port is none of the client's own live connections to that port. Without NAT both would have the same four numbers, and
  *   the kernel would take its SYN for a packet of theirs. Ports go round, so that one is free again when its turn comes. */
 
-#define FIRST_PORT 16384		/* of 49,152: round in 2 s at 24,000 connects/s, and the kernel gives out a waiting one after 1 s (tcp_tw_reuse) */
+#define FIRST_PORT 16384		/* of 49,152: a port that waits (TIME_WAIT) comes up again after 2 s at 24,000 connects/s, and the kernel gives
+					 * it out after 1 s: over lo it does so by default (tcp_tw_reuse) */
 #define PORTS (65536 - FIRST_PORT)
-#define LANES 4				/* two CPUs at once do not choose the same */
+#define LANES 4				/* two CPUs at once do not choose the same: each begins elsewhere on the round */
 #define TRIES 8
 #define HERE ((u64)(s64)-1)		/* BPF_F_CURRENT_NETNS */
 #define LISTENS 10			/* BPF_TCP_LISTEN */
@@ -62,7 +63,7 @@ static inline u16 next_port(struct narrows_inside *pod)
 	u32 turn = pod->turn + 1;
 
 	pod->turn = turn;
-	return bpf_htons((u16)(FIRST_PORT + (turn * LANES + (bpf_get_smp_processor_id() & (LANES - 1))) % PORTS));
+	return bpf_htons((u16)(FIRST_PORT + (turn + (bpf_get_smp_processor_id() & (LANES - 1)) * (PORTS / LANES)) % PORTS));
 }
 
 static inline int taken(struct bpf_sock_addr *ctx, void *tuple, u32 size)

@@ -13,6 +13,7 @@ import click
 
 from agent import netlink
 from agent.capture import pins, unhook
+from agent.capture.ingress import IngressError
 from agent.capture.nft import script
 from agent.capture.plan import Plan, plan
 from agent.capture.reconcile import BACKENDS, CaptureError, Reconciler
@@ -147,7 +148,7 @@ def _unhook(paths: Iterable[str], instance: str | None) -> bool:
     for path in paths:
         try:
             gone = unhook.unhook(path, pins.found(instance))
-        except OSError as error:
+        except (OSError, IngressError) as error:
             click.echo(f"{path}: {error}; this needs root", err=True)
             failed = True
             continue

@@ -39,9 +39,9 @@ class IngressError(Exception):
 
 
 class Ingress:
-    """One instance's, with what `load` said of it (`Loaded.lookup`)."""
+    """One instance's, with what `load` said of it (`Loaded.lookup`); without that it can only release."""
 
-    def __init__(self, pins: Pins, lookup: Template) -> None:
+    def __init__(self, pins: Pins, lookup: Template | None = None) -> None:
         self._pins = pins
         self._lookup = lookup
 
@@ -173,6 +173,8 @@ class Ingress:
         path = self._pins.links / _SK_LOOKUP.link(cookie)
         if path.exists():
             return
+        if self._lookup is None:
+            raise IngressError(f"{netns}: no program is loaded")
         namespace = netlink.open_namespace(netns)
         try:
             program = self._lookup.load(_SK_LOOKUP, self._pins, cookie)

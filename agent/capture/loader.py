@@ -52,8 +52,8 @@ class Hook:
         return f"narrows_{self.name}"
 
     def link(self, number: int | str) -> str:
-        """The name of its link's pin, by a cgroup's id or a namespace's cookie. What only one direction needs goes with that alone."""
-        return f"in-{number}-{self.name}" if self.inward else f"{number}_{self.name}"
+        """The name of its link's pin, by a cgroup's id or a namespace's cookie. None of one direction is taken for one of the other."""
+        return f"in-{number}-{self.name.replace('_', '-')}" if self.inward else f"{number}_{self.name}"
 
 
 HOOKS = (

@@ -1,7 +1,7 @@
 """Where programs, links and maps of an instance are kept: its directory in bpffs.
 
     <bpffs>/narrows/<instance>/v<layout>/    0700, root's
-        maps/<name>   programs/<hook>   links/<cgroup id>_<hook>
+        maps/<name>   programs/<hook>   links/<cgroup id>_<hook>, links/in-<cgroup id or cookie of a namespace>-<hook>
 
 The layout is NARROWS_LAYOUT of bpf/narrows.h: a version with other maps never meets those of an earlier one. A cgroup's id is its
 directory's inode number, which the kernel gives out once. Removing a link's pin takes the program off its cgroup at once.

@@ -11,14 +11,16 @@ from pathlib import Path
 
 from agent import netlink
 from agent.capture.egress import Egress, EgressError, netns_cookie
+from agent.capture.ingress import Ingress
 from agent.capture.pins import Pins
 from agent.netlink.cgroup import find_cgroup2
 
 
 def unhook(netns: str, those: Iterable[Pins]) -> list[str]:
-    """End the capture of a namespace's connects by these instances, which a living agent repairs. Returns what was removed.
+    """End the capture of a namespace's connects, and of what comes to it, by these instances, which a living agent repairs.
 
-    A pin whose cgroup is gone goes too. OSError when the namespace cannot be entered.
+    Returns what was removed. A pin whose cgroup is gone goes too. OSError when the namespace cannot be entered, IngressError when the
+    kernel refuses.
     """
     cookie = netns_cookie(netns)
     fd = netlink.open_namespace(netns)
@@ -33,6 +35,9 @@ def unhook(netns: str, those: Iterable[Pins]) -> list[str]:
             if cookie in egress.captured():
                 egress.stop(cookie)
                 removed.append(f"the pod in {pins.maps / 'pods'}")
+        if (pins.maps / "inbound").exists() and cookie in (ingress := Ingress(pins)).captured():
+            ingress.release(cookie, netns)
+            removed.append(f"the pod in {pins.maps / 'inbound'}")
         linked = egress.linked()
         paths = _paths(linked)
         for number in sorted(linked):

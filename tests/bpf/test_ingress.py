@@ -15,6 +15,7 @@ from agent.capture.ingress import FWMARK_ACCEPT, INSIDE_VALUE
 from tests.support import conntrack
 from tests.support.ingress import Inward
 from tests.support.mesh import receive, receive_all
+from tests.support.netns import Netns
 from tests.support.wait import until
 
 pytestmark = pytest.mark.netns
@@ -88,6 +89,23 @@ def test_what_a_pod_dials_at_itself_is_not_captured(inward: Inward) -> None:
     assert inward.via_proxy("10.244.1.200", 8080)  # from outside it is
 
 
+def test_a_link_local_client_is_captured_and_its_address_ends_at_its_link(inward: Inward) -> None:
+    """As with rules: a last hop cannot have an address that means something on another link alone."""
+    inward.capture()
+
+    def link_local(netns: Netns) -> str:
+        return next((one["local"] for link in netns.ip_json("-6", "addr", "show", "dev", "eth0") for one in link["addr_info"]
+                     if one["scope"] == "link" and not one.get("tentative")), "")
+
+    place = until(lambda: link_local(inward.server), "duplicate addresses were looked for")
+    until(lambda: link_local(inward.client), "the client's too")
+    with inward.mesh.dial(f"{place}%eth0", 8080, inward.client) as one:
+        one.sendall(b"x")
+        assert receive(one, 1) == b"x"
+    assert inward.taken() == 1
+    assert inward.own.peers == [place]  # the pod's own: the proxy dialled without a source
+
+
 @pytest.mark.parametrize("address", ["ip", "ip6"])
 def test_the_proxys_ports_lead_nowhere_and_tunnels_to_their_listener(inward: Inward, address: str) -> None:
     inward.capture()
@@ -140,9 +158,10 @@ def test_no_last_hop_has_the_numbers_of_a_live_connection_of_its_client(inward: 
     cookie = inward.capture()
     inward.mesh.origin(9001, tell, inward.server)
     place, mine = getattr(inward.server, address), getattr(inward.client, address)
-    first, wide = 40_000, 7 * 4  # seven turns, four lanes: the eighth try is free
+    # seven turns from the first of each lane on are taken, and the eighth try is free
+    firsts, wide = [20_000 + lane * 12_288 for lane in range(4)], 7
     held = []
-    for port in range(first, first + wide):
+    for port in (first + at for first in firsts for at in range(wide)):
         held.append(netlink.in_netns(inward.client.path, lambda port=port: socket.create_connection(  # type: ignore[misc]
             (place, 9001), timeout=20, source_address=(mine, port))))
         held[-1].sendall(b"x")
@@ -151,12 +170,12 @@ def test_no_last_hop_has_the_numbers_of_a_live_connection_of_its_client(inward: 
         raw = bpf_call.lookup(inbound, NETNS_KEY.pack(cookie), INSIDE_VALUE.size)
         assert raw is not None
         value = list(INSIDE_VALUE.unpack(raw))
-        value[3] = (first - 16_384) // 4 - 1
+        value[3] = firsts[0] - 16_384 - 1
         bpf_call.update(inbound, NETNS_KEY.pack(cookie), INSIDE_VALUE.pack(*value))
     with inward.mesh.dial(place, 9001, inward.client) as one:
         one.sendall(b"x")
         assert receive(one, 1) == b"x"
-    assert first + wide <= ports[-1] < first + wide + 4
+    assert ports[-1] - wide in firsts
     for one in held:
         one.sendall(b"x")
         one.close()

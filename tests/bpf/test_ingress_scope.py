@@ -13,12 +13,14 @@ import pytest
 
 from agent import netlink
 from agent.capture import ingress as ingress_room
-from agent.capture.egress import netns_cookie
+from agent.capture.egress import Egress, netns_cookie
 from agent.capture.ingress import FWMARK_ACCEPT, Ingress, IngressError
 from agent.capture.loader import FILES, HEADERS, INGRESS, SOURCES, load
 from agent.capture.plan import PROBE_SOURCES
+from agent.capture.unhook import unhook
 from agent.model.pod import CaptureSettings
 from tests.support import conntrack
+from tests.support.egress import TALK
 from tests.support.ingress import Inward
 from tests.support.mesh import echo, receive
 from tests.support.wait import until
@@ -134,6 +136,37 @@ def test_a_pod_whose_listener_is_not_known_is_not_captured_until_it_is_adopted(i
         fresh.adopt(4_194_304)  # beyond pid_max's bound
 
 
+def test_a_pod_is_cleaned_by_its_namespace_alone_and_an_instance_by_its_pins(inward: Inward) -> None:
+    inward.capture(exclude_inbound_ports=(9001,))
+    assert unhook(inward.server.path, [inward.pins]) == [f"the pod in {inward.pins.maps / 'inbound'}"]
+    assert links(inward) == {} and not inward.via_proxy(inward.server.ip, 8080)
+    assert unhook(inward.server.path, [inward.pins]) == []
+    inward.capture()
+    inward.pins.remove()
+    assert links(inward) == {} and not inward.via_proxy(inward.server.ip, 8080)
+
+
+def test_hooks_of_both_directions_have_pins_side_by_side(inward: Inward, cache: Path) -> None:
+    assert load(inward.pins, cache).problem == ""
+    egress = Egress(inward.pins)
+    egress.serve(inward.proxy.path)
+    addresses = ip_address(inward.server.ip), ip_address(inward.server.ip6)
+    taken = egress.capture(inward.server.path, inward.app.path, addresses, CaptureSettings())
+    cookie = inward.capture()
+    assert egress.linked() == {inward.proxy.id, inward.app.id}
+    inward.mesh.origin(9000, echo, inward.other)
+    for place, outside in ((inward.server.ip, inward.other.ip), (inward.server.ip6, inward.other.ip6)):
+        assert inward.via_proxy(place, 8080)
+        out = sum(values["opened"] for key, values in inward.mesh.worker.series() if key["reporter"] == "source")
+        inward.app.python(inward.server, TALK, outside, "9000", "1000", str(ip_address(outside).version), "")
+        assert sum(values["opened"] for key, values in inward.mesh.worker.series() if key["reporter"] == "source") == out + 1
+    assert conntrack.count(inward.server) == 0
+    egress.release(taken.cookie, taken.cgroup)
+    assert inward.via_proxy(inward.server.ip, 8080)
+    inward.ingress.release(cookie)
+    assert not inward.via_proxy(inward.server.ip, 8080)
+
+
 def test_a_namespace_that_is_gone_leaves_pins_that_can_be_taken_away(inward: Inward) -> None:
     inward.mesh.worker.attach(3, inward.other)
     cookie = inward.ingress.capture(inward.other.path, (ip_address(inward.other.ip),), CaptureSettings())
@@ -176,7 +209,7 @@ def test_programs_are_replaced_during_connects_and_none_fails_or_escapes(inward:
     tags = set()
     for turn in range(6):
         load(inward.pins, tmp_path / f"cache{turn % 2}", sources=folder if turn % 2 == 0 else SOURCES, hooks=INGRESS)
-        tags.add(json.loads(subprocess.run(["bpftool", "-j", "link", "show", "pinned", str(inward.pins.links / f"in-{cookie}-sk_lookup")],
+        tags.add(json.loads(subprocess.run(["bpftool", "-j", "link", "show", "pinned", str(inward.pins.links / f"in-{cookie}-sk-lookup")],
                                            capture_output=True, text=True, check=True, timeout=20).stdout)["prog_id"])
     stop.touch()
     out, err = client.communicate(timeout=100)
@@ -235,7 +268,7 @@ def test_a_pod_changes_between_the_two_ways_and_no_connect_fails_or_escapes(inwa
 
     try:
         more()
-        for _ in range(3):
+        for _ in range(2):
             cookie = inward.capture(redirected=True)
             more()
             inward.no_redirects()
