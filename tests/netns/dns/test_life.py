@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns.dns.conftest import CAPTURE, Scene, answered, plain
-from tests.support.dns import addresses, ask, resolver
+from tests.support.dns import addresses, ask, resolver, udp
 from tests.support.wait import PATIENCE, until
 
 pytestmark = pytest.mark.netns
@@ -81,3 +81,21 @@ def test_without_dns_capture_nothing_is_redirected_and_a_pod_may_ask_for_it(scen
     scene.instance.pod("client", scene.client, **{CAPTURE: "true"})
     scene.captured()
     assert addresses(ask(scene.client, "192.0.2.99", "web")) == ["10.96.0.10"]
+
+
+def test_a_pod_whose_port_is_taken_is_captured_without_its_dns_until_it_is_free(scene: Scene) -> None:
+    """So it is with a keeper of a build that has no such sockets: it refuses, and the event says what it said."""
+    instance = scene.instance
+    with udp(scene.client) as other:
+        other.bind(("127.0.0.1", 15053))
+        instance.up("--dns-capture")
+        shown = instance.shown("client")
+        assert shown["captured"] and shown["dns"] is None
+        said = [event["message"] for event in instance.events("DnsUnavailable")]
+        assert said and "Address already in use" in said[0] and "asks its own resolver" in said[0]
+        assert "--to-ports 15053" not in scene.client.iptables_save()
+        with resolver(scene.upstream, plain):
+            assert addresses(ask(scene.client, scene.upstream.ip, "web")) == ["192.0.2.5"]
+    instance.processes["agent"].send_signal(signal.SIGHUP)
+    scene.captured()
+    assert addresses(ask(scene.client, scene.upstream.ip, "web")) == ["10.96.0.10"]
