@@ -45,7 +45,7 @@ class Served:
 
 
 class Hooks:
-    """`loaded` is called when programs are there for which pods did not wait, and when they have to do without."""
+    """`loaded` is called when programs are there for which a pod did not wait."""
 
     def __init__(self, instance: str, run_dir: Path, events: Events, loaded: Callable[[], None]) -> None:
         self._instance = instance
@@ -57,6 +57,7 @@ class Hooks:
         self._opened = False
         self._loading: asyncio.Task[None] | None = None
         self._problem = "not loaded yet"
+        self._missed = False  # a pod did without, because the programs were not there yet
         self._lacking: dict[str, str] = {}
         self._keeper = 0  # pid; 0: none is known
         self._served: Served | None = None
@@ -98,6 +99,7 @@ class Hooks:
         assert self._loading is not None
         await asyncio.wait([self._loading], timeout=LOAD_SECONDS)
         if not self._loading.done():
+            self._missed = True
             return "the programs are still being loaded"
         if self._problem:
             return self._problem
@@ -166,7 +168,11 @@ class Hooks:
         def work(egress: Egress) -> None:
             cookie, cgroup = (record.captured.cookie, record.captured.cgroup) if record is not None else _numbers(pod)
             if record is not None or cookie in self._left_pods or cgroup in self._left_links:
-                egress.stop(cookie)
+                self._records.pop(pod.uid, None)
+                try:
+                    egress.stop(cookie)
+                except EgressError:  # somebody removed the maps' pins; programs that are linked have the maps still
+                    self._unlink(egress, cgroup)
                 self._stopped[pod.uid] = cgroup
             self._records.pop(pod.uid, None)
             self._left_pods.discard(cookie)
@@ -187,16 +193,17 @@ class Hooks:
         await self._open()
         if self._egress is None:
             return {}
-        if all_known and self._keeper and (self._left_pods or self._left_links):
-            await self._reap(list(known))
-        if not self._records:
-            return {}
-        await self._serve()
         try:
+            if all_known and self._keeper and (self._left_pods or self._left_links):
+                await self._reap(list(known))
+            if not self._records:
+                return {}
+            await self._serve()
             return await self._do(self._look)
-        except EgressError as error:
+        except (EgressError, OSError) as error:
             self._lost(f"the pins of capture by eBPF are not as they were: {error}; loading again")
             await self._load()
+            await self._serve()  # before any pod is put in again: what it connects to must be known to the proxy
             return {uid: ["programs and maps"] for uid in self._records}
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -262,7 +269,9 @@ class Hooks:
             lacks = [f"{hook.lack} ({hook.name}: {self._lacking[hook.name]})" for hook in HOOKS if hook.name in self._lacking]
             self._events.add("EbpfReady", "capture", "socket hooks are loaded" + (f"; {'; '.join(lacks)}" if lacks else ""),
                              warning=bool(lacks))
-        self._loaded()
+        if self._missed:
+            self._missed = False
+            self._loaded()
 
     async def _serve(self) -> str:
         """See to it that the keeper of now is served. Returns why not, or ""."""

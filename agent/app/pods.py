@@ -279,13 +279,16 @@ class Pods:
         if said := next((text for key, text in refused.items() if key[1] == pod.uid), None):
             raise CaptureError(f"the data path refuses the pod: {said}")
         settings = replace(settings, dns=self._dns.wanted(settings) and await self._resolve(one))
-        one.way = None  # or a look between this and the end would put the old plan back
+        one.moving = True
         try:
             entered = await self._capture.enter(pod, settings, choice, before if captured else None,
                                                old=(one.old or captured) and before is None)
         except CaptureError as error:
+            one.way = None
             one.step(State.ENTERING, str(error))  # the redirects were taken back
             raise
+        finally:
+            one.moving = False
         one.way = way = entered.way
         one.seen, one.looked = b"", time.monotonic()
         one.step(State.CAPTURED, way.reason)
@@ -355,8 +358,12 @@ class Pods:
             one.reason = reason
             return
         if one.state is not State.LEAVING:
-            one.way = None  # or a look would put it back
-            await self._capture.release(pod)
+            one.moving = True
+            try:
+                await self._capture.release(pod)
+            finally:
+                one.moving = False
+            one.way = None
             if pod.uid in self._attached:
                 self._know(one, None)  # new connections are not ours any more, from pods of this node neither
                 self._committer.nudge()

@@ -53,26 +53,26 @@ class Repair:
 
     async def _repair(self, one: Tracked, way: Way, found: bytes, lacks: list[str], now: float) -> None:
         """Compare one pod with its plan. `found` was read before: what changes meanwhile makes another print."""
-        if one.way is not way or one.state is not State.CAPTURED or one.changed.is_set():
+        if not one.stands(way) or one.changed.is_set():
             return
         if await asyncio.to_thread(_other_families, one.pod.netns, way.plan):
             one.changed.set()  # IPv6 was switched on or off: `_enter` makes another plan
             return
         try:
             if lacks:
-                await self._capture.hooks.capture(one.pod, way.settings, lambda: one.way is way)
+                await self._capture.hooks.capture(one.pod, way.settings, lambda: one.stands(way))
         except (EgressError, OSError):
             one.changed.set()  # what hooks cannot do any more redirects do; `_enter` says so
             return
         try:
-            wrong = [*lacks, *await self._capture.rules.repair(one.pod.netns, way.plan, lambda: one.way is way)]
+            wrong = [*lacks, *await self._capture.rules.repair(one.pod.netns, way.plan, lambda: one.stands(way))]
         except (CaptureError, OSError) as error:
-            if one.way is way and one.state is State.CAPTURED and not one.deleted:
+            if one.stands(way) and not one.deleted:
                 one.seen = b""
                 one.step(State.ENTERING, f"its rules were changed and cannot be repaired: {error}")
                 one.changed.set()  # `_work` tells, tries again, and waits longer each time
             return
-        if one.way is not way or one.state is not State.CAPTURED:
+        if not one.stands(way):
             return
         if not wrong:
             one.seen, one.looked = found, now

@@ -97,6 +97,7 @@ class Tracked:
     final: bool = False
     reason: str = "not looked at yet"
     way: Way | None = None  # in force
+    moving: bool = False  # its capture is being changed: whoever repairs it would put the old one back
     repairs: int = 0
     seen: bytes = b""  # print of the namespace with which it was last found as planned; empty: not compared yet
     looked: float = 0.0  # monotonic time of that comparison, or of the last look that found the same print
@@ -114,6 +115,10 @@ class Tracked:
         if state is not self.state and state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"{self.about}: {self.state} -> {state} is not legal")
         self.state, self.reason = state, reason
+
+    def stands(self, way: Way) -> bool:
+        """Whether it is captured so, and nobody is changing that."""
+        return self.way is way and self.state is State.CAPTURED and not self.moving
 
     async def unless_changed(self, future: asyncio.Future[Refusals]) -> Refusals:
         """What comes of `future`. Superseded when a newer wish comes first."""

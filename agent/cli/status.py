@@ -53,9 +53,9 @@ def command(name: str | None, run_dir: Path | None, output: str) -> int:
         as_table(("NODE", "AGENT", "KEEPER", "CONTROL PLANE", "WORKERS", "PODS", "CAPTURED", "CAPTURE"),
                  (_row(node) for node in nodes), "no node")
         pods = [(node["node"], pod["namespace"], pod["name"], ",".join(pod["ips"]), "yes" if pod["captured"] else "no",
-                 pod["reason"]) for node in nodes for pod in node.get("pods", ())]
+                 pod.get("method") or "-", pod["reason"]) for node in nodes for pod in node.get("pods", ())]
         click.echo()
-        as_table(("NODE", "NAMESPACE", "POD", "ADDRESS", "CAPTURED", "REASON"), pods, "no pods")
+        as_table(("NODE", "NAMESPACE", "POD", "ADDRESS", "CAPTURED", "METHOD", "REASON"), pods, "no pods")
         for node in nodes:
             if served := [pod["dns"] for pod in node.get("pods", ()) if pod.get("dns")]:
                 asked = sum(one["requests"] for one in served)
@@ -64,6 +64,8 @@ def command(name: str | None, run_dir: Path | None, output: str) -> int:
                 click.echo(f"{node['node']}: capture by {capture['backend'] or 'nothing'}: {capture['reason']}", err=True)
             if (observation := node.get("observation", {"reason": ""}))["reason"]:
                 click.echo(f"{node['node']}: connections are not observed: {observation['reason']}", err=True)
+            if (ebpf := node.get("capture", {}).get("ebpf", {})).get("state") == "failed":
+                click.echo(f"{node['node']}: no capture by eBPF, redirects do it: {ebpf['reason']}", err=True)
             for worker in node.get("workers", ()):
                 if worker.get("seccomp", "on") != "on":
                     click.echo(f"{node['node']}: worker {worker['index']} runs without its filter of system calls "
@@ -82,4 +84,10 @@ def _row(node: Json) -> tuple[Any, ...]:
     return (node["node"], node["agent"], node["keeper"]["state"], node["controlPlane"]["state"],
             f"{alive}/{len(workers)}" + (f" ({restarts} restarts)" if restarts else ""),
             len(node["pods"]), sum(pod["captured"] for pod in node["pods"]),
-            node["capture"]["backend"] or "none")
+            _capture(node["capture"]))
+
+
+def _capture(said: Json) -> str:
+    """What captures on a node that has both: out by the one, in by the other."""
+    redirects = said["backend"] or "none"
+    return f"ebpf+{redirects}" if said.get("ebpf", {}).get("state") == "ready" else redirects

@@ -117,7 +117,7 @@ def more(before: dict[tuple[str, str], float], after: dict[tuple[str, str], floa
 @contextmanager
 def lab(*paths: Path | str, options: Sequence[str] = (), prefix: str = "t", hidden: bool = False) -> Iterator[Lab]:
     """A lab of its own, up before the body and down after it, whatever happens in between. `hidden`: without legacy tables."""
-    capture = ["--capture", CAPTURE] if CAPTURE and not hidden and not {"--capture", "--no-mesh"} & set(options) else []
+    capture = ["--capture", CAPTURE] if CAPTURE and not {"--capture", "--no-mesh"} & set(options) else []
     this = Lab(f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:4]}", paths)
     try:
         with ThreadPoolExecutor(1, initializer=hide if hidden else None) as starter:

@@ -3,13 +3,15 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.capture.loader import HOOKS, POD, PROXY
-from tests.netns.agent.conftest import VIRTUAL, Connection, Instance
+from tests.netns.agent.conftest import NARROWS, PORT, VIRTUAL, Connection, Instance
 from tests.support.cgroup import cgroup2
 from tests.support.netns import Netns
 from tests.support.wait import until
@@ -71,7 +73,7 @@ def test_an_agent_that_is_killed_leaves_capture_in_force_and_the_next_one_adopts
     live = Connection(instance)
     live.get()
     rules = instance.client.iptables_save()
-    pins = pinned(instance)
+    before = pinned(instance)
     for number in (signal.SIGKILL, signal.SIGTERM):
         instance.kill("agent", number)
         assert served(instance)
@@ -81,16 +83,20 @@ def test_an_agent_that_is_killed_leaves_capture_in_force_and_the_next_one_adopts
         assert hooked(instance, "client", instance.client) and served(instance)
         live.get()
     live.close()
-    assert (instance.client.iptables_save(), pinned(instance)) == (rules, pins)
+    assert (instance.client.iptables_save(), pinned(instance)) == (rules, before)
     assert {event["message"].rpartition(": ")[2] for event in instance.events("Captured")} == {"0 changes"}
     assert not instance.events("Repaired")
 
 
-def pinned(instance: Instance) -> list[str]:
-    """Pins of the instance: an adopted link keeps its own."""
+def pins(instance: Instance) -> list[Path]:
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    return sorted(f"{path} {path.stat().st_ino}" for _, target, kind, *_ in mounts if kind == "bpf"
+    return sorted(path for _, target, kind, *_ in mounts if kind == "bpf"
                   for path in Path(target).glob(f"narrows/*{instance.run_dir.name}/v*/*/*"))
+
+
+def pinned(instance: Instance) -> list[str]:
+    """An adopted link keeps its own pin."""
+    return [f"{path} {path.stat().st_ino}" for path in pins(instance)]
 
 
 def test_a_pod_whose_cgroup_nobody_names_is_captured_by_redirects_and_says_why(instance: Instance) -> None:
@@ -129,3 +135,178 @@ def test_a_pods_annotation_goes_before_the_nodes_default_and_a_bad_one_is_told(i
     instance.pod("client", instance.client, **{WAY: "ebpf"})
     until(lambda: hooked(instance, "client", instance.client), "captured by hooks again")
     assert served(instance) and VIRTUAL not in instance.client.iptables_save()
+
+
+# Asks the service without end over new connections and one that it keeps; a line for each answer, and the first wrong one ends it.
+ASKER = """if True:
+    import http.client, socket, sys
+    address, port = sys.argv[1], int(sys.argv[2])
+    kept = http.client.HTTPConnection(address, port, timeout=20)
+    while True:
+        fresh = http.client.HTTPConnection(address, port, timeout=20)
+        for one in (kept, fresh):
+            one.request("GET", "/")
+            answer = one.getresponse()
+            assert answer.read().startswith(b"served / to ") and answer.status == 200, answer.status
+            assert one is fresh or one.sock is not None
+        fresh.close()
+        print("x", flush=True)"""
+
+
+class Asker:
+    """ASKER in the client's pod."""
+
+    def __init__(self, instance: Instance) -> None:
+        self.log = instance.run_dir / "asker.log"
+        with self.log.open("wb") as log:
+            self.process = instance.client.start(sys.executable, "-c", ASKER, VIRTUAL, str(PORT), stdout=log, stderr=log)
+
+    def goes_on(self, much: int = 20) -> None:
+        def answers() -> int:
+            assert self.process.poll() is None, self.log.read_text()[-2000:]
+            return self.log.read_text().count("x\n")
+
+        before = answers()
+        until(lambda: answers() >= before + much, f"{much} more answers", 60)
+
+
+def test_a_pod_that_changes_its_method_under_load_has_no_failed_request_and_none_escapes(instance: Instance) -> None:
+    instance.up("--capture", "ebpf")
+    asker = Asker(instance)
+    asker.goes_on()
+    for _ in range(2):
+        instance.pod("client", instance.client, **{WAY: "iptables"})
+        until(lambda: instance.shown("client")["method"] == "iptables", "captured by redirects")
+        redirected(instance, "client", instance.client)
+        asker.goes_on()
+        instance.pod("client", instance.client, **{WAY: "ebpf"})
+        until(lambda: hooked(instance, "client", instance.client), "captured by hooks")
+        asker.goes_on()
+
+
+def test_pods_change_their_method_with_the_agent_that_comes_after_a_kill(instance: Instance) -> None:
+    instance.up("--capture", "ebpf")
+    asker = Asker(instance)
+    asker.goes_on()
+    for option in ("iptables", "ebpf", "nftables", "ebpf"):
+        instance.kill("agent")
+        asker.goes_on(5)
+        instance.start_agent("--capture", option)
+        instance.ready()
+        assert instance.shown("client")["method"] == (option if option != "ebpf" else "ebpf+iptables")
+        assert programs(instance, instance.client.cgroup) == (ON_POD if option == "ebpf" else set())
+        until(lambda: programs(instance, instance.proxy) == (ON_PROXY if option == "ebpf" else set()), "the keeper's cgroup follows")  # noqa: B023
+        asker.goes_on(5)
+
+
+def undo_link(instance: Instance, cgroup: str) -> None:
+    """The pin goes, and with it the link."""
+    number = Path(cgroup).stat().st_ino
+    next(path for path in pins(instance) if path.name == f"{number}_sockops").unlink()
+
+
+def undo_attachment(instance: Instance, cgroup: str) -> None:
+    """The link is taken off, and its pin stays."""
+    number = Path(cgroup).stat().st_ino
+    pin = next(path for path in pins(instance) if path.name == f"{number}_sockops")
+    shown = json.loads(instance.node.netns.run("bpftool", "-j", "link", "show", "pinned", str(pin)).stdout)
+    instance.node.netns.run("bpftool", "link", "detach", "id", str(shown["id"]))
+
+
+def undo_entry(instance: Instance, _: str) -> None:
+    pods = next(path for path in pins(instance) if path.name == "pods")
+    for one in json.loads(instance.node.netns.run("bpftool", "-j", "map", "dump", "pinned", str(pods)).stdout):
+        instance.node.netns.run("bpftool", "map", "delete", "pinned", str(pods), "key", "hex", *[byte[2:] for byte in one["key"]])
+
+
+def undo_everything(instance: Instance, _: str) -> None:
+    for path in pins(instance):
+        path.unlink()
+
+
+@pytest.mark.parametrize("undo", [undo_link, undo_attachment, undo_entry, undo_everything])
+@pytest.mark.parametrize("whose", ["client", "proxy"])
+def test_hooks_that_somebody_else_takes_away_are_put_back_and_told(instance: Instance, undo: Callable[[Instance, str], None],
+                                                                   whose: str) -> None:
+    if whose == "proxy" and undo in (undo_entry, undo_everything):
+        return  # these are not of one cgroup: the pod's case says it all
+    instance.up("--capture", "ebpf")
+    assert served(instance)
+    undo(instance, instance.client.cgroup if whose == "client" else instance.proxy)
+    about = "pod default/client" if whose == "client" else "keeper"
+    event = until(lambda: next((one for one in instance.events("Repaired") if one["about"] == about), None), "the repair is told", 30)
+    assert event["warning"] and "socket hooks" in event["message"]
+    assert hooked(instance, "client", instance.client) and programs(instance, instance.proxy) == ON_PROXY
+    until(lambda: served(instance), "served again")
+    if whose == "client":
+        assert instance.shown("client")["repairs"] == 1 and instance.metric("narrows_capture_repairs_total") >= 1
+
+
+def test_a_cgroup_that_the_runtime_makes_again_is_linked_again(instance: Instance) -> None:
+    instance.up("--capture", "ebpf")
+    assert served(instance)
+    path = Path(instance.client.cgroup)
+    instance.client.cgroup = ""  # what looks at the rules runs outside
+    before = path.stat().st_ino
+    path.rmdir()
+    until(lambda: instance.shown("client")["method"] == "iptables", "without a cgroup it is redirected", 30)
+    assert "is not there" in instance.shown("client")["fallback"] and redirects_out(instance.client)
+    path.mkdir()
+    instance.client.cgroup = str(path)
+    until(lambda: hooked(instance, "client", instance.client), "the new one is linked", 30)
+    assert served(instance) and path.stat().st_ino != before
+    path.rmdir()
+    path.mkdir()  # at once: no look falls in between, or one does
+    until(lambda: hooked(instance, "client", instance.client), "linked once more", 30)
+    assert served(instance)
+    assert not [pin for pin in pins(instance) if pin.name.startswith(f"{before}_")]
+
+
+def test_what_pods_leave_goes_with_them_also_when_no_agent_looked(instance: Instance) -> None:
+    late = instance.node.pod("late")
+    instance.pod("late", late)
+    instance.up("--capture", "ebpf")
+    assert hooked(instance, "late", late)
+    of_late, of_client = (f"{Path(pod.cgroup).stat().st_ino}_" for pod in (late, instance.client))
+    instance.remove_pod("late")
+    until(lambda: not any(pin.name.startswith(of_late) for pin in pins(instance)), "the links go")
+    assert programs(instance, late.cgroup) == set() and entries(instance) == 2
+    instance.kill("agent")
+    instance.remove_pod("client")
+    instance.start_agent("--capture", "ebpf")
+    instance.ready()
+    until(lambda: not any(pin.name.startswith(of_client) for pin in pins(instance)), "the links go", 30)
+    assert programs(instance, instance.client.cgroup) == set() and entries(instance) == 1
+    assert programs(instance, instance.proxy) == ON_PROXY and hooked(instance, "web-0", instance.server)
+
+
+def test_opting_out_takes_the_hooks_off_and_live_connections_finish(instance: Instance) -> None:
+    instance.up("--capture", "ebpf")
+    live = Connection(instance)
+    live.get()
+    instance.pod("client", instance.client, intercept="disabled")
+    until(lambda: not instance.shown("client")["captured"], "the pod is released")
+    assert not served(instance) and entries(instance) == 1
+    live.get()
+    live.close()
+    until(lambda: programs(instance, instance.client.cgroup) == set(), "the links go with the last connection", 30)
+
+
+def test_a_namespace_that_is_cleaned_by_hand_keeps_no_hook_and_the_agent_puts_them_back(instance: Instance) -> None:
+    instance.up("--capture", "ebpf")
+    sleeper = instance.client.start("sleep", "60")  # by its namespace the cgroup is known
+    instance.kill("agent")
+    said = instance.node.netns.run(*NARROWS, "capture", "clean", "--netns", instance.client.path, timeout=60).stdout
+    assert "removed the pod in" in said and "NARROWS" not in instance.client.iptables_save()
+    assert programs(instance, instance.client.cgroup) == set() and entries(instance) == 1
+    assert programs(instance, instance.server.cgroup) == ON_POD
+    instance.start_agent("--capture", "ebpf")
+    instance.ready()
+    assert hooked(instance, "client", instance.client) and served(instance)
+    assert sleeper.poll() is None
+
+
+def entries(instance: Instance) -> int:
+    """Pods in the map."""
+    found = next(path for path in pins(instance) if path.name == "pods")
+    return len(json.loads(instance.node.netns.run("bpftool", "-j", "map", "dump", "pinned", str(found)).stdout))

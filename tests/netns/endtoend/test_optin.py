@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lab import NARROWS, Lab, more
+from tests.support.lab import CAPTURE, NARROWS, Lab, more
 from tests.support.wait import until
 
 pytestmark = pytest.mark.netns
@@ -98,7 +98,7 @@ class Choice:
 def choice(request: pytest.FixtureRequest, servers: Lab, nft_only: Lab, tmp_path: Path) -> Iterator[Choice]:
     """On nodes of both kinds; the second ones have no legacy tables."""
     this = Choice({"iptables": servers, "nftables": nft_only}[request.param], tmp_path)
-    assert this.lab.pod("caller")["method"] == request.param
+    assert this.lab.pod("caller")["method"] == (f"{CAPTURE}+" if CAPTURE else "") + request.param
     yield this
     this.reset()
 

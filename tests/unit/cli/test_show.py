@@ -66,9 +66,11 @@ ANSWERS: dict[str, tuple[int, Any]] = {
     "/config_dump": (200, config_dump()),
     "/server_info": (200, {"version": "0.1.0", "pid": 1, "keeper": {"state": "connected"},
                            "controlPlane": {"state": "connected"},
-                           "capture": {"backend": "nftables", "reason": "no legacy tables"}}),
+                           "capture": {"backend": "nftables", "reason": "no legacy tables",
+                                       "ebpf": {"state": "failed", "reason": "connect4: no"}}}),
     "/ready": (503, {"ready": False, "missing": ["pod default/b is not captured: no namespace"]}),
-    "/pods": (200, [{"namespace": "default", "name": "a", "ips": ["10.244.1.5"], "captured": True, "reason": "captured"},
+    "/pods": (200, [{"namespace": "default", "name": "a", "ips": ["10.244.1.5"], "captured": True, "reason": "captured",
+                     "method": "nftables"},
                     {"namespace": "default", "name": "b", "ips": [], "captured": False, "reason": "no namespace"}]),
     "/workers": (200, [{"index": 0, "state": "ready", "restarts": 2}, {"index": 1, "state": "ready", "restarts": 0}]),
 }
@@ -146,7 +148,8 @@ def test_status_shows_who_is_captured_and_ends_with_69_when_something_is_missing
     assert run(["status", "--run-dir", str(node)]) == 69
     out, err = capsys.readouterr()
     assert "2/2 (2 restarts)" in out and "no namespace" in out and "not captured" in err
-    assert "n1: capture by nftables: no legacy tables" in err
+    assert "n1: capture by nftables: no legacy tables" in err and "n1: no capture by eBPF, redirects do it: connect4: no" in err
+    assert "yes nftables captured" in " ".join(out.split())
 
 
 def test_an_agent_that_is_down_is_shown_and_not_a_crash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
