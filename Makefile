@@ -6,7 +6,7 @@ SANITIZE ?= address,undefined
 # meson calls `cython` by name when an import rebuilds what changed
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo test test-unit test-netns test-bpf test-sanitize coverage fuzz lint build bench soak clean
+.PHONY: help setup demo test test-unit test-netns test-bpf test-ebpf test-sanitize coverage fuzz lint build bench soak clean
 
 help:
 	@echo "make demo        bring up Bookinfo in a mesh on this machine, show what it sees (root)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-unit   tests that need no privilege"
 	@echo "make test-netns  tests with real namespaces, rules and processes (root)"
 	@echo "make test-bpf    the BPF tool chain: compile and load (root)"
+	@echo "make test-ebpf   tests that start agents and labs, with what pods connect to captured by eBPF; not part of make test (root)"
 	@echo "make test-sanitize  ext/ and its processes under AddressSanitizer and UBSan, or SANITIZE=thread (root; tests/README.md)"
 	@echo "make coverage    lines of ext/ that run in tests, by file; fails below 90 % (root)"
 	@echo "make bench       our proxy beside Envoy, HAProxy and nginx: CASES= PROXIES= ROUNDS= SECONDS= OPENSSL= (root; tests/bench/README.md)"
@@ -44,6 +45,9 @@ test-bpf: setup
 
 test-netns: setup
 	$(PYTEST) tests/netns
+
+test-ebpf: setup
+	NARROWS_TEST_CAPTURE=ebpf $(PYTEST) tests/netns/agent tests/netns/lab tests/netns/endtoend
 
 test-sanitize: setup
 	@$(PY) tests/instrumented/sanitize.py --sanitize $(SANITIZE)
