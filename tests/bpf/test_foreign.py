@@ -16,6 +16,7 @@ from tests.bpf.test_loader import bpftool
 from tests.support.cgroup import Cgroup
 from tests.support.egress import Stage
 from tests.support.mesh import TCP_PORT, VIP
+from tests.support.wait import until
 
 pytestmark = pytest.mark.netns
 
@@ -83,7 +84,7 @@ def test_programs_of_others_run_beside_ours_and_neither_removal_takes_the_other(
     stage.talk(VIP)
     assert (stage.captured(), foreign.count("before"), foreign.count("after")) == (2, 1, 2)
     stage.egress.release(egress.netns_cookie(stage.client.path), stage.app.id)
-    assert on(cgroup) == ["after"]
+    until(lambda: on(cgroup) == ["after"], "ours has left")  # the kernel lets go of a link some milliseconds after its pin
     stage.talk(stage.other.ip, 9000)
     assert (stage.captured(), foreign.count("after")) == (2, 3)
     assert stage.outside.peers == [stage.client.ip]
@@ -109,7 +110,7 @@ def test_a_program_of_an_ancestor_runs_beside_ours(stage: Stage, foreign: Foreig
     stage.talk(VIP, TCP_PORT, cgroup=below)
     assert (stage.captured(), foreign.count("above")) == (1, 1)
     stage.egress.release(egress.netns_cookie(stage.client.path), below.id)
-    assert (on(stage.app.path), on(below.path)) == (["above"], [])
+    until(lambda: (on(stage.app.path), on(below.path)) == (["above"], []), "ours has left")
 
 
 @pytest.mark.parametrize("where", ["here", "above"])
@@ -120,8 +121,8 @@ def test_a_program_that_allows_no_other_keeps_its_place_and_is_told_and_nothing_
     with pytest.raises(egress.EgressError, match=r"connect4: .*not permitted.*; `bpftool cgroup tree` shows what else is attached"):
         capture_in(stage, pod)
     assert on(stage.app.path) == ["alone"]
-    own = [one["name"] for one in bpftool("cgroup", "show", pod.path) or []]
-    assert own == (["alone"] if where == "here" else [])
+    until(lambda: [one["name"] for one in bpftool("cgroup", "show", pod.path) or []] == (["alone"] if where == "here" else []),
+          "nothing of ours stays")
     foreign.detach("alone", stage.app.path)
     capture_in(stage, pod)
     stage.talk(VIP, cgroup=pod)
@@ -132,6 +133,7 @@ def test_a_failure_half_way_leaves_links_that_were_there_before(stage: Stage, fo
     """Of a captured pod whose link of connect4 somebody took off, to take its place."""
     stage.capture()
     (stage.pins.links / f"{stage.app.id}_connect4").unlink()
+    until(lambda: on(stage.app.path) == [], "it was taken off")
     foreign.attach("alone", stage.app.path)
     before = sorted(path.name for path in stage.pins.links.iterdir())
     with pytest.raises(egress.EgressError, match="connect4"):

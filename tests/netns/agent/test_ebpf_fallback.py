@@ -91,7 +91,7 @@ def test_a_foreign_program_that_allows_no_other_is_left_alone_and_the_pod_is_red
         shown = instance.shown("client")
         assert shown["captured"] and shown["egress"] != "ebpf"
         assert "connect4" in shown["fallback"] and "`bpftool cgroup tree` shows what else is attached" in shown["fallback"]
-        assert programs(instance, instance.client.cgroup) == {"alone"}
+        until(lambda: programs(instance, instance.client.cgroup) == {"alone"}, "nothing of ours stays")
         assert served(instance) and foreign.count("alone") > 0
         assert hooked(instance, "web-0", instance.server)
         foreign.detach("alone", instance.client.cgroup)
