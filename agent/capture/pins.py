@@ -4,7 +4,8 @@
         maps/<name>   programs/<hook>   links/<cgroup id>_<hook>, links/in-<cgroup id or cookie of a namespace>-<hook>
 
 The layout is NARROWS_LAYOUT of bpf/narrows.h: a version with other maps never meets those of an earlier one. A cgroup's id is its
-directory's inode number, which the kernel gives out once. Removing a link's pin takes the program off its cgroup at once.
+directory's inode number, which the kernel gives out once. When a link's pin is removed, the kernel takes the program off its cgroup
+a moment later.
 """
 from __future__ import annotations
 
