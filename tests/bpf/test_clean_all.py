@@ -83,6 +83,8 @@ def test_nothing_is_left_of_an_instance_that_was_killed(instance: Instance, capt
     done = subprocess.run([*NARROWS, "capture", "clean", "--run-dir", str(instance.run_dir), "--instance", str(instance.run_dir)],
                           capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+    cgroups = (instance.client.cgroup, instance.server.cgroup, instance.proxy)
+    until(lambda: not any(attached(cgroup) for cgroup in cgroups), "the links are off, a moment after their pins")
     after = of_pods(instance)
     changed = [line for name, text in after.items() for line in difflib.unified_diff(
         before[name].splitlines(), text.splitlines(), name, name, n=0, lineterm="")]

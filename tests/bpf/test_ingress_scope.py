@@ -99,7 +99,7 @@ def test_a_pod_that_is_released_is_reached_directly_and_nothing_is_left(inward: 
         assert inward.via_proxy(inward.server.ip, 8080)
         inward.ingress.release(cookie, inward.server.path)
         assert not inward.via_proxy(inward.server.ip, 8080)
-    assert links(inward) == {}
+    until(lambda: links(inward) == {}, "the link is off, a moment after its pin")
     assert inward.ingress.captured() == []
     assert netlink.read_sysctl(inward.server.path, FWMARK_ACCEPT) == "0"
     inward.ingress.release(cookie, inward.server.path)  # again: nothing to do
@@ -139,11 +139,13 @@ def test_a_pod_whose_listener_is_not_known_is_not_captured_until_it_is_adopted(i
 def test_a_pod_is_cleaned_by_its_namespace_alone_and_an_instance_by_its_pins(inward: Inward) -> None:
     inward.capture(exclude_inbound_ports=(9001,))
     assert unhook(inward.server.path, [inward.pins]) == [f"the pod in {inward.pins.maps / 'inbound'}"]
-    assert links(inward) == {} and not inward.via_proxy(inward.server.ip, 8080)
+    until(lambda: links(inward) == {}, "the link is off, a moment after its pin")
+    assert not inward.via_proxy(inward.server.ip, 8080)
     assert unhook(inward.server.path, [inward.pins]) == []
     inward.capture()
     inward.pins.remove()
-    assert links(inward) == {} and not inward.via_proxy(inward.server.ip, 8080)
+    until(lambda: links(inward) == {}, "the link is off, a moment after its pin")
+    assert not inward.via_proxy(inward.server.ip, 8080)
 
 
 def test_hooks_of_both_directions_have_pins_side_by_side(inward: Inward, cache: Path) -> None:

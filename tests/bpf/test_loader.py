@@ -18,6 +18,7 @@ from agent.capture.pins import PinError, Pins, pins_of
 from agent.capture.pins import bpffs as find_bpffs
 from ext.sys import bpf_door
 from tests.support.cgroup import Cgroups
+from tests.support.wait import until
 
 pytestmark = pytest.mark.netns  # root
 
@@ -166,7 +167,7 @@ def test_programs_stay_with_a_cgroup_when_whoever_linked_them_has_gone(loaded: P
     subprocess.run([sys.executable, "-c", code, str(loaded.root), cgroup.path], check=True, timeout=60, cwd=loader.SOURCES.parent)
     assert set(attached(cgroup.path)) == {"cgroup_sock_ops", "cgroup_getsockopt"}
     loaded.remove()
-    assert attached(cgroup.path) == {}
+    until(lambda: attached(cgroup.path) == {}, "the links are off, a moment after their pins")
 
 
 def test_a_hook_that_the_kernel_refuses_is_left_out_alone(pins: Pins, tmp_path: Path) -> None:
@@ -229,9 +230,9 @@ def test_nothing_is_left_after_removal(loaded: Pins, bpffs: Path, cgroups: Cgrou
     egress.Egress(loaded).serve(cgroup.path)
     loaded.remove()
     assert not (bpffs / "narrows").exists()
-    assert attached(cgroup.path) == {}
+    until(lambda: attached(cgroup.path) == {}, "the links are off, a moment after their pins")
     loaded.remove()  # again: nothing to do
-    assert ids.isdisjoint(one["id"] for one in bpftool("prog", "show"))
+    until(lambda: ids.isdisjoint(one["id"] for one in bpftool("prog", "show")), "the programs are gone")
 
 
 def test_two_instances_do_not_meet(loaded: Pins, bpffs: Path, cache: Path) -> None:
