@@ -2,6 +2,7 @@
 
 The kernel keeps what an earlier agent put in force, with nobody's help. So this begins with what is pinned (`_left`): pods claim theirs
 as they are decided on, and what nobody claims is of pods that are gone. Everything that asks the kernel runs in a thread, one at a time.
+What pods connect to (egress) and what comes to them (ingress, inward.py) fail apart: a kernel that refuses the one may take the other.
 """
 from __future__ import annotations
 
@@ -11,13 +12,15 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from agent.app.events import Events
+from agent.app.inward import Inward
 from agent.capture import pins as pins_of_bpf
 from agent.capture.egress import LAYOUT, Captured, Egress, EgressError, netns_cookie
-from agent.capture.loader import HOOKS, LoadError, load
-from agent.capture.pins import PinError
+from agent.capture.ingress import IngressError
+from agent.capture.loader import HOOKS, INGRESS, Loaded, LoadError, load
+from agent.capture.pins import PinError, Pins
 from agent.model.pod import CaptureSettings, LocalPod
 from agent.netlink.cgroup import find_cgroup2, of_process
 
@@ -33,6 +36,14 @@ class Record:
     pod: LocalPod
     settings: CaptureSettings
     captured: Captured
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """Why hooks cannot capture in a direction; "" when they can."""
+
+    egress: str
+    ingress: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +76,30 @@ class Hooks:
         self._stopped: dict[str, int] = {}  # by pod uid the id of its cgroup, whose links are still there
         self._left_pods: set[int] = set()  # cookies
         self._left_links: set[int] = set()  # cgroup ids
+        self._inward = Inward()
 
     # -- what others ask ----------------------------------------------------------------------------------------------
 
     @property
     def records(self) -> Mapping[str, Record]:
-        """Pods in force by uid: their cgroups and namespaces as the kernel numbers them."""
+        """Pods by uid that are in force with what they connect to: their cgroups and namespaces as the kernel numbers them."""
         return self._records
 
-    def shown(self) -> dict[str, str]:
-        """For `narrows status`: state (off, loading, ready, failed) and why."""
+    def shown(self) -> dict[str, Any]:
+        """For `narrows status`: state (off, loading, ready, failed), why, and which directions can be captured."""
         if self._loading is None:
-            return {"state": "off", "reason": "nobody asks for it"}
+            return {"state": "off", "reason": "nobody asks for it", "directions": []}
         if not self._loading.done():
-            return {"state": "loading", "reason": ""}
+            return {"state": "loading", "reason": "", "directions": []}
         lacking = "; ".join(f"{name}: {why}" for name, why in self._lacking.items())
-        return {"state": "failed", "reason": self._problem} if self._problem else {"state": "ready", "reason": lacking}
+        if not self.able:
+            return {"state": "failed", "reason": both(self._problem, self._inward.problem), "directions": []}
+        return {"state": "ready", "reason": lacking, "directions": self.able}
+
+    @property
+    def able(self) -> list[str]:
+        """Directions for which the programs are there."""
+        return [name for name, why in (("egress", self._problem), ("ingress", self._inward.problem)) if not why]
 
     @staticmethod
     def unfit(pod: LocalPod) -> str:
@@ -93,22 +112,21 @@ class Hooks:
             return f"its cgroup {pod.cgroup} is not there"
         return ""
 
-    async def problem(self, pod: LocalPod) -> str:
-        """Why hooks cannot capture this pod now, or "". Loads the programs if nobody has, and sees to it that the keeper is served."""
+    async def problems(self, pod: LocalPod) -> Sides:
+        """Why hooks cannot capture this pod now. Loads the programs if nobody has, and sees to it that the keeper is served."""
         self.begin()
         assert self._loading is not None
         await asyncio.wait([self._loading], timeout=LOAD_SECONDS)
         if not self._loading.done():
             self._missed = True
-            return "the programs are still being loaded"
-        if self._problem:
-            return self._problem
-        if said := await self._serve():
-            return said
-        assert self._served is not None
-        if self._served.cgroup.is_relative_to(pod.cgroup):
-            return f"its cgroup {pod.cgroup} is the keeper's too, whose own connections would come back to it"
-        return ""
+            return Sides(*["the programs are still being loaded"] * 2)
+        if self._problem and self._inward.problem:
+            return Sides(self._problem, self._inward.problem)
+        said = await self._serve()
+        egress = self._problem or said.egress
+        if not egress and self._served is not None and self._served.cgroup.is_relative_to(pod.cgroup):
+            egress = f"its cgroup {pod.cgroup} is the keeper's too, whose own connections would come back to it"
+        return Sides(egress, self._inward.problem or said.ingress)
 
     # -- what is done -------------------------------------------------------------------------------------------------
 
@@ -122,7 +140,7 @@ class Hooks:
 
     def again(self) -> None:
         """Once more, if that has failed."""
-        if self._loading is not None and self._loading.done() and self._problem:
+        if self._loading is not None and self._loading.done() and (self._problem or self._inward.problem):
             self._loading = None
             self.begin()
 
@@ -133,7 +151,7 @@ class Hooks:
             await asyncio.gather(self._loading, return_exceptions=True)
 
     async def capture(self, pod: LocalPod, settings: CaptureSettings, still: Callable[[], bool] = lambda: True) -> None:
-        """Put a pod in, or change how. EgressError: it is as it was; OSError: its namespace cannot be entered.
+        """Put in what a pod connects to, or change how. EgressError: it is as it was; OSError: its namespace cannot be entered.
 
         `still` is asked when nobody else is at work: nothing is done if not.
         """
@@ -152,16 +170,31 @@ class Hooks:
                 self._unlink(egress, before.captured.cgroup)
         await self._do(work)
 
-    async def held(self, pod: LocalPod) -> bool:
-        """Whether anything captures it now, of ours or of an earlier agent's."""
+    async def capture_inward(self, pod: LocalPod, settings: CaptureSettings, *, redirected: bool = False) -> None:
+        """The same of what comes to it. IngressError: it is as it was. `redirected`: rules redirect it, too."""
+        await self._apart(lambda: self._inward.capture(pod, settings, redirected=redirected))
+
+    async def mend(self, pod: LocalPod, settings: CaptureSettings, still: Callable[[], bool]) -> None:
+        """Put a pod in again as it is in. EgressError, IngressError: it lacks something still."""
+        if pod.uid in self._records:
+            await self.capture(pod, settings, still)
+
+        def work() -> None:
+            if pod.uid in self._inward.records and still():
+                self._inward.capture(pod, settings, redirected=False)
+        await self._apart(work)
+
+    async def held(self, pod: LocalPod) -> tuple[bool, bool]:
+        """Whether anything captures what it connects to, and what comes to it, of ours or of an earlier agent's."""
         await self._open()
-        if pod.uid in self._records or not (self._left_pods or self._left_links):
-            return pod.uid in self._records
+        egress, ingress = pod.uid in self._records, pod.uid in self._inward.records
+        if (egress or not (self._left_pods or self._left_links)) and (ingress or not self._inward.left_pods):
+            return egress, ingress
         cookie, cgroup = await asyncio.to_thread(_numbers, pod)
-        return cookie in self._left_pods or cgroup in self._left_links
+        return egress or cookie in self._left_pods or cgroup in self._left_links, self._inward.holds(pod, cookie)
 
     async def stop(self, pod: LocalPod) -> None:
-        """Capture no more of what it connects to; nothing to do for a pod that is not held. The links stay until `forget`."""
+        """Capture no more of what it connects to; nothing to do for a pod that is not held. Its cgroup's links stay until `forget`."""
         await self._open()
         record = self._records.get(pod.uid)
 
@@ -180,6 +213,11 @@ class Hooks:
         if self._egress is not None:
             await self._do(work)
 
+    async def stop_inward(self, pod: LocalPod) -> None:
+        """Capture no more of what comes to it. Connections that live go on."""
+        await self._open()
+        await self._apart(lambda: self._inward.stop(pod, _numbers(pod)[0]))
+
     async def forget(self, pod: LocalPod) -> None:
         """Take the links of a pod that was stopped."""
         if (cgroup := self._stopped.pop(pod.uid, None)) is not None:
@@ -191,20 +229,21 @@ class Hooks:
         `known`: pods of this node; `all_known`: that these are all. Programs or maps that somebody removed are loaded again.
         """
         await self._open()
-        if self._egress is None:
-            return {}
         try:
-            if all_known and self._keeper and (self._left_pods or self._left_links):
+            if all_known and self._keeper and (self._left_pods or self._left_links or self._inward.left):
                 await self._reap(list(known))
-            if not self._records:
+            if not self._records and not self._inward.records:
                 return {}
             await self._serve()
-            return await self._do(self._look)
-        except (EgressError, OSError) as error:
+            found = await self._do(self._look) if self._records else {}
+            for uid, wrong in (await self._apart(self._look_inward)).items():
+                found.setdefault(uid, []).extend(wrong)
+            return found
+        except (EgressError, IngressError, OSError) as error:
             self._lost(f"the pins of capture by eBPF are not as they were: {error}; loading again")
             await self._load()
             await self._serve()  # before any pod is put in again: what it connects to must be known to the proxy
-            return {uid: ["programs and maps"] for uid in self._records}
+            return {uid: ["programs and maps"] for uid in {**self._records, **self._inward.records}}
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -215,8 +254,7 @@ class Hooks:
             self._served = None  # if this fails it is looked for anew
             egress.serve(str(served.cgroup))
             self._served = served
-            self._events.add("Repaired", "keeper", f"somebody took socket hooks off the keeper's cgroup {served.cgroup}; repaired: "
-                             f"{', '.join(wrong)}", warning=True)
+            self._repaired(wrong)
         found = {}
         for uid, one in records.items():
             wrong = egress.lacks(standing, one.captured, one.pod.addresses, one.settings)
@@ -229,20 +267,32 @@ class Hooks:
                 found[uid] = wrong
         return found
 
+    def _look_inward(self) -> dict[str, list[str]]:
+        found, wrong = self._inward.look()
+        if wrong:
+            self._repaired(wrong)
+        return found
+
+    def _repaired(self, wrong: list[str]) -> None:
+        self._events.add("Repaired", "keeper", f"somebody took socket hooks off the keeper's cgroup; repaired: {', '.join(wrong)}",
+                         warning=True)
+
     async def _open(self) -> None:
         """Find out, once, what an earlier agent of this instance left."""
         async with self._alone:
             if self._opened:
                 return
 
-            def work() -> tuple[Egress | None, set[int], set[int]]:
+            def work() -> None:
                 for pins in pins_of_bpf.found(self._instance):
-                    if pins.root.name == f"v{LAYOUT}" and (pins.maps / "pods").exists():
-                        egress = Egress(pins)
-                        return egress, set(egress.captured()), egress.linked()
-                return None, set(), set()
+                    if pins.root.name != f"v{LAYOUT}":
+                        continue
+                    self._inward.open(pins)
+                    if (pins.maps / "pods").exists():
+                        self._egress = Egress(pins)
+                        self._left_pods, self._left_links = set(self._egress.captured()), self._egress.linked()
             try:
-                self._egress, self._left_pods, self._left_links = await asyncio.to_thread(work)
+                await asyncio.to_thread(work)
             except (EgressError, OSError) as error:
                 self._lost(f"what an earlier agent left of capture by eBPF cannot be read: {error}")
             self._opened = True
@@ -250,75 +300,83 @@ class Hooks:
     async def _load(self) -> None:
         await self._open()
 
-        def work() -> tuple[Egress, dict[str, str], str]:
+        def work() -> tuple[Pins, Loaded]:
             pins = pins_of_bpf.claim(self._instance, LAYOUT)
-            found = load(pins, self._cache)
-            lacking = {name: why for name, why in found.hooks.items() if why}
-            return Egress(pins, lacking), lacking, found.problem
+            return pins, load(pins, self._cache, hooks=(*HOOKS, *INGRESS))
         try:
-            egress, self._lacking, self._problem = await asyncio.to_thread(work)
+            pins, found = await asyncio.to_thread(work)
+            self._lacking = {name: why for name, why in found.hooks.items() if why}
+            self._problem = found.problem
             if not self._problem or self._egress is None:
-                self._egress = egress
+                self._egress = Egress(pins, self._lacking)
+            self._inward.loaded(pins, found.lookup, found.ingress_problem)
             self._served = None  # with new pins it is served anew
         except (LoadError, PinError, OSError) as error:
-            self._problem = str(error)
-        if self._problem:
-            self._events.add("EbpfUnavailable", "capture", f"capture by eBPF is not available, redirects capture what pods connect to: "
-                             f"{self._problem}; {TRY_AGAIN}", warning=True)
-        else:
-            lacks = [f"{hook.lack} ({hook.name}: {self._lacking[hook.name]})" for hook in HOOKS if hook.name in self._lacking]
+            self._problem = self._inward.problem = str(error)
+        if said := both(self._problem, self._inward.problem):
+            what = {"egress": "what pods connect to", "ingress": "what comes to pods"}
+            able = [what[name] for name in self.able]
+            self._events.add("EbpfUnavailable", "capture", f"capture by eBPF is not available, redirects capture "
+                             f"{' and '.join(text for text in what.values() if text not in able)}: {said}; {TRY_AGAIN}", warning=True)
+        if self.able:
+            lacks = [f"{hook.lack} ({hook.name}: {self._lacking[hook.name]})" for hook in HOOKS if hook.lack and hook.name in self._lacking]
             self._events.add("EbpfReady", "capture", "socket hooks are loaded" + (f"; {'; '.join(lacks)}" if lacks else ""),
                              warning=bool(lacks))
         if self._missed:
             self._missed = False
             self._loaded()
 
-    async def _serve(self) -> str:
-        """See to it that the keeper of now is served. Returns why not, or ""."""
+    async def _serve(self) -> Sides:
+        """See to it that the keeper of now is served. Says why not."""
         pid = self._keeper
         if not pid:
-            return "the keeper is away"
-        if self._served is not None and self._served.pid == pid:
-            return ""
+            return Sides(*["the keeper is away"] * 2)
+        if self._served is not None and self._served.pid == pid and self._inward.serving(pid):
+            return Sides("", "")
+        try:
+            cgroup, root = await asyncio.to_thread(lambda: (of_process(pid), find_cgroup2()))
+        except (LookupError, OSError) as error:
+            return Sides(*[str(error)] * 2)
+        if cgroup == root:
+            return Sides(*[f"the keeper (pid {pid}) is in the root of cgroup v2, whose hooks would see every process of the node; start it "
+                           "in a cgroup of its own, as systemd and container runtimes do"] * 2)
 
-        def work(egress: Egress) -> str:
-            try:
-                cgroup, root = of_process(pid), find_cgroup2()
-            except LookupError as error:
-                return str(error)
-            if cgroup == root:
-                return (f"the keeper (pid {pid}) is in the root of cgroup v2, whose hooks would see every process of the node; start it in "
-                        "a cgroup of its own, as systemd and container runtimes do")
+        def work(egress: Egress) -> None:
             before = self._served
             self._served = Served(pid, cgroup, egress.serve(str(cgroup)))
             self._left_links.discard(self._served.number)
             if before is not None and before.number != self._served.number:
                 self._unlink(egress, before.number)
-            return ""
+        said = ""
         try:
-            return await self._do(work)
+            if not self._problem and (self._served is None or self._served.pid != pid):
+                await self._do(work)
         except (EgressError, OSError) as error:
-            return str(error)
+            said = str(error)
+        return Sides(said, await self._apart(lambda: self._inward.serve(pid, cgroup)))
 
     async def _reap(self, known: list[LocalPod]) -> None:
         """Remove what an earlier agent left of pods that are gone. What is left of others they claim themselves."""
         keeper = self._keeper
 
-        def work(egress: Egress) -> int:
+        def work() -> int:
             pods, cgroups = (set(numbers) for numbers in zip(*(_numbers(pod) for pod in known), strict=True)) if known else (set(), set())
-            gone = self._left_pods - pods
-            for cookie in gone:
-                egress.stop(cookie)
-            if self._records or self._left_pods - gone:  # somebody is captured, and the proxy has to hear of it
-                with suppress(LookupError, OSError):
-                    cgroups.add(os.stat(of_process(keeper)).st_ino)
-            unlinked = self._left_links - cgroups
-            for cgroup in unlinked:
-                self._unlink(egress, cgroup)
-            self._left_pods -= gone
-            self._left_links -= unlinked
-            return len(gone) + len(unlinked)
-        if count := await self._do(work):
+            of_keeper = 0
+            with suppress(LookupError, OSError):
+                of_keeper = os.stat(of_process(keeper)).st_ino
+            gone, unlinked = self._left_pods - pods, set[int]()
+            if (egress := self._egress) is not None:
+                for cookie in gone:
+                    egress.stop(cookie)
+                if self._records or self._left_pods - gone:  # somebody is captured, and the proxy has to hear of it
+                    cgroups.add(of_keeper)
+                unlinked = self._left_links - cgroups
+                for cgroup in unlinked:
+                    self._unlink(egress, cgroup)
+                self._left_pods -= gone
+                self._left_links -= unlinked
+            return len(gone) + len(unlinked) + self._inward.reap(pods, of_keeper)
+        if count := await self._apart(work):
             self._events.add("EbpfCleaned", "capture", f"socket hooks of pods that are gone were removed ({count} entries)")
 
     def _lost(self, text: str) -> None:
@@ -330,11 +388,23 @@ class Hooks:
             egress.unlink(cgroup)
 
     async def _do(self, work: Callable[[Egress], T]) -> T:
-        async with self._alone:
-            egress = self._egress
-            if egress is None:
+        def there() -> T:
+            if self._egress is None:
                 raise EgressError("no programs are loaded")
-            return await asyncio.to_thread(work, egress)
+            return work(self._egress)
+        return await self._apart(there)
+
+    async def _apart(self, work: Callable[[], T]) -> T:
+        """In a thread, while nobody else asks the kernel."""
+        async with self._alone:
+            return await asyncio.to_thread(work)
+
+
+def both(egress: str, ingress: str) -> str:
+    """What is said of the two directions, in one."""
+    if egress == ingress:
+        return egress
+    return "; ".join(f"{name}: {text}" for name, text in (("egress", egress), ("ingress", ingress)) if text)
 
 
 def _numbers(pod: LocalPod) -> tuple[int, int]:

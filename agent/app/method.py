@@ -1,12 +1,14 @@
 """By what a pod is captured: what the node and the pod ask, what can be done, and why it is not what was asked.
 
-What a pod connects to (egress) is captured by socket hooks or by redirects, what comes to it (ingress) by redirects. Redirects are
-written with iptables or nftables, whichever this node's kernel has. What hooks cannot do redirects do, so a pod is always captured.
+What a pod connects to (egress) and what comes to it (ingress) are captured by hooks in the kernel or by redirects, each for itself.
+Redirects are written with iptables or nftables, whichever this node's kernel has. What hooks cannot do redirects do, so a pod is always
+captured.
 """
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agent.app.hooks import both
 from agent.capture.plan import Plan
 from agent.model.pod import CaptureSettings
 
@@ -15,11 +17,23 @@ EBPF = "ebpf"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`hooks`: egress by socket hooks. `why`: why redirects, although hooks were asked for. `waits`: until the pod has a cgroup."""
+    """Of each direction: whether by hooks, and why not, although they were asked for. `waits`: egress does, until the pod has a cgroup."""
 
-    hooks: bool
-    why: str = ""
+    egress: bool
+    ingress: bool
+    why_egress: str = ""
+    why_ingress: str = ""
     waits: bool = False
+
+    @property
+    def why(self) -> str:
+        """"" when all is as it was asked for."""
+        return both(self.why_egress, self.why_ingress)
+
+    @property
+    def missed(self) -> str:
+        """What redirects capture for these reasons, in words."""
+        return " and ".join(text for text, why in (("what it connects to", self.why_egress), ("what comes to it", self.why_ingress)) if why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +47,8 @@ class Way:
     choice: Choice
 
     @property
-    def hooked(self) -> bool:
-        return self.egress == EBPF
-
-    @property
     def name(self) -> str:
-        """`iptables`, or `ebpf+iptables`: what goes out by the one and what comes in by the other."""
+        """`ebpf`, `iptables`, or `ebpf+iptables`: what goes out by the one and what comes in by the other."""
         return self.egress if self.egress == self.ingress else f"{self.egress}+{self.ingress}"
 
     @property

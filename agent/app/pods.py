@@ -293,7 +293,7 @@ class Pods:
         one.seen, one.looked = b"", time.monotonic()
         one.step(State.CAPTURED, way.reason)
         if way.choice.why and (before is None or before.choice.why != way.choice.why):
-            self._events.add("CaptureFallback", one.about, f"what it connects to is captured by {way.egress} and not by eBPF: "
+            self._events.add("CaptureFallback", one.about, f"{way.choice.missed} is captured by {self._capture.backend} and not by eBPF: "
                              f"{way.choice.why}", warning=True)
         if not captured or entered.changed:
             self._events.add("Captured", one.about, f"captured by {way.name} in {entered.seconds * 1000:.0f} ms: "

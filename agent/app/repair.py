@@ -12,6 +12,7 @@ from agent.app.method import Way
 from agent.app.tracked import State, Tracked
 from agent.capture import watch
 from agent.capture.egress import EgressError
+from agent.capture.ingress import IngressError
 from agent.capture.plan import Plan
 from agent.capture.reconcile import Backend, CaptureError
 from agent.model.pod import LocalPod
@@ -60,8 +61,8 @@ class Repair:
             return
         try:
             if lacks:
-                await self._capture.hooks.capture(one.pod, way.settings, lambda: one.stands(way))
-        except (EgressError, OSError):
+                await self._capture.hooks.mend(one.pod, way.settings, lambda: one.stands(way))
+        except (EgressError, IngressError, OSError):
             one.changed.set()  # what hooks cannot do any more redirects do; `_enter` says so
             return
         try:
@@ -90,12 +91,11 @@ class Repair:
 def _other_families(netns: str, plan: Plan) -> bool:
     """Whether the namespace has other families now than those of the plan. Blocking; a namespace that is going has no others."""
     try:
-        return set(netlink.families(netns)) != {table.family for table in plan.tables}
+        return set(netlink.families(netns)) != set(plan.families)
     except OSError:
         return False
 
 
 def _target(plan: Plan, backend: Backend | None) -> watch.Target:
     legacy = backend is None or backend.name == "iptables"
-    return watch.Target(tuple(sorted({table.family for table in plan.tables})),
-                        tuple(dict.fromkeys(table.name for table in plan.tables)) if legacy else ())
+    return watch.Target(plan.families, tuple(dict.fromkeys(table.name for table in plan.tables)) if legacy else None)

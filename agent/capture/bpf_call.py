@@ -173,10 +173,11 @@ def replace(link: int, program: int) -> None:
     _call(_LINK_UPDATE, struct.pack("=4I", link, program, 0, 0), "replace a program")
 
 
-def linked(link: int) -> tuple[int, int, int]:
-    """(program id, cgroup id, attach type). The cgroup id is 0 when the cgroup is gone."""
-    program, cgroup, kind = struct.unpack_from("=8xI4xQI", _info(link))
-    return program, cgroup, kind
+def linked(link: int, *, netns: bool = False) -> tuple[int, int, int]:
+    """(program id, cgroup id, attach type), or of one to a network namespace (program id, its inode, attach type). What it was linked to is
+    0 when that is gone or the link was taken off."""
+    program, target, kind = struct.unpack_from("=8xI4xII" if netns else "=8xI4xQI", _info(link))
+    return program, target, kind
 
 
 def _info(fd: int) -> bytes:

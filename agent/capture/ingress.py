@@ -11,14 +11,15 @@ import ctypes
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent import netlink
 from agent.capture import bpf_call
 from agent.capture.egress import HAS_IP4, HAS_IP6, NETNS_KEY, PORT_KEY, netns_cookie
-from agent.capture.loader import INGRESS, NETNS, PROXY, Template
+from agent.capture.loader import INGRESS, NETNS, PROXY, Hook, Template
 from agent.capture.pins import Pins
 from agent.capture.plan import INBOUND_PORT
 from agent.model.pod import CaptureSettings
@@ -27,15 +28,27 @@ from agent.model.workload import IPAddress
 INSIDE_VALUE = struct.Struct("=4sI16sII")  # bpf/narrows.h; a test holds it against that
 REDIRECTED, ACCEPT_KEPT = 8, 16
 FWMARK_ACCEPT = "net.ipv4.tcp_fwmark_accept"  # of IPv6 too
+_ACCEPT_FILE = Path("/proc/sys/net/ipv4/tcp_fwmark_accept")
 
 _PIDFD_GETFD = 438  # asm-generic/unistd.h
 _LISTENER = struct.Struct("=Q")  # in: a descriptor; out: the socket's cookie
 _AHEAD = 256  # turns; the program goes on with its own while an entry is written anew
 (_SK_LOOKUP,) = (hook for hook in INGRESS if NETNS in hook.on)
+_OF_PROXY = tuple(hook for hook in INGRESS if PROXY in hook.on)
 
 
 class IngressError(Exception):
     """Says which pod or cgroup, what the kernel said and what to do. The pod is as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """What is in force of incoming connections at one moment."""
+
+    pods: Mapping[int, bytes]  # cookie -> value
+    excluded: Mapping[int, frozenset[bytes]]  # cookie -> keys
+    listeners: frozenset[int]  # cookies
+    accepting: frozenset[str]  # namespaces whose sysctl is set
 
 
 class Ingress:
@@ -54,12 +67,10 @@ class Ingress:
             raise IngressError(f"cgroup {cgroup}: {error.strerror}; it must be a directory of cgroup v2") from None
         try:
             number = os.fstat(folder).st_ino
-            for hook in (one for one in INGRESS if PROXY in one.on):
-                path = self._pins.links / hook.link(number)
-                if path.exists():
-                    continue
+            for hook in _OF_PROXY:
                 with bpf_call.opened(self._pins.programs / hook.name) as program:
-                    _link(program, folder, hook.attach, path)
+                    if not self._runs(hook, number, number, program):
+                        _link(program, folder, hook.attach, self._pins.links / hook.link(number))
             return number
         except OSError as error:
             raise IngressError(f"cgroup {cgroup}: {error.strerror}; `bpftool cgroup tree` shows what else is attached, and only cgroup v2 "
@@ -100,7 +111,7 @@ class Ingress:
         `addresses`: the pod's own. A family that has none is not captured. `redirected`: rules redirect too, as while a pod changes from
         the one way to the other. IngressError when its listener is not known, or something is missing here.
         """
-        own = {address.version: address for address in addresses}
+        own: dict[int, IPAddress] = {address.version: address for address in addresses}
         if not own:
             raise IngressError(f"{netns}: a pod without an address cannot be captured by eBPF")
         try:
@@ -113,10 +124,13 @@ class Ingress:
                 accept = self._accept(netns, before)
                 wanted = {PORT_KEY.pack(cookie, port) for port in settings.exclude_inbound_ports}
                 self._exclude(cookie, wanted)
-                self._attach(netns, cookie)
-                flags = ((HAS_IP4 if 4 in own else 0) | (HAS_IP6 if 6 in own else 0) | (REDIRECTED if redirected else 0)
-                         | (ACCEPT_KEPT if accept else 0))
-                value = (own[4].packed if 4 in own else bytes(4), flags, own[6].packed if 6 in own else bytes(16))
+                try:
+                    self._attach(netns, cookie)
+                except (OSError, IngressError):
+                    if before is None and not accept:
+                        netlink.write_sysctl(netns, FWMARK_ACCEPT, 0)
+                    raise
+                value = _value(own, (REDIRECTED if redirected else 0) | (ACCEPT_KEPT if accept else 0))
                 old = INSIDE_VALUE.unpack(before) if before is not None else (b"", 0, b"", 0, 0)
                 if old[:3] != value:
                     turn = (old[3] + _AHEAD) & 0xFFFFFFFF
@@ -146,6 +160,71 @@ class Ingress:
         with bpf_call.opened(self._pins.maps / "inbound") as inbound:
             return sorted(NETNS_KEY.unpack(key)[0] for key in bpf_call.keys(inbound, NETNS_KEY.size))
 
+    def linked(self) -> set[int]:
+        """Ids of the cgroups that have a link's pin, which may be gone themselves."""
+        return {int(path.name.split("-")[1]) for hook in _OF_PROXY for path in self._pins.links.glob(hook.link("*"))}
+
+    def unlink(self, cgroup_id: int) -> None:
+        """The end of `serve`. No pod may be captured then."""
+        for hook in _OF_PROXY:
+            (self._pins.links / hook.link(cgroup_id)).unlink(missing_ok=True)
+
+    def entered(self, cookies: Mapping[str, int]) -> Entered:
+        """What the kernel has now, whoever wrote it. `cookies`: of the namespaces at these paths, of which listeners and sysctls are told.
+
+        Some 0.1 ms for each pod. OSError without the pins.
+        """
+        pods: dict[int, bytes] = {}
+        excluded: dict[int, set[bytes]] = {}
+        with bpf_call.opened(self._pins.maps / "inbound") as inbound:
+            for key in bpf_call.keys(inbound, NETNS_KEY.size):
+                if (value := bpf_call.lookup(inbound, key, INSIDE_VALUE.size)) is not None:
+                    pods[NETNS_KEY.unpack(key)[0]] = value
+        with bpf_call.opened(self._pins.maps / "excluded_inbound") as fd:
+            for key in bpf_call.keys(fd, PORT_KEY.size):
+                excluded.setdefault(PORT_KEY.unpack(key)[0], set()).add(key)
+        listeners = frozenset(cookie for cookie in cookies.values() if self.has_listener(cookie))
+        accepting = netlink.visit(cookies, lambda _: _ACCEPT_FILE.read_text().strip() == "1")
+        return Entered(pods, {cookie: frozenset(keys) for cookie, keys in excluded.items()}, listeners,
+                       frozenset(path for path, yes in accepting.items() if yes))
+
+    def lacks(self, entered: Entered, netns: str, cookie: int, addresses: Iterable[IPAddress], settings: CaptureSettings) -> list[str]:
+        """What of a captured pod does not stand as `capture` made it; empty when all is well. OSError when its namespace is gone."""
+        found = [] if self._runs(_SK_LOOKUP, cookie, os.stat(netns).st_ino) else [f"the link of {_SK_LOOKUP.name}"]
+        value = entered.pods.get(cookie)
+        have = INSIDE_VALUE.unpack(value)[:3] if value is not None else None
+        if have is None or (have[0], have[1] & ~ACCEPT_KEPT, have[2]) != _value({one.version: one for one in addresses}, 0):
+            found.append("the pod's entry in the map `inbound`")
+        if entered.excluded.get(cookie, frozenset()) != {PORT_KEY.pack(cookie, port) for port in settings.exclude_inbound_ports}:
+            found.append("the pod's entries in the map `excluded_inbound`")
+        if netns not in entered.accepting:
+            found.append(f"the sysctl {FWMARK_ACCEPT}")
+        return found
+
+    def serves(self, cgroup_id: int) -> list[str]:
+        """The same of the proxy's cgroup."""
+        found = []
+        for hook in _OF_PROXY:
+            with bpf_call.opened(self._pins.programs / hook.name) as program:
+                if not self._runs(hook, cgroup_id, cgroup_id, program):
+                    found.append(f"the link of {hook.name}")
+        return found
+
+    def _runs(self, hook: Hook, number: int, target: int, program: int | None = None) -> bool:
+        """Whether the hook's link holds to this cgroup (id) or namespace (inode). A pin may stay when the link was taken off.
+
+        `program`: what it has to run, and is given if it does not: a loader that was ended half way left an older one.
+        """
+        try:
+            with bpf_call.opened(self._pins.links / hook.link(number)) as link:
+                if bpf_call.linked(link, netns=NETNS in hook.on)[1:] != (target, hook.attach):
+                    return False
+                if program is not None and bpf_call.linked(link)[0] != bpf_call.program_id(program):
+                    bpf_call.replace(link, program)
+                return True
+        except OSError:
+            return False
+
     def has_listener(self, cookie: int) -> bool:
         with bpf_call.opened(self._pins.maps / "listeners") as listeners:
             return bpf_call.lookup(listeners, NETNS_KEY.pack(cookie), _LISTENER.size) is not None
@@ -170,16 +249,15 @@ class Ingress:
                 bpf_call.delete(fd, key)
 
     def _attach(self, netns: str, cookie: int) -> None:
-        path = self._pins.links / _SK_LOOKUP.link(cookie)
-        if path.exists():
-            return
-        if self._lookup is None:
-            raise IngressError(f"{netns}: no program is loaded")
         namespace = netlink.open_namespace(netns)
         try:
+            if self._runs(_SK_LOOKUP, cookie, os.fstat(namespace).st_ino):
+                return
+            if self._lookup is None:
+                raise IngressError(f"{netns}: no program is loaded")
             program = self._lookup.load(_SK_LOOKUP, self._pins, cookie)
             try:
-                _link(program, namespace, _SK_LOOKUP.attach, path)
+                _link(program, namespace, _SK_LOOKUP.attach, self._pins.links / _SK_LOOKUP.link(cookie))
             finally:
                 os.close(program)
         finally:
@@ -189,10 +267,17 @@ class Ingress:
 def _link(program: int, target: int, attach: int, path: Path) -> None:
     link = bpf_call.attach(program, target, attach)
     try:
+        path.unlink(missing_ok=True)  # of a link that was taken off
         with suppress(FileExistsError):  # somebody else of this instance was quicker
             bpf_call.pin(link, path)
     finally:
         os.close(link)
+
+
+def _value(own: Mapping[int, IPAddress], flags: int) -> tuple[bytes, int, bytes]:
+    """The front of an entry of `inbound`. `own`: a pod's addresses by family."""
+    return (own[4].packed if 4 in own else bytes(4), (HAS_IP4 if 4 in own else 0) | (HAS_IP6 if 6 in own else 0) | flags,
+            own[6].packed if 6 in own else bytes(16))
 
 
 def _descriptor_of(process: int, number: int) -> int:

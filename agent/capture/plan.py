@@ -70,6 +70,10 @@ class Plan:
         return self.marks + self.redirects
 
     @property
+    def families(self) -> tuple[int, ...]:
+        return tuple(rule.family for rule in self.rules)
+
+    @property
     def prefix(self) -> str:
         """What every chain of this instance starts with."""
         return chain_prefix(self.instance)
@@ -95,7 +99,8 @@ def plan(settings: CaptureSettings, families: Iterable[int], instance: str, *, r
 
     `hooks`: socket hooks (egress.py) send what the pod connects to to 15001, so nothing here resets it; what no hook has sent there is
     reset by the worker. `redirect` False: what goes out is left to them. A pod that changes from one way to the other has both meanwhile.
-    `inbound` False: what comes in is left to sk_lookup (ingress.py). With both left to hooks no table remains, and nothing is tracked.
+    `inbound` False: what comes in is left to sk_lookup (ingress.py). With all left to hooks there is no table, and nothing is tracked;
+    otherwise the marks are all there, since connections that were redirected in before may live on.
     `dns`: port 53, UDP and TCP, goes to 15053, whatever captures TCP; socket hooks have to leave port 53 alone then.
     """
     versions = sorted(set(families))
@@ -103,13 +108,13 @@ def plan(settings: CaptureSettings, families: Iterable[int], instance: str, *, r
         raise ValueError(f"families of a pod are 4 and 6, not {versions}")
     prefix = chain_prefix(instance)
     mark, mask = (int(part, 16) for part in MARK_LOCAL.split("/"))
-    refused = (() if hooks else (OUTBOUND_PORT,)) + ((INBOUND_PORT,) if inbound else ())
+    refused = (INBOUND_PORT,) if hooks else (OUTBOUND_PORT, INBOUND_PORT)
+    tabled = versions if redirect or inbound or dns else []
     return Plan(
         instance,
-        marks=tuple(table for family in versions for table in (
-            *((_raw(family, prefix, dns),) if inbound or dns else ()), *((_mangle(family, prefix),) if inbound else ()),
-            *((_filter(family, prefix, refused),) if refused else ()))),
-        redirects=tuple(_nat(family, prefix, settings, redirect, inbound, dns) for family in versions if redirect or inbound or dns),
+        marks=tuple(table for family in tabled for table in (
+            _raw(family, prefix, dns), _mangle(family, prefix), _filter(family, prefix, refused))),
+        redirects=tuple(_nat(family, prefix, settings, redirect, inbound, dns) for family in tabled),
         rules=tuple(netlink.Rule(family, RULE_PRIORITY, ROUTE_TABLE, mark, mask) for family in versions),
         routes=tuple(netlink.Route(EVERYTHING[family], "lo", table=ROUTE_TABLE, type="local") for family in versions))
 

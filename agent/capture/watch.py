@@ -50,10 +50,10 @@ _IPV6_SWITCH = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
 
 
 class Target(NamedTuple):
-    """What is looked at in one namespace: families and, of the legacy tables, these names (none: nftables)."""
+    """What is looked at in one namespace: families and, of the legacy tables, these names; or nftables (None)."""
 
     families: tuple[int, ...]
-    tables: tuple[str, ...]
+    tables: tuple[str, ...] | None
 
 
 def prints(targets: Mapping[str, Target]) -> dict[str, bytes]:
@@ -64,7 +64,7 @@ def prints(targets: Mapping[str, Target]) -> dict[str, bytes]:
 def _read(target: Target) -> bytes:
     digest = blake2b(digest_size=16)
     digest.update(_switch())
-    if not target.tables:
+    if target.tables is None:
         digest.update(generation().to_bytes(4, "big"))
     for family in target.families:
         layout = LAYOUTS[family]

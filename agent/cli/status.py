@@ -66,6 +66,8 @@ def command(name: str | None, run_dir: Path | None, output: str) -> int:
                 click.echo(f"{node['node']}: connections are not observed: {observation['reason']}", err=True)
             if (ebpf := node.get("capture", {}).get("ebpf", {})).get("state") == "failed":
                 click.echo(f"{node['node']}: no capture by eBPF, redirects do it: {ebpf['reason']}", err=True)
+            elif len(ebpf.get("directions", ())) == 1:
+                click.echo(f"{node['node']}: eBPF captures {ebpf['directions'][0]} alone: {ebpf['reason']}", err=True)
             for worker in node.get("workers", ()):
                 if worker.get("seccomp", "on") != "on":
                     click.echo(f"{node['node']}: worker {worker['index']} runs without its filter of system calls "
@@ -84,10 +86,12 @@ def _row(node: Json) -> tuple[Any, ...]:
     return (node["node"], node["agent"], node["keeper"]["state"], node["controlPlane"]["state"],
             f"{alive}/{len(workers)}" + (f" ({restarts} restarts)" if restarts else ""),
             len(node["pods"]), sum(pod["captured"] for pod in node["pods"]),
-            _capture(node["capture"]))
+            by_what(node["capture"]))
 
 
-def _capture(said: Json) -> str:
-    """What captures on a node that has both: out by the one, in by the other."""
+def by_what(said: Json) -> str:
+    """By what pods may be captured at best: `ebpf`, or out by the one and in by the other."""
     redirects = said["backend"] or "none"
-    return f"ebpf+{redirects}" if said.get("ebpf", {}).get("state") == "ready" else redirects
+    able = said.get("ebpf", {}).get("directions", ())
+    egress, ingress = ("ebpf" if name in able else redirects for name in ("egress", "ingress"))
+    return egress if egress == ingress else f"{egress}+{ingress}"

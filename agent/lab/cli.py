@@ -78,7 +78,7 @@ def command() -> None:
 @click.option("--certificate-lifetime", type=click.FloatRange(0, 90 * 24, min_open=True), default=24.0, show_default=True, metavar="HOURS",
               help="Of the pods' certificates; they are renewed at half of it.")
 @click.option("--capture", type=click.Choice(["auto", "ebpf", "iptables", "nftables"]), default="auto", show_default=True,
-              help="auto: iptables where the kernel has its legacy tables, else nftables; ebpf: what pods connect to by socket hooks where "
+              help="auto: iptables where the kernel has its legacy tables, else nftables; ebpf: by hooks in the kernel, without NAT, where "
               "node and pod allow it, and the rest as auto does. A pod's annotation narrows.mesh/capture (ebpf, iptables) goes before it.")
 @click.option("--observe", type=click.Choice(["off", "captured", "all"]), default="off", show_default=True,
               help="Metrics of TCP connections that ended, as the kernel saw them: narrows_tcp_*; as `narrows agent --observe`.")

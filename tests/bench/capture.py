@@ -113,7 +113,8 @@ def main() -> None:
     parser.add_argument("--capture", choices=["iptables", "nftables", "ebpf"], default="iptables")
     parser.add_argument("--enrol-only", action="store_true")
     asked: Any = parser.parse_args()
-    edit = ["iptables-legacy", "-t", "nat", "-F"] if asked.capture != "nftables" else ["nft", "flush", "ruleset"]
+    edit = {"iptables": ["iptables-legacy", "-t", "nat", "-F"], "nftables": ["nft", "flush", "ruleset"],
+            "ebpf": ["ip", "rule", "del", "priority", "32764"]}[asked.capture]
     counts = [int(text) for text in asked.pods.split(",")]
     namespaces = Namespaces()
     instance = Instance(namespaces)

@@ -10,7 +10,7 @@ import platform
 import struct
 import sys
 
-NUMBERS = {"x86_64": {"bpf": 321, "mount": 165}, "aarch64": {"bpf": 280, "mount": 40}}
+NUMBERS = {"x86_64": {"bpf": 321, "mount": 165, "pidfd_getfd": 438}, "aarch64": {"bpf": 280, "mount": 40, "pidfd_getfd": 438}}
 _LOAD_NUMBER, _IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|W|ABS at 0 (seccomp_data.nr), BPF_JMP|JEQ|K, BPF_RET|K
 _ALLOW, _EPERM = 0x7FFF0000, 0x00050001  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO | EPERM
 _NO_NEW_PRIVS, _SECCOMP, _FILTER = 38, 22, 2  # PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER

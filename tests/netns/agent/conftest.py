@@ -191,13 +191,16 @@ class Instance:
 
 
 class Connection:
-    """A keep-alive connection of the client pod to the service."""
+    """A keep-alive connection of the client pod to the service; or of another one, to the server itself."""
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: Instance, other: Netns | None = None) -> None:
         def connect() -> socket.socket:
-            return socket.create_connection((VIRTUAL, PORT), timeout=10)
+            return socket.create_connection((VIRTUAL, PORT) if other is None else (instance.server.ip, 8080), timeout=10)
+        if other is not None:
+            self.socket: socket.socket = netlink.in_netns(other.path, connect)
+            return
         with visited(instance.client.cgroup):
-            self.socket: socket.socket = netlink.in_netns(instance.client.path, connect)
+            self.socket = netlink.in_netns(instance.client.path, connect)
 
     def get(self, path: str = "/live") -> bytes:
         self.ask(path)

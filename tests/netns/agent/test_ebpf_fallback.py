@@ -12,7 +12,7 @@ import pytest
 from agent.capture import loader, pins
 from tests.bench.replace import edited
 from tests.netns.agent.conftest import Instance
-from tests.netns.agent.test_ebpf import hooked, programs, redirected, served
+from tests.netns.agent.test_ebpf import hooked, lookups, programs, redirected, served
 from tests.support.wait import until
 
 pytestmark = pytest.mark.netns
@@ -48,7 +48,7 @@ def test_a_kernel_that_refuses_bpf_is_told_and_everything_is_redirected(instance
     said = falls_back(instance)
     assert "not permitted" in said and "CAP_BPF" in said
     assert said in told(instance) and "SIGHUP to the agent tries again" in told(instance)
-    assert instance.ask("/server_info")["capture"]["ebpf"] == {"state": "failed", "reason": said}
+    assert instance.ask("/server_info")["capture"]["ebpf"] == {"state": "failed", "reason": said, "directions": []}
 
 
 def test_an_agent_without_the_capabilities_for_bpf_says_so(instance: Instance) -> None:
@@ -89,7 +89,7 @@ def test_a_foreign_program_that_allows_no_other_is_left_alone_and_the_pod_is_red
         foreign.attach("alone", instance.client.cgroup)
         instance.up("--capture", "ebpf")
         shown = instance.shown("client")
-        assert shown["captured"] and shown["egress"] != "ebpf"
+        assert shown["captured"] and (shown["method"], shown["egress"], shown["ingress"]) == ("iptables+ebpf", "iptables", "ebpf")
         assert "connect4" in shown["fallback"] and "`bpftool cgroup tree` shows what else is attached" in shown["fallback"]
         until(lambda: programs(instance, instance.client.cgroup) == {"alone"}, "nothing of ours stays")
         assert served(instance) and foreign.count("alone") > 0
@@ -112,6 +112,27 @@ def test_a_pod_whose_cgroup_was_made_again_is_captured_in_the_new_one(instance: 
     assert served(instance)
     (mine,) = pins.found(str(instance.run_dir))
     assert not list(mine.links.glob(f"{before}_*"))
+
+
+def test_a_keeper_whose_listeners_cannot_be_had_has_redirects_for_what_comes_in_until_the_next_one(instance: Instance) -> None:
+    instance.up("--capture", "iptables")
+    assert served(instance)
+    instance.kill("agent")
+    instance.before = [*REFUSE, "pidfd_getfd"]
+    instance.start_agent("--capture", "ebpf")
+    instance.ready()
+    for name, netns in (("client", instance.client), ("web-0", instance.server)):
+        shown = instance.shown(name)
+        assert (shown["method"], shown["egress"], shown["ingress"]) == ("ebpf+iptables", "ebpf", "iptables"), shown
+        assert "no listener on port 15006 is known" in shown["fallback"] and "it takes CAP_SYS_PTRACE" in shown["fallback"]
+        assert "--to-ports 15006" in netns.iptables_save() and lookups(netns) == 0
+    assert {event["about"] for event in instance.events("CaptureFallback")} == {"pod default/client", "pod default/web-0"}
+    assert 'narrows_capture_methods{direction="ingress",method="iptables"} 2.0' in instance.metrics()
+    assert served(instance)
+    instance.kill("keeper")  # the next one's are seen when they are made
+    instance.start_keeper()
+    until(lambda: hooked(instance, "web-0", instance.server) and hooked(instance, "client", instance.client), "captured by hooks", 30)
+    until(lambda: served(instance), "served again")
 
 
 def test_pins_that_are_not_roots_are_not_adopted_and_pods_change_to_redirects(instance: Instance) -> None:

@@ -13,12 +13,10 @@ from agent.app.keeper import HUNG_SECONDS, PULSE_SECONDS
 from agent.app.pods import WATCH_SECONDS
 from agent.cli.main import CommandError
 from tests.netns.agent.conftest import NARROWS, PORT, VIRTUAL, Connection, Instance
-from tests.support.lab import CAPTURE
 from tests.support.logs import whole_lines
 from tests.support.wait import until
 
 pytestmark = pytest.mark.netns
-FOREIGN = "PREROUTING" if CAPTURE == "ebpf" else "OUTPUT"  # a chain of nat from which we have a jump
 
 
 def served(instance: Instance) -> bool:
@@ -119,9 +117,9 @@ def test_opting_out_acts_on_new_connections_and_live_ones_finish(instance: Insta
 
 @pytest.mark.parametrize("edit", [
     ["iptables-legacy", "-t", "nat", "-F"], ["ip6tables-legacy", "-t", "mangle", "-F"], ["ip", "rule", "del", "priority", "32764"],
-    ["ip", "-6", "route", "flush", "table", "100"], ["iptables-legacy", "-t", "nat", "-I", FOREIGN, "-p", "tcp", "-j", "ACCEPT"]])
+    ["ip", "-6", "route", "flush", "table", "100"], ["iptables-legacy", "-t", "nat", "-I", "OUTPUT", "-p", "tcp", "-j", "ACCEPT"]])
 def test_rules_that_somebody_else_changes_are_put_back_and_event_and_metrics_tell(instance: Instance, edit: list[str]) -> None:
-    instance.up()
+    instance.up("--capture", "iptables")
     before, moment = kernel_state(instance), time.monotonic()
     instance.client.run(*edit)
     assert kernel_state(instance) != before
@@ -223,6 +221,7 @@ def test_opting_out_while_agent_and_keeper_were_down_is_made_good(instance: Inst
     instance.pod("client", instance.client, intercept="disabled")
     instance.start_keeper()
     instance.start_agent()
+    instance.ready()
     until(lambda: "NARROWS" not in instance.client.iptables_save(), "the rules of the last agent are gone", 20)
     assert not instance.shown("client")["captured"] and instance.shown("web-0")["captured"]
 

@@ -170,7 +170,7 @@ def state(netns: Netns) -> list[str]:
 
 def print_of(netns: Netns, legacy: tuple[str, ...] = ()) -> bytes:
     """What the watch compares; `legacy`: the tables of iptables that it is to look at."""
-    return prints({netns.path: Target((4, 6), legacy)}).get(netns.path, b"")
+    return prints({netns.path: Target((4, 6), legacy or None)}).get(netns.path, b"")
 
 
 def tables(found: list[str]) -> list[str]:

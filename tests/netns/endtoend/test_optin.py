@@ -98,7 +98,7 @@ class Choice:
 def choice(request: pytest.FixtureRequest, servers: Lab, nft_only: Lab, tmp_path: Path) -> Iterator[Choice]:
     """On nodes of both kinds; the second ones have no legacy tables."""
     this = Choice({"iptables": servers, "nftables": nft_only}[request.param], tmp_path)
-    assert this.lab.pod("caller")["method"] == (f"{CAPTURE}+" if CAPTURE else "") + request.param
+    assert this.lab.pod("caller")["method"] == (CAPTURE or request.param)
     yield this
     this.reset()
 

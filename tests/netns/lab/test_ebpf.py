@@ -33,9 +33,9 @@ def without_tables(manifest: Path) -> Iterator[Lab]:
         yield running
 
 
-def test_on_nodes_without_legacy_tables_hooks_capture_what_goes_out_and_nftables_what_comes_in(without_tables: Lab) -> None:
+def test_on_nodes_without_legacy_tables_hooks_capture_both_ways(without_tables: Lab) -> None:
     this = without_tables
-    assert {pod["method"] for pod in this.status()} == {"ebpf+nftables"}
+    assert {pod["method"] for pod in this.status()} == {"ebpf"}
     before = this.counts()
     assert this.exec("a", "curl", "-sS", "-m", "10", "-o", os.devnull, "-w", "%{http_code}", "http://server:8080/").stdout == "200"
     until(lambda: {key: this.counts()[key] - before.get(key, 0) for key in (("http", "source"), ("http", "destination"))} ==
@@ -44,7 +44,7 @@ def test_on_nodes_without_legacy_tables_hooks_capture_what_goes_out_and_nftables
 
 def test_what_a_killed_lab_has_pinned_goes_with_its_other_traces(tmp_path: Path) -> None:
     with two_nodes(tmp_path / "pods.yaml", ("--capture", "ebpf")) as this:
-        assert {pod["method"] for pod in this.status()} == {"ebpf+iptables"} and len(pins(this.name)) == 2
+        assert {pod["method"] for pod in this.status()} == {"ebpf"} and len(pins(this.name)) == 2
         os.kill(int(Path(f"/run/narrows/lab/.{this.name}.lock").read_text()), signal.SIGKILL)
         this.run("down")
         assert pins(this.name) == []

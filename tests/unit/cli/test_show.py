@@ -16,6 +16,7 @@ from agent.app import dump
 from agent.cli.config import match_text, split_text
 from agent.cli.doctor import within
 from agent.cli.main import run
+from agent.cli.status import by_what
 from agent.model.routing import (
     Balancer,
     Cluster,
@@ -102,6 +103,12 @@ def node(tmp_path: Path) -> Iterator[Path]:
         yield directory
         server.shutdown()
         thread.join()
+
+
+@pytest.mark.parametrize(("directions", "shown"), [
+    (["egress", "ingress"], "ebpf"), (["egress"], "ebpf+iptables"), (["ingress"], "iptables+ebpf"), ([], "iptables")])
+def test_a_node_shows_by_what_it_captures_each_direction(directions: list[str], shown: str) -> None:
+    assert by_what({"backend": "iptables", "ebpf": {"state": "ready", "reason": "", "directions": directions}}) == shown
 
 
 @pytest.mark.parametrize(("view", "lines"), [
