@@ -82,7 +82,20 @@ class Ended(Exception):
 
 
 async def addresses(one: Any, metadata: Any, node: str = "") -> dict[str, workload_pb2.Address]:
-    """The first answer of a delta stream. Raises Ended."""
+    """The first answer of a delta stream. Raises Ended.
+
+    grpcio calls a stream INTERNAL, whatever it ended with, whose end comes while its first message is written: such a one is asked again.
+    """
+    for again in range(5):
+        try:
+            return await _addresses(one, metadata, node)
+        except Ended as ended:
+            if ended.args[0] is not grpc.StatusCode.INTERNAL or again == 4:
+                raise
+    raise AssertionError
+
+
+async def _addresses(one: Any, metadata: Any, node: str) -> dict[str, workload_pb2.Address]:
     call = one.stream_stream(
         DELTA, discovery_pb2.DeltaDiscoveryRequest.SerializeToString, discovery_pb2.DeltaDiscoveryResponse.FromString
     )(metadata=metadata, timeout=10)
@@ -92,7 +105,7 @@ async def addresses(one: Any, metadata: Any, node: str = "") -> dict[str, worklo
     try:
         await call.write(asked)
         answer = await call.read()
-    except grpc.aio.AioRpcError:  # writing to a stream that has ended is INTERNAL, whatever it ended with
+    except grpc.aio.AioRpcError:  # of a write to a stream that had ended it is INTERNAL; the call knows
         raise Ended(await call.code(), await call.details()) from None
     call.cancel()
     return {found.name: workload_pb2.Address.FromString(found.resource.value) for found in answer.resources}
