@@ -1,17 +1,19 @@
 """How many expressions of a VirtualService one request may have to be asked of, in turn.
 
-A worker finds expressions by the plain text that they begin with (ext/route/index) and asks those that remain one by one: 4 ms for 512 of
-them on a path of 4,000 bytes, during which it serves nobody else (tests/bench/README.md, Growth). RE2 has no cheaper way with a bound.
+A worker finds routes by the plain text that their paths begin with (ext/route/index) and asks those that remain one by one, expressions of
+paths, headers and query alike: 4 ms for 512 of them on a text of 4,000 bytes, during which it serves nobody else (tests/bench/README.md,
+Growth). RE2 has no cheaper way with a bound. The worker itself refuses what is above the bound, whichever control plane it comes from.
 """
 from __future__ import annotations
 
 import string
 from collections import Counter
 
-from controlplane.model.routing import HttpRoute, MatchKind
+from controlplane.model.routing import HttpMatch, HttpRoute, MatchKind
 from controlplane.sources.fields import Fields
 
-IN_TURN_BOUND = 100  # some 10 us on a short path, 0.8 ms on one of 4,000 bytes
+IN_TURN_BOUND = 100  # some 10 us on short texts, 0.8 ms on ones of 4,000 bytes; twin: IN_TURN_MAX of ext/route/index.pxd, which refuses too
+INDEX_LONGEST = 1023  # bytes; longer texts are found by nothing; twin: ext/route/index.pxd
 _MARKS = frozenset(string.punctuation) - {"_"}
 _SPECIAL = frozenset("\\^$.[]|()*+?{}")
 
@@ -60,16 +62,43 @@ def _one_branch(rest: str) -> bool:
     return True
 
 
+def _many(match: HttpMatch) -> int:
+    """Its expressions: of the path, the pseudo headers, headers and query parameters."""
+    plain = (match.uri, match.method, match.authority)
+    named = (one for pairs in (match.headers, match.without_headers, match.query) for _, one in pairs)
+    return sum(one is not None and one.kind is MatchKind.REGEX for one in (*plain, *named))
+
+
+def _found_by(match: HttpMatch) -> tuple[str, bool]:
+    """The text by which a worker finds it ("": it asks it whatever the path), and whether only the path that is just that text goes on
+    from there to the headers."""
+    if match.uri is None:
+        return "/", False
+    if match.uri.kind is MatchKind.REGEX:
+        return plain_beginning(match.uri.value), False
+    if match.ignore_uri_case or len(match.uri.value.encode()) > INDEX_LONGEST:
+        return "", False
+    return match.uri.value, match.uri.kind is MatchKind.EXACT
+
+
 def in_turn(routes: tuple[HttpRoute, ...]) -> int:
-    """The most expressions that one path can be asked of: those whose beginnings it has."""
-    beginnings = Counter(plain_beginning(match.uri.value) for route in routes for match in route.matches
-                         if match.uri is not None and match.uri.kind is MatchKind.REGEX)
-    return max((sum(beginnings[one[:n]] for n in range(len(one) + 1)) for one in list(beginnings)), default=0)
+    """The most expressions that one request can be asked of: those of the matches whose beginnings its path has, for its port."""
+    matches = [match for route in routes for match in route.matches if _many(match)]
+    return max((_in_turn([match for match in matches if match.port in (0, port)]) for port in {match.port for match in matches}), default=0)
+
+
+def _in_turn(matches: list[HttpMatch]) -> int:
+    shared: Counter[str] = Counter()
+    exact: Counter[str] = Counter()
+    for match in matches:
+        text, alone = _found_by(match)
+        (exact if alone else shared)[text] += _many(match)
+    return max((exact[one] + sum(shared[one[:n]] for n in range(len(one) + 1)) for one in {*shared, *exact}), default=0)
 
 
 def check_in_turn(spec: Fields, routes: tuple[HttpRoute, ...]) -> None:
     many = in_turn(routes)
     if many > IN_TURN_BOUND:
-        spec.error("http", f"has {many} regex matches of a uri that one request may have to be tried on in turn, at most "
-                   f"{IN_TURN_BOUND} are taken: they begin alike, or with no plain text",
-                   "use prefix or exact where that does, or begin each regex with a plain text of its own, such as /api/v1/")
+        spec.error("http", f"has {many} regex matches (of uris, headers, query parameters) that one request may have to be tried on "
+                   f"in turn, at most {IN_TURN_BOUND} are taken: their uris begin alike, or with no plain text",
+                   "use prefix or exact where that does, or begin the uri of each with a plain text of its own, such as /api/v1/")

@@ -8,7 +8,8 @@ routes, and none behind the best so far.
 Expressions are not put into one RE2::Set: its automaton has no bound on what a path may cost (tests/bench/README.md, Growth).
 
 A request's cost is the path's length plus the routes that share its beginnings, not the number of routes
-(`python -m tests.bench.routes`: 10 to 10,000).
+(`python -m tests.bench.routes`: 10 to 10,000). How many expressions these may have, of the path, of headers and of the query, is
+bounded: a worker serves nobody else while it asks them.
 """
 from ext.route.reader cimport Reader
 from ext.route.shapes cimport RouteIndex, VirtualHost
@@ -18,8 +19,9 @@ from libc.stdint cimport uint32_t
 cdef enum:
     INDEX_FROM = 8          # fewer routes are asked in turn: the walk would cost more
     INDEX_LONGEST = 1023    # bytes of a text that is grouped
+    IN_TURN_MAX = 100       # expressions that one request may be asked of; twin: IN_TURN_BOUND of controlplane/sources/expressions.py
 
-# Sets host.index, or leaves it NULL (few routes). -1: refused, out of memory.
+# Sets host.index, or leaves it NULL (few routes). -1: refused; out of memory, or more than IN_TURN_MAX expressions for one request.
 cdef int index_build(Reader* r, VirtualHost* host) noexcept nogil
 
 # The routes that may match, in order within a group. Whoever finds that one does sets `best` to it.

@@ -1,10 +1,11 @@
 """See index.pxd."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcmp
 from ext.core.text cimport Span
-from ext.route.reader cimport Reader, take
+from ext.route.reader cimport REASON_BYTES, Reader, take
 from ext.route.shapes cimport (
-    MATCH_EXACT, MATCH_PATH_PREFIX, MATCH_PREFIX, MATCH_REGEX, RouteGroup, RouteIndex, ValueMatch, VirtualHost)
+    MATCH_EXACT, MATCH_PATH_PREFIX, MATCH_PREFIX, MATCH_REGEX, Route, RouteGroup, RouteIndex, ValueMatch, VirtualHost)
 
 cdef enum:
     FNV_BASIS = 0x811c9dc5
@@ -110,13 +111,72 @@ cdef void append(RouteIndex* index, uint32_t* first, uint32_t* last, uint32_t ro
     last[0] = route + 1
 
 
+cdef uint32_t expressions(const Route* route) noexcept nogil:
+    cdef uint32_t i, n = route.path.kind == MATCH_REGEX
+    for i in range(route.n_headers):
+        n += route.headers[i].match.kind == MATCH_REGEX
+    for i in range(route.n_query):
+        n += route.query[i].match.kind == MATCH_REGEX
+    return n
+
+
+cdef int check_in_turn(Reader* r, const VirtualHost* host) noexcept nogil:
+    """Refuses a host of which one request may have to ask more than IN_TURN_MAX expressions. The worst path of a group is its very text:
+    it has the beginnings of all that are shorter, and is the only one that an exact match with that text lets through to its headers."""
+    cdef const RouteIndex* index = host.index
+    cdef const RouteGroup* group
+    cdef uint32_t* shared = <uint32_t*>take(r, index.n_groups, sizeof(uint32_t))
+    cdef uint32_t i, n, at, hash, many, others = 0, worst
+    if shared == NULL:
+        return -1
+    at = index.first_other
+    while at != 0:
+        others += expressions(&host.routes[at - 1])
+        at = index.next[at - 1]
+    for i in range(index.n_groups):
+        at = index.groups[i].first
+        while at != 0:
+            if host.routes[at - 1].path.kind != MATCH_EXACT:
+                shared[i] += expressions(&host.routes[at - 1])
+            at = index.next[at - 1]
+    worst = others
+    for i in range(index.n_groups):
+        many = others
+        at = index.groups[i].first
+        while at != 0:
+            if host.routes[at - 1].path.kind == MATCH_EXACT:
+                many += expressions(&host.routes[at - 1])
+            at = index.next[at - 1]
+        hash = <uint32_t>FNV_BASIS
+        for n in range(index.groups[i].text.n + 1):
+            if index.lengths[n >> 6] >> (n & 63) & 1:
+                group = group_find(index, hash, index.groups[i].text.p, n)
+                if group != NULL:
+                    many += shared[group - index.groups]
+            if n < index.groups[i].text.n:
+                hash = step(hash, index.groups[i].text.p[n])
+        if many > worst:
+            worst = many
+    if worst <= IN_TURN_MAX:
+        return 0
+    if r.reason[0] == 0:
+        snprintf(r.reason, REASON_BYTES,
+                 b"virtual host %.*s: one request may be tried on %u regular expressions (path, headers, query) in turn, at most %d; "
+                 b"let the paths of their routes begin with plain text of their own",
+                 <int>(host.name.n if host.name.n < 80 else 80), host.name.p, worst, <int>IN_TURN_MAX)
+    return -1
+
+
 cdef int index_build(Reader* r, VirtualHost* host) noexcept nogil:
     cdef RouteIndex* index
     cdef RouteGroup* group
     cdef Span text
     cdef uint32_t i, k, hash, heads = 1, last_other = 0
+    cdef uint64_t many = 0
     cdef int grouped
-    if host.n_routes < INDEX_FROM:
+    for i in range(host.n_routes):
+        many += expressions(&host.routes[i])
+    if host.n_routes < INDEX_FROM and many <= IN_TURN_MAX:
         return 0
     while heads < host.n_routes:
         heads *= 2
@@ -152,7 +212,7 @@ cdef int index_build(Reader* r, VirtualHost* host) noexcept nogil:
                 index.longest = text.n
         append(index, &group.first, &group.last, i)
     host.index = index
-    return 0
+    return check_in_turn(r, host) if many > IN_TURN_MAX else 0
 
 
 cdef void walk_start(Walk* walk, const RouteIndex* index, Span path, uint32_t n_routes) noexcept nogil:
