@@ -243,6 +243,9 @@ cdef void check_relay(const Side* client, const Side* server, const LogRecord* r
             tell_side(b"server", server)
         claim(client.n_heard == server.n_said and (server.shut or server.closed), b"an end comes behind all bytes of the server")
     if server.ended:
+        if server.n_heard != client.n_said or not (client.shut or client.closed):
+            tell_side(b"client", client)
+            tell_side(b"server", server)
         claim(server.n_heard == client.n_said and (client.shut or client.closed), b"an end comes behind all bytes of the client")
     if record.flag != 0 and not stage().disturbed:
         fprintf(stderr, b"flag %u details %u\n", record.flag, record.details)

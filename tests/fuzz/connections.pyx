@@ -46,6 +46,9 @@ cdef extern from "<dirent.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int usleep(unsigned int us)
+    ssize_t write(int fd, const void* data, size_t size)
+    int ftruncate(int fd, long size)
+    long lseek(int fd, long to, int whence)
 
 cdef enum:
     ALL = 0x7fffffff
@@ -97,6 +100,7 @@ cdef uint32_t n_questions = 0
 cdef uint32_t n_answers = 0
 cdef char[60000] spoken
 cdef DIR* own = NULL            # descriptors of this process
+cdef int tape = -1              # the scripts that this worker has played: each its length (4 bytes, little-endian) and itself
 
 
 # ---- the script ------------------------------------------------------------------------------------------------------------------
@@ -200,6 +204,7 @@ cdef void operate(Feed* f, uint8_t op) noexcept nogil:
     elif op == OP_SOCKETS:
         if arg & 64:
             s.withholds = not s.withholds
+            s.disturbed = 1                     # who waits for a socket may get it when everybody else has left
         else:
             gives(1 + (arg >> 7), arg & 31)
     elif op == OP_ATTACH:
@@ -303,6 +308,17 @@ cdef uint32_t descriptors() noexcept nogil:
 
 # ---- one script ------------------------------------------------------------------------------------------------------------------
 
+cdef void note(const uint8_t* raw, size_t raw_size) noexcept nogil:
+    """Before it is played: what does not hold may need those before it."""
+    cdef uint32_t n = <uint32_t>raw_size
+    if tape < 0:
+        return
+    if stage().w == NULL:
+        ftruncate(tape, 0)
+        lseek(tape, 0, 0)
+    claim(write(tape, &n, 4) == 4 and write(tape, raw, n) == <ssize_t>n, b"(the tape takes a script)")
+
+
 cdef int one_input(const uint8_t* raw, size_t raw_size) noexcept nogil:
     cdef Feed f
     cdef Stage* s = stage()
@@ -312,6 +328,7 @@ cdef int one_input(const uint8_t* raw, size_t raw_size) noexcept nogil:
     f.at = raw
     f.left = raw_size
     tags_forget()
+    note(raw, raw_size)
     stage_open()
     blocks = blocks_live()
     first = feed_byte(&f)
@@ -341,10 +358,15 @@ cdef int one_input(const uint8_t* raw, size_t raw_size) noexcept nogil:
 
 
 def run(list words):
-    global n_questions, n_answers, own
+    """`NARROWS_FUZZ_TAPE` in the environment names the file of the tape; without it there is none."""
+    global n_questions, n_answers, own, tape
+    import os
+
     from tests.fuzz import phrases          # late: see CHILD in run.py
 
     stage_door.prepare()
+    if os.environ.get("NARROWS_FUZZ_TAPE"):
+        tape = os.open(os.environ["NARROWS_FUZZ_TAPE"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     own = opendir(b"/proc/self/fd")
     if own == NULL:
         raise SystemExit("fuzz: /proc/self/fd cannot be read")

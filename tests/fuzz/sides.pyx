@@ -16,8 +16,8 @@ cdef extern from "<sys/socket.h>" nogil:
     int socket(int family, int kind, int protocol)
 
 cdef enum:
-    FIRST_PORT = 20000          # of clients: each has its own for long, so that a log record names one of them
-    PORTS = 40000
+    FIRST_PORT = 30000          # of clients: each has its own for long, so that a log record names one of them
+    PORTS = 30000               # none that the kernel gives to others (world.py)
 
 cdef Stage* the = stage()
 cdef char[131072] bulk
@@ -115,10 +115,12 @@ cdef void servers_accept() noexcept nogil:
 cdef void says(Side* side, const char* data, uint32_t n) noexcept nogil:
     """What the kernel takes of it now."""
     cdef ssize_t done
-    if side.fd < 0 or side.shut or n == 0:
+    if side.fd < 0 or side.shut:
         return
     if n > MOST - side.n_said:
         n = MOST - side.n_said
+    if n == 0:
+        return
     done = send(side.fd, data, n, MSG_DONTWAIT | MSG_NOSIGNAL)
     if done > 0:
         memcpy(side.said + side.n_said, data, done)

@@ -66,9 +66,10 @@ LIMITS = {
     "ipv4/tcp_max_tw_buckets": "0",
     "ipv4/tcp_rmem": "4096 16384 131072",
     "ipv4/tcp_wmem": "4096 16384 131072",
-    "ipv4/ip_local_port_range": "1024 65000",
-    **{f"netfilter/nf_conntrack_tcp_timeout_{state}": "1"
-       for state in ("close", "close_wait", "fin_wait", "last_ack", "time_wait", "syn_sent")},
+    "ipv4/ip_local_port_range": "1024 29999",
+    **{f"netfilter/nf_conntrack_tcp_timeout_{state}": "1" for state in ("close", "last_ack", "time_wait", "syn_sent")},
+    # half of it may go on; a machine that stops for a second must not make that a packet of nobody's connection
+    **{f"netfilter/nf_conntrack_tcp_timeout_{state}": "15" for state in ("close_wait", "fin_wait")},
 }
 
 
