@@ -12,7 +12,8 @@ from ext.tunnel.tls cimport TLS_ERROR_BYTES
 
 cdef enum:
     NEXT = 8                    # endpoints of a cluster, from the one whose turn is next
-    CLUSTERS = 4                # of a destination whose request is not known yet
+    CLUSTERS = 4                # names of clusters of a destination whose request is not known yet, missing ones counted
+    HOSTS = 4                   # of those, each of which may have no route to look at
     LOOK_NS = 1000000000        # between two looks of a pod at one destination's clusters
     USED_NS = 10000000000       # a tunnel that had a stream within so long is in use
 
@@ -64,10 +65,10 @@ cdef uint32_t look(Conn* c, const Weighted* clusters, uint32_t n, uint32_t left)
     for i in range(n):
         if left == 0:
             break
+        left -= 1                       # whether it is there or not: every new connection walks here
         cluster = weighted_cluster(&clusters[i])
         if cluster == NULL:
             continue
-        left -= 1
         looked = &c.pod.early_ns[(<size_t>cluster >> 6) & 15]
         if looked[0] == 0 or c.w.loop.now_ns - looked[0] >= LOOK_NS:
             looked[0] = c.w.loop.now_ns
@@ -77,15 +78,15 @@ cdef uint32_t look(Conn* c, const Weighted* clusters, uint32_t n, uint32_t left)
 
 cdef void early_destination(Conn* c, const Destination* destination) noexcept nogil:
     cdef const VirtualHost* host
-    cdef uint32_t left = CLUSTERS, i, j
+    cdef uint32_t left = CLUSTERS, i, j, n_hosts = destination.n_hosts if destination.n_hosts < HOSTS else HOSTS
     if c.kind != LISTEN_OUTBOUND or c.w.tables.settings.early_tunnels == 0:
         return
     left = look(c, destination.tcp, destination.n_tcp, left)
-    for i in range(destination.n_hosts):
+    for i in range(n_hosts):
         host = &destination.hosts[i]
         for j in range(host.n_routes):
             if left == 0:
-                return
+                return                  # a route has at least one cluster (ext/route/routes), so that this ends
             left = look(c, host.routes[j].clusters, host.routes[j].n_clusters, left)
 
 

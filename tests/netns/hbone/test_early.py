@@ -19,11 +19,12 @@ from hyperframe.frame import GoAwayFrame
 
 from agent import netlink
 from agent.dataplane import blobs
-from agent.model.routing import Balancer, Cluster, Endpoint
+from agent.model.routing import Balancer, Cluster, Destination, Endpoint, VirtualHost, WeightedCluster
 from agent.model.settings import ProxySettings
 from agent.model.workload import Protocol, WorkloadPort
 from tests.support.hbone import SERVER_ID, configure, enrol, workload
 from tests.support.mesh import (
+    HOST,
     HTTP_PORT,
     SCOPE,
     SERVER,
@@ -31,6 +32,7 @@ from tests.support.mesh import (
     SERVICE_INDEX,
     TCP_PORT,
     Mesh,
+    any_path,
     echo,
     read_message,
     receive,
@@ -133,6 +135,24 @@ def test_a_client_that_connects_and_then_asks_finds_the_tunnel(pair: Mesh, tunne
     connection.sendall(request())
     assert read_message(connection).body == b"ok"
     assert pair.worker.header["tunnels_waited"] == (0 if tunnels else 1)
+
+
+@pytest.mark.parametrize(("missing", "empty", "looked_at"), [(3, 0, True), (4, 0, False), (0, 3, True), (0, 4, False)])
+def test_a_connection_looks_at_so_many_clusters_and_hosts_whether_they_are_there_or_not(
+        pair: Mesh, missing: int, empty: int, looked_at: bool) -> None:
+    configure(pair)
+    early(pair, 8)
+    routes = [any_path(WeightedCluster(f"none-{n}", 1), prefix=f"/none/{n}") for n in range(missing)] + [any_path(WeightedCluster("all", 1))]
+    hosts = (*(VirtualHost(f"empty-{n}", (f"empty-{n}",), ()) for n in range(empty)), VirtualHost("v", ("*",), tuple(routes)))
+    pair.worker.commit(blobs.put_destination(Destination(SCOPE, f"{HOST}:{HTTP_PORT}", hosts, None)))
+    settled(pair)
+    pair.origin(8080, lambda connection: (read_message(connection), connection.sendall(response(b"ok")))[1])
+    connection = pair.dial()
+    if looked_at:
+        until(lambda: pair.worker.header["tunnels_opened"] == 2, "there is a tunnel before there is a request")
+    connection.sendall(request())
+    assert read_message(connection).body == b"ok"
+    assert pair.worker.header["tunnels_early"] == (1 if looked_at else 0)
 
 
 @pytest.mark.parametrize(("tunnels", "waited"), [(0, 2), (8, 1)])
