@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 /* cgroup/connect4 and connect6 of a captured pod: the destination of a TCP connect becomes the proxy's listener in the pod itself, and
- * the one that was meant stays with the socket. What is not captured is left alone, so that it goes where it went without us. */
+ * the one that was meant stays with the socket. What is not to be captured is left alone, so that it goes where it went without us; what is
+ * and cannot be is refused (EPERM), so that an application that knows another address of its peer takes that. */
 
+#define CONNECT_REFUSE 0
 #define CONNECT_ALLOW 1
 
 static inline int covered(u64 netns, const struct narrows_end *to, int included)
@@ -28,13 +30,13 @@ static inline int stays_inside(const struct narrows_pod *pod, const struct narro
 }
 
 /* The pod if this connect is to be captured, else NULL. */
-static inline struct narrows_pod *captures(struct bpf_sock_addr *ctx, const struct narrows_end *to, u32 family)
+static inline struct narrows_pod *captures(struct bpf_sock_addr *ctx, const struct narrows_end *to)
 {
 	u64 netns = bpf_get_netns_cookie(ctx);
 	struct narrows_port port = {.netns = netns, .port = to->port};
 	struct narrows_pod *pod = pods.lookup(&netns);
 
-	if (!pod || !(pod->flags & family) || stays_inside(pod, to))
+	if (!pod || stays_inside(pod, to))
 		return 0;
 	if (excluded_ports.lookup(&port) || covered(netns, to, 0))
 		return 0;
@@ -43,10 +45,14 @@ static inline struct narrows_pod *captures(struct bpf_sock_addr *ctx, const stru
 	return pod;
 }
 
-/* A socket whose original cannot be kept is not captured half: its connect fails. */
-static inline int keep(struct bpf_sock_addr *ctx, const struct narrows_end *to)
+/* Whether it can be captured: there is an address of this family to send it to, and room for where it was meant to go. */
+static inline int keep(struct bpf_sock_addr *ctx, const struct narrows_pod *pod, u32 family, const struct narrows_end *to)
 {
-	struct narrows_end *kept = originals.sk_storage_get(ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	struct narrows_end *kept;
+
+	if (!(pod->flags & family))
+		return 0;
+	kept = originals.sk_storage_get(ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
 	if (!kept)
 		return 0;
@@ -61,13 +67,13 @@ int narrows_connect4(struct bpf_sock_addr *ctx)
 
 	if (ctx->type != TYPE_STREAM || ctx->protocol != PROTOCOL_TCP)
 		return CONNECT_ALLOW;
-	pod = captures(ctx, &to, NARROWS_HAS_IP4);
+	pod = captures(ctx, &to);
 	if (!pod) {
 		originals.sk_storage_delete(ctx->sk);	/* the socket may have been connected before */
 		return CONNECT_ALLOW;
 	}
-	if (!keep(ctx, &to))
-		return 0;
+	if (!keep(ctx, pod, NARROWS_HAS_IP4, &to))
+		return CONNECT_REFUSE;
 	ctx->user_ip4 = pod->ip4;
 	ctx->user_port = bpf_htons(NARROWS_OUTBOUND_PORT);
 	return CONNECT_ALLOW;
@@ -86,13 +92,13 @@ int narrows_connect6(struct bpf_sock_addr *ctx)
 	to.ip[2] = ctx->user_ip6[2];
 	to.ip[3] = ctx->user_ip6[3];
 	mapped = to.ip[0] == 0 && to.ip[1] == 0 && to.ip[2] == bpf_htonl(0xffff);
-	pod = captures(ctx, &to, mapped ? NARROWS_HAS_IP4 : NARROWS_HAS_IP6);
+	pod = captures(ctx, &to);
 	if (!pod) {
 		originals.sk_storage_delete(ctx->sk);
 		return CONNECT_ALLOW;
 	}
-	if (!keep(ctx, &to))
-		return 0;
+	if (!keep(ctx, pod, mapped ? NARROWS_HAS_IP4 : NARROWS_HAS_IP6, &to))
+		return CONNECT_REFUSE;
 	if (mapped) {
 		ctx->user_ip6[3] = pod->ip4;
 	} else {

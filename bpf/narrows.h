@@ -21,7 +21,7 @@
 #define NARROWS_PROBE6_3 0xffffffff
 #define NARROWS_NETNS_HERE "0x6e61727221776f73"	/* what the loader replaces by the cookie of the namespace that a program is for */
 
-#define NARROWS_HAS_IP4 1		/* pod.flags: connects of this family are captured */
+#define NARROWS_HAS_IP4 1		/* flags: an address of this family is known; without one connects of it are refused */
 #define NARROWS_HAS_IP6 2
 #define NARROWS_ONLY_INCLUDED 4		/* nothing is captured but what `included` covers */
 #define NARROWS_REDIRECTED 8		/* inside.flags: rules send connections to 15006 as well, so what comes there passes */

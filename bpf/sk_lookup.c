@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 /* sk_lookup of a captured pod's namespace: a connection from outside goes to the proxy's listener, as it is: its local address is the one
  * that was dialled. The kernel tells this hook no namespace, so each pod has a program of its own, with its cookie written into it.
+ * So every family is captured, of whichever the agent knows an address.
  * Asked is for SYNs alone (and the last packet of a handshake under SYN cookies): connections that live have their sockets. */
 
 #define LOOKUP_DROP 0			/* the client is refused */
@@ -54,7 +55,7 @@ int narrows_sk_lookup(struct bpf_sk_lookup *ctx)
 	if (ctx->protocol != PROTOCOL_TCP)
 		return LOOKUP_PASS;
 	pod = inbound.lookup(&netns);
-	if (!pod || !(pod->flags & (ctx->family == FAMILY_INET4 ? NARROWS_HAS_IP4 : NARROWS_HAS_IP6)))
+	if (!pod)
 		return LOOKUP_PASS;
 	if (ctx->local_port == NARROWS_INBOUND_PORT)	/* nobody dials it */
 		return pod->flags & NARROWS_REDIRECTED ? LOOKUP_PASS : LOOKUP_DROP;

@@ -83,7 +83,7 @@ class Egress:
     def capture(self, netns: str, cgroup: str, addresses: Iterable[IPAddress], settings: CaptureSettings) -> Captured:
         """Capture a pod, or change how: again with the same is a no-op, and connects meanwhile follow the old or the new settings.
 
-        `addresses`: the pod's own. A family that has none is not captured. EgressError when a hook is not linked; the pod is as before.
+        `addresses`: the pod's own. Connects of a family that has none are refused. EgressError: a hook is not linked, the pod is as before.
         """
         cookie = netns_cookie(netns)
         own = tuple(addresses)

@@ -108,7 +108,7 @@ class Ingress:
     def capture(self, netns: str, addresses: Iterable[IPAddress], settings: CaptureSettings, *, redirected: bool = False) -> int:
         """Capture a pod, or change how: again with the same is a no-op. Returns the cookie of its namespace.
 
-        `addresses`: the pod's own. A family that has none is not captured. `redirected`: rules redirect too, as while a pod changes from
+        `addresses`: the pod's own, as many as are known. `redirected`: rules redirect too, as while a pod changes from
         the one way to the other. IngressError when its listener is not known, or something is missing here.
         """
         own: dict[int, IPAddress] = {address.version: address for address in addresses}

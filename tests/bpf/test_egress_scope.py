@@ -7,9 +7,11 @@ import subprocess
 import sys
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent import netlink
 from agent.capture.egress import LAYOUT, Egress, EgressError, netns_cookie
 from agent.capture.loader import load
 from agent.capture.pins import pins_of
@@ -62,10 +64,55 @@ def test_only_included_ranges_are_captured_and_an_exclusion_comes_first(stage: S
     assert via_proxy(stage, stage.other.ip6, 9000)
 
 
-def test_a_family_without_an_address_is_left_alone(stage: Stage) -> None:
-    stage.egress.capture(stage.client.path, stage.app.path, (ip_address(stage.client.ip),), CaptureSettings())
-    assert via_proxy(stage, stage.other.ip, 9000)
-    assert not via_proxy(stage, stage.other.ip6, 9000)
+@pytest.mark.parametrize("known", [4, 6])
+def test_a_family_without_an_address_is_refused_and_never_passes_by_the_proxy(stage: Stage, known: int) -> None:
+    def capture(**settings: Any) -> None:
+        own = stage.client.ip if known == 4 else stage.client.ip6
+        stage.egress.capture(stage.client.path, stage.app.path, (ip_address(own),), CaptureSettings(**settings))
+
+    capture()
+    there, canary = (stage.other.ip, stage.other.ip6) if known == 4 else (stage.other.ip6, stage.other.ip)
+    dialled = [canary] if known == 4 else [canary, f"::ffff:{canary}"]
+    assert via_proxy(stage, there, 9000)
+    before = stage.captured(), len(stage.outside.peers)
+    assert [stage.attempt(address, 9000) for address in dialled] == ["EPERM"] * len(dialled)
+    for address in dialled:
+        with pytest.raises(AssertionError, match="PermissionError"):
+            stage.talk(address, 9000, how="fastopen")
+    assert (stage.captured(), len(stage.outside.peers)) == before
+    capture(exclude_outbound_ports=(9000,))
+    assert [via_proxy(stage, address, 9000) for address in dialled] == [False] * len(dialled)
+    capture(exclude_outbound_ranges=(ip_network(canary),))
+    assert [via_proxy(stage, address, 9000) for address in dialled] == [False] * len(dialled)
+    capture(include_outbound_ranges=(ip_network(there),))
+    assert [via_proxy(stage, address, 9000) for address in dialled] == [False] * len(dialled)
+    capture(include_outbound_ranges=(ip_network(canary),))
+    assert [stage.attempt(address, 9000) for address in dialled] == ["EPERM"] * len(dialled)
+
+
+@pytest.mark.parametrize("known", [4, 6])
+def test_what_stays_inside_and_what_is_no_tcp_is_not_refused_in_a_family_without_an_address(stage: Stage, known: int) -> None:
+    own = stage.client.ip if known == 4 else stage.client.ip6
+    stage.egress.capture(stage.client.path, stage.app.path, (ip_address(own),), CaptureSettings())
+    stage.mesh.origin(9002, stage.outside.behaviour, stage.client)
+    for address in ("127.0.0.1", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1", own):
+        stage.talk(address, 9002)
+    code = """if True:
+        import socket, sys
+        with socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.settimeout(20)
+            s.connect((sys.argv[1], 9003))
+            s.send(b"question")
+            print(s.recv(100).decode())"""
+    for place in (stage.other.ip, stage.other.ip6):
+        family = socket.AF_INET6 if ":" in place else socket.AF_INET
+        with netlink.in_netns(stage.other.path, lambda family=family: socket.socket(family, socket.SOCK_DGRAM)) as server:
+            server.bind((place, 9003))
+            server.settimeout(20)
+            asking = stage.app.start(stage.client, sys.executable, "-c", code, place, stdout=subprocess.PIPE, text=True)
+            server.sendto(b"answer", server.recvfrom(100)[1])
+            assert asking.communicate(timeout=20)[0] == "answer\n"
+    assert stage.captured() == 0
 
 
 def test_a_process_of_another_cgroup_in_the_pods_namespace_is_not_captured(stage: Stage, cgroups: Cgroups) -> None:

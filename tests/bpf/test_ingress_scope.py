@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from agent import netlink
+from agent.capture import bpf_call
 from agent.capture import ingress as ingress_room
-from agent.capture.egress import Egress, netns_cookie
+from agent.capture.egress import NETNS_KEY, Egress, netns_cookie
 from agent.capture.ingress import FWMARK_ACCEPT, Ingress, IngressError
 from agent.capture.loader import FILES, HEADERS, INGRESS, SOURCES, load
 from agent.capture.plan import PROBE_SOURCES
@@ -49,15 +50,29 @@ def test_excluded_ports_are_reached_directly_and_change_while_the_pod_lives(inwa
     assert inward.via_proxy(inward.server.ip, 9001)
 
 
-def test_a_family_without_an_address_is_left_alone(inward: Inward) -> None:
-    inward.ingress.capture(inward.server.path, (ip_address(inward.server.ip),), CaptureSettings())
-    assert inward.via_proxy(inward.server.ip, 8080)
-    assert not inward.via_proxy(inward.server.ip6, 8080)
+@pytest.mark.parametrize("known", [4, 6])
+def test_a_family_of_which_no_address_is_known_is_captured_too(inward: Inward, known: int) -> None:
+    own, other = (inward.server.ip, inward.server.ip6) if known == 4 else (inward.server.ip6, inward.server.ip)
+    cookie = inward.ingress.capture(inward.server.path, (ip_address(own),), CaptureSettings(exclude_inbound_ports=(9001,)))
+    inward.mesh.origin(9001, echo, inward.server)
+    for address in (own, other):
+        assert inward.via_proxy(address, 8080)
+        assert not inward.via_proxy(address, 9001)
+        assert not inward.via_proxy(address, 8080, inward.server), "what it dials at itself"
+        for port in (15001, 15006):
+            assert inward.attempt(address, port) == "ECONNREFUSED"
+    before = len(inward.own.peers)
+    with bpf_call.opened(inward.pins.maps / "listeners") as listeners:
+        bpf_call.delete(listeners, NETNS_KEY.pack(cookie))
+    assert [inward.attempt(address, 8080) for address in (own, other)] == ["ECONNREFUSED"] * 2
+    assert len(inward.own.peers) == before
 
 
+@pytest.mark.parametrize("known", [(4, 6), (4,), (6,)])
 @pytest.mark.parametrize("family", [4, 6])
-def test_probes_reach_the_application_directly(inward: Inward, family: int) -> None:
-    inward.capture()
+def test_probes_reach_the_application_directly(inward: Inward, family: int, known: tuple[int, ...]) -> None:
+    own = [ip_address(text) for text in (inward.server.ip, inward.server.ip6)]
+    inward.ingress.capture(inward.server.path, [one for one in own if one.version in known], CaptureSettings())
     place = inward.server.ip6 if family == 6 else inward.server.ip
     source = PROBE_SOURCES[family].partition("/")[0]
     netlink.add_address(inward.client.path, "eth0", PROBE_SOURCES[family])
