@@ -8,7 +8,7 @@ from typing import Any
 
 from agent.dataplane.client import Segments
 from agent.model.telemetry import AccessRecord, SeriesKey, SeriesValues, TunnelRow
-from ext.core import roster, shm
+from ext.core import ring, roster, shm
 from ext.sys import syscalls
 
 SECCOMP = {0: "not yet", 1: "on", 2: "off: --seccomp off", 3: "off: a sanitizer is loaded"}  # Confinement, ext/sys/seccomp.pxd
@@ -37,7 +37,7 @@ class Reader:
         self.damaged = 0  # bytes of the log that were no records
         try:
             self._statistics = _map(segments.statistics, shm.stats_bytes(), mmap.PROT_READ)
-            self._log = _map(segments.log, shm.log_bytes(), mmap.PROT_READ | mmap.PROT_WRITE)
+            self._log = _map(segments.log, ring.log_bytes(), mmap.PROT_READ | mmap.PROT_WRITE)
         finally:
             segments.close()
         self.header()
@@ -57,7 +57,7 @@ class Reader:
 
     def drain_log(self, most: int = DRAIN_MOST) -> list[AccessRecord]:
         """Takes records out of the ring, oldest first. One reader at a time: whoever takes them has them alone."""
-        found, damaged = shm.drain_log(self._log, most)
+        found, damaged = ring.drain_log(self._log, most)
         self.damaged += damaged
         return [AccessRecord(**record) for record in found]
 

@@ -1,12 +1,10 @@
 """The door to the tunnels that a worker lists in its statistics segment (shm.pxd: Roster); the worker's side is ext/proxy/roster."""
-import socket
-
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 from ext.core.shm cimport (HEADER_BYTES, ROSTER_PEER, ROSTER_ROWS, ROSTER_STATES, STATS_OVERFLOW, STATS_SLOTS, Roster, Series, TunnelRow,
                            nrw_fence_acquire, nrw_load, nrw_load_acquire, stats_segment)
+from ext.core.view cimport View, py_address
 
 cdef enum:
     TRIES = 1000                # a worker writes for some 100 us each second
@@ -33,34 +31,23 @@ cdef bint copy(const Roster* shared, Roster* out) noexcept nogil:
     return False
 
 
-cdef str py_address(const uint8_t* raw):
-    cdef uint16_t port
-    memcpy(&port, raw + 1, 2)
-    if raw[0] == 4:
-        return f"{socket.inet_ntop(socket.AF_INET, raw[3:7])}:{port}"
-    return f"[{socket.inet_ntop(socket.AF_INET6, raw[3:19])}]:{port}" if raw[0] == 6 else ""
-
-
 def read_roster(memory) -> tuple:
     """(rows, how many tunnels there are): a dict for each tunnel that is listed, some second old. No rows where they cannot be read.
 
     What a worker writes is not trusted: numbers that say nothing are left out with their row.
     """
-    cdef Py_buffer view
+    cdef View view = View(memory, stats_segment(), False)
     cdef Roster* mine
     cdef TunnelRow* row
     cdef uint32_t i, total
     cdef bint good
     found = []
-    PyObject_GetBuffer(memory, &view, PyBUF_SIMPLE)
     mine = <Roster*>malloc(sizeof(Roster))
     try:
         if mine == NULL:
             raise MemoryError
-        if <size_t>view.len < stats_segment():
-            raise ValueError(f"shared memory of {view.len} bytes, {stats_segment()} are needed: is it the right segment, and whole?")
         with nogil:
-            good = copy(<const Roster*>(<char*>view.buf + HEADER_BYTES + (STATS_SLOTS + STATS_OVERFLOW) * sizeof(Series)), mine)
+            good = copy(<const Roster*>(<char*>view.raw.buf + HEADER_BYTES + (STATS_SLOTS + STATS_OVERFLOW) * sizeof(Series)), mine)
         if not good:
             return [], 0
         for i in range(mine.rows):
@@ -75,4 +62,3 @@ def read_roster(memory) -> tuple:
         return found, total
     finally:
         free(mine)
-        PyBuffer_Release(&view)

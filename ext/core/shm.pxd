@@ -1,7 +1,7 @@
-"""Shared memory between one worker (writer) and the agent (reader): statistics and the log ring.
+"""Shared memory between one worker (writer) and the agent (reader): statistics. The log ring is in ring.pxd.
 
-One writer, no lock. Counters: relaxed store by the worker, relaxed load by the reader. The two segments belong to a
-worker index and outlive the worker, so counters never go back.
+One writer, no lock. Counters: relaxed store by the worker, relaxed load by the reader. The segment belongs to a
+worker index and outlives the worker, so counters never go back.
 
 A slot's life, in the two low bits of `Series.used`; the bits above count its lives, so that a reader who finds the same number
 before and after reading has read one life:
@@ -9,11 +9,9 @@ before and after reading has read one life:
     free (0)  -- stats_series -->  valid (1)  -- forgotten and not held -->  gone (2)  -- stats_series -->  valid
                                                                                        -- end of its probe run -->  free
 
-The agent maps the statistics read-only; in the log ring it writes `tail` alone. What a worker wrote is not trusted:
-the door bounds it.
+The agent maps it read-only. What a worker wrote is not trusted: the door bounds it.
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from ext.core.text cimport Span
 
 cdef extern from *:
     """
@@ -49,11 +47,6 @@ cdef enum:
     HEADER_BYTES = 4096           # of either segment
     BOUNDS = 19
     BUCKETS = 20                  # 19 bounds and +Inf
-    LOG_MAGIC = 0x474c524e        # 'NRLG'
-    LOG_VERSION = 1
-    LOG_BYTES = 1048576           # ring capacity, power of two
-    LOG_TEXT_MAX = 1024           # a string is cut there
-    LOG_SKIP = 0xffffffffu
 
 cdef enum Reporter:
     REPORTER_SOURCE = 1
@@ -213,55 +206,6 @@ cdef struct Roster:                # behind the series: the tunnels of the prese
     uint64_t reserved[6]
     TunnelRow row[1024]            # ROSTER_ROWS
 
-cdef struct LogHeader:             # 4096 bytes reserved
-    uint32_t magic
-    uint16_t version
-    uint16_t pad
-    uint32_t capacity
-    uint32_t pad2
-    uint64_t head                  # bytes ever written (worker, release)
-    uint64_t tail                  # bytes ever consumed (agent, release)
-
-# A log record, padded to 8: this struct, then TEXT_COUNT strings (u16 length + bytes), in the order of LogText. Strings are cut
-# at 1,024 bytes. A record never wraps: a record of length 0xffffffff says "skip to the ring's start".
-cdef packed struct LogRecord:
-    uint32_t length                # of the whole record, padding included
-    uint8_t reporter
-    uint8_t protocol               # SeriesProtocol
-    uint8_t flag
-    uint8_t version_minor          # HTTP/1.x
-    uint64_t start_us              # CLOCK_REALTIME
-    uint64_t duration_us
-    uint64_t upstream_us           # until the first byte of the response; 0 none
-    uint64_t received              # from downstream, bytes (request body for HTTP)
-    uint64_t sent                  # to downstream, bytes (response body for HTTP)
-    uint32_t source                # indexes as in SeriesKey
-    uint32_t destination
-    uint32_t service
-    uint16_t code
-    uint16_t details               # Detail
-    uint8_t addresses[95]          # five LogAddress, order below
-
-cdef packed struct LogAddress:     # 19 bytes
-    uint8_t family                 # 0, 4, 6
-    uint16_t port
-    uint8_t ip[16]
-
-# order in LogRecord.addresses: downstream remote, downstream local (original destination), upstream remote, upstream local, spare
-
-cdef enum LogText:
-    TEXT_METHOD = 0
-    TEXT_PATH = 1
-    TEXT_AUTHORITY = 2
-    TEXT_USER_AGENT = 3
-    TEXT_REQUEST_ID = 4
-    TEXT_FORWARDED_FOR = 5
-    TEXT_ROUTE = 6
-    TEXT_CLUSTER = 7
-    TEXT_SNI = 8
-    TEXT_FAILURE = 9               # upstream transport failure reason
-    TEXT_COUNT = 10
-
 # Envoy's response_code_details (documentation of its HTTP connection manager) where it has one, for TCP records too; the texts
 # are in DETAILS. Beside each the response flag it goes with.
 cdef enum Detail:
@@ -318,23 +262,15 @@ cdef struct Stats:                  # private to the worker
     Series* series                  # STATS_SLOTS, then the overflow ones
     uint32_t taken                  # slots that are not free
 
-cdef struct LogRing:                # private to the worker
-    LogHeader* header
-    char* ring
-    uint64_t head                   # as in the header: a reader that scribbles there does not move the writer
-
 # DURATION_BOUNDS_US, SIZE_BOUNDS (above): upper bounds of the first 19 buckets, inclusive. Both are Envoy's default histogram
 # buckets (.5 1 5 ... 3600000), which Istio uses for milliseconds and for bytes alike; half a byte is written as 0.
 
-# For the keeper: a fresh zeroed segment of stats_segment() or log_segment() bytes. 0, or -1: too small.
+# For the keeper: a fresh zeroed segment of stats_segment() bytes. 0, or -1: too small.
 cdef size_t stats_segment() noexcept nogil
-cdef size_t log_segment() noexcept nogil
 cdef int stats_format(void* memory, size_t size) noexcept nogil
-cdef int log_format(void* memory, size_t size) noexcept nogil
 
 # For a worker that starts: 0, or -1 for a segment of another format. Counters go on; gauges and holds of the one before end.
 cdef int stats_attach(Stats* stats, void* memory, size_t size, uint32_t pid, uint64_t now_ns) noexcept nogil
-cdef int log_attach(LogRing* log, void* memory, size_t size) noexcept nogil
 
 # The series of that key, made if need be; never NULL: when the table is full one of the overflow series, and that is counted.
 # `key.pad` must be zero (start from memset, or series_key). Valid until the next stats_forget_*; to keep it longer: hold it.
@@ -346,9 +282,6 @@ cdef void series_drop(Stats* stats, Series* series) noexcept nogil
 # One pass over the table: some ten microseconds.
 cdef void stats_forget_workload(Stats* stats, uint32_t index) noexcept nogil
 cdef void stats_forget_service(Stats* stats, uint32_t index) noexcept nogil
-
-# One record; `record.length` is set here, `texts` has TEXT_COUNT spans (n 0: none). 1; 0: dropped and counted, the ring is full.
-cdef int log_append(LogRing* log, Stats* stats, LogRecord* record, const Span* texts) noexcept nogil
 
 cdef inline void bump(uint64_t* counter, uint64_t by) noexcept nogil:       # only by the one writer
     nrw_store(counter, nrw_load(counter) + by)

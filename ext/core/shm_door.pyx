@@ -3,10 +3,10 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from ext.core.text cimport Span
+from ext.core.ring cimport TEXT_COUNT, LogRecord, LogRing, log_append, log_attach
 from ext.core.shm cimport (
-    DETAIL_COUNT, DURATION_BOUNDS_US, FLAG_COUNT, SIZE_BOUNDS, TEXT_COUNT, LogRecord, LogRing, Series, SeriesKey, Stats, bucket,
-    bump, gauge, log_append, log_attach, series_drop, series_hold, series_request, stats_attach, stats_forget_service,
-    stats_forget_workload, stats_series)
+    DETAIL_COUNT, DURATION_BOUNDS_US, FLAG_COUNT, SIZE_BOUNDS, Series, SeriesKey, Stats, bucket, bump, gauge, series_drop, series_hold,
+    series_request, stats_attach, stats_forget_service, stats_forget_workload, stats_series)
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()

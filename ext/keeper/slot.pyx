@@ -18,6 +18,7 @@ from libc.stdint cimport uint64_t
 from ext.core.protocol cimport (FD_CONTROL, FD_LOG, FD_STATS, WORKER_DRAINING, WORKER_READY, WORKER_STARTED)
 from ext.sys.memory cimport memory_shared
 
+import ext.core.ring as ring
 import ext.core.shm as shm
 from ext.keeper.link import Link
 from ext.sys.syscalls import told as syscall_told
@@ -39,7 +40,7 @@ class Slot:
     def __init__(self, int index):
         self.index = index
         self.stats = shared(b"narrows-statistics", shm.stats_bytes(), shm.format_stats)
-        self.log = shared(b"narrows-log", shm.log_bytes(), shm.format_log)
+        self.log = shared(b"narrows-log", ring.log_bytes(), ring.format_log)
         self._header = mmap.mmap(self.stats, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
         self.refused = 0            # system calls refused until now
         self._sockets, self._asked, self._complained = 0.0, 0.0, 0.0

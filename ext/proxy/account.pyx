@@ -5,9 +5,9 @@ from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcpy, memset, strlen
 from ext.core.loop cimport clock_ns
 from ext.core.protocol cimport INDEX_PASSTHROUGH, LISTEN_INBOUND
-from ext.core.shm cimport (REPORTER_DESTINATION, REPORTER_SOURCE, SERIES_GRPC, SERIES_HTTP, SERIES_TCP, TEXT_AUTHORITY,
-                           TEXT_CLUSTER, TEXT_COUNT, TEXT_FAILURE, TEXT_FORWARDED_FOR, TEXT_METHOD, TEXT_PATH, TEXT_REQUEST_ID,
-                           TEXT_ROUTE, TEXT_USER_AGENT, LogAddress, LogRecord, Series, SeriesKey, bump, log_append,
+from ext.core.ring cimport (TEXT_AUTHORITY, TEXT_CLUSTER, TEXT_COUNT, TEXT_FAILURE, TEXT_FORWARDED_FOR, TEXT_METHOD, TEXT_PATH,
+                            TEXT_REQUEST_ID, TEXT_ROUTE, TEXT_USER_AGENT, LogAddress, LogRecord, log_append)
+from ext.core.shm cimport (REPORTER_DESTINATION, REPORTER_SOURCE, SERIES_GRPC, SERIES_HTTP, SERIES_TCP, Series, SeriesKey, bump,
                            series_drop, series_hold, series_request, stats_series)
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.text cimport Span

@@ -1,8 +1,9 @@
 """See roster.pxd. A seqlock with one writer: readers look again when the version moved (ext/core/roster)."""
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
-from ext.core.shm cimport (ROSTER_CONNECTING, ROSTER_FINISHING, ROSTER_HANDSHAKE, ROSTER_OPEN, ROSTER_PEER, ROSTER_ROWS, LogAddress, Roster,
-                           TunnelRow, nrw_fence_release, nrw_store, nrw_store_release)
+from ext.core.ring cimport LogAddress
+from ext.core.shm cimport (ROSTER_CONNECTING, ROSTER_FINISHING, ROSTER_HANDSHAKE, ROSTER_OPEN, ROSTER_PEER, ROSTER_ROWS, Roster, TunnelRow,
+                           nrw_fence_release, nrw_store, nrw_store_release)
 from ext.core.text cimport Span
 from ext.proxy.state cimport T_CONNECTING, T_OPEN, Captured, Tunnel
 from ext.tunnel.tls cimport tls_peer_until

@@ -35,7 +35,8 @@ from ext.core.pipes cimport Pipe, Pipes
 from ext.core.slab cimport Slab
 from ext.core.text cimport Span
 from ext.core.timer cimport Timer
-from ext.core.shm cimport LogRing, Series, Stats, StatsHeader
+from ext.core.ring cimport LogRing
+from ext.core.shm cimport Series, Stats, StatsHeader
 from ext.route.shapes cimport Cluster, Destination, Endpoint, Identity, Route, Slot, Weighted
 from ext.route.tables cimport Tables
 from ext.sys.stream cimport Peer

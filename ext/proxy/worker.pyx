@@ -6,7 +6,8 @@ from posix.unistd cimport getpid
 from ext.core.loop cimport clock_ns, loop_open, loop_turn
 from ext.core.pipes cimport pipes_init
 from ext.core.protocol cimport FD_CONTROL, FD_LOG, FD_STATS
-from ext.core.shm cimport gauge, log_attach, stats_attach
+from ext.core.ring cimport log_attach
+from ext.core.shm cimport gauge, stats_attach
 from ext.proxy.budget cimport budget_apply
 from ext.proxy.conn cimport conn_near, pod_retire
 from ext.proxy.control cimport control_apply, control_check_drained, control_open

@@ -6,8 +6,8 @@ from ext.core.hash cimport Node
 from ext.core.loop cimport Grave
 from ext.core.pipes cimport pipes_shed
 from ext.core.protocol cimport KIND_CLUSTER, KIND_DESTINATION
-from ext.core.shm cimport (LOG_BYTES, LOG_SKIP, REPORTER_DESTINATION, SERIES_TCP, STATS_SLOTS, LogAddress, LogRecord, Series, SeriesKey,
-                           stats_series)
+from ext.core.ring cimport LOG_BYTES, LOG_SKIP, LogAddress, LogRecord
+from ext.core.shm cimport REPORTER_DESTINATION, SERIES_TCP, STATS_SLOTS, Series, SeriesKey, stats_series
 from ext.core.slab cimport slab_give
 from ext.proxy.accept cimport pod_detach
 from ext.proxy.state cimport Worker

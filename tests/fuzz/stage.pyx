@@ -10,7 +10,8 @@ from ext.core.loop cimport clock_by_hand, clock_ns, loop_close, source_close
 from ext.core.pipes cimport pipes_shed
 from ext.core.protocol cimport (LISTEN_HBONE, LISTEN_INBOUND, LISTEN_OUTBOUND, MSG_COMMIT, MSG_DRAIN, MSG_KEY, MSG_NEED_SOCKETS,
                                 MSG_POD_ATTACH, MSG_POD_DETACH, MSG_SOCKETS, PORT_HBONE, PROTOCOL_VERSION, SOCKET_MARK)
-from ext.core.shm cimport log_format, log_segment, stats_format, stats_segment
+from ext.core.ring cimport log_format, log_segment
+from ext.core.shm cimport stats_format, stats_segment
 from ext.core.slab cimport slab_free
 from ext.proxy.keys cimport key_forget
 from ext.proxy.state cimport Worker

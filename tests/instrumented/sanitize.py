@@ -31,8 +31,8 @@ RUNS = {
     "address,undefined": ("address", f"{COMMON}:detect_stack_use_after_return=1:strict_string_checks=1",
                           [*EXT, "tests/netns/proxy", "tests/netns/hbone", "tests/netns/agent/test_certificates.py", "tests/netns/keeper",
                            "tests/netns/strict", "tests/netns/endtoend"]),
-    # what threads share: the segments of ext/core/shm, of which each process maps its own copy elsewhere, so only tests that read and write
-    # in one process can show a race; the others show that a worker has no second thread and that its signal handler is safe.
+    # what threads share: the segments of ext/core/shm and ring, of which each process maps its own copy elsewhere, so only tests that read
+    # and write in one process can show a race; the others show that a worker has no second thread and that its signal handler is safe.
     # Nobody with gRPC's threads: it is not instrumented, so its locks are not seen, and each of its queues would be reported as a race
     "thread": ("thread", "die_after_fork=0:report_signal_unsafe=1:second_deadlock_stack=1",
                ["tests/unit/core", "tests/unit/telemetry", "tests/unit/keeper", "tests/unit/tunnel", "tests/netns/proxy",

@@ -73,7 +73,7 @@ class Worker:
     """One worker. `misses` holds the keys it asked for; `on_miss` may commit at once (it runs in the keeper's thread)."""
 
     def __init__(self, *, index: int = 0, stock: bool = True, rlimit: int | None = None) -> None:
-        from ext.core import shm
+        from ext.core import ring, shm
 
         self.misses: list[str] = []
         self.on_miss: Callable[[str], None] | None = None
@@ -89,10 +89,10 @@ class Worker:
         self.control = ours
         stats_fd, log_fd = (os.memfd_create(name) for name in ("stats", "log"))
         os.ftruncate(stats_fd, shm.stats_bytes())
-        os.ftruncate(log_fd, shm.log_bytes())
+        os.ftruncate(log_fd, ring.log_bytes())
         self.stats, self.log = mmap.mmap(stats_fd, 0), mmap.mmap(log_fd, 0)
         shm.format_stats(self.stats)
-        shm.format_log(self.log)
+        ring.format_log(self.log)
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100) for fd in (theirs.fileno(), stats_fd, log_fd)]
         actions = [(os.POSIX_SPAWN_DUP2, fd, at) for fd, at in zip(high, (3, 4, 5), strict=True)]
         argv = [sys.executable, "-I", "-S", "-c", START.format(library()), str(index), str(UID), str(GID)]
@@ -221,9 +221,9 @@ class Worker:
 
     def records(self) -> list[dict[str, Any]]:
         """Log records since the last call."""
-        from ext.core import shm
+        from ext.core import ring
 
-        return list(shm.drain_log(self.log)[0])
+        return list(ring.drain_log(self.log)[0])
 
     def record(self, timeout: float = 5) -> dict[str, Any]:
         """The one log record that comes next."""

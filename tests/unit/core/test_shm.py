@@ -1,4 +1,4 @@
-"""Shared memory of statistics and log records: what a worker counts is what the agent reads, whoever dies between."""
+"""Shared memory of statistics: what a worker counts is what the agent reads, whoever dies between."""
 from __future__ import annotations
 
 import mmap
@@ -10,25 +10,11 @@ import time
 
 import pytest
 
-from ext.core import shm, shm_door
+from ext.core import ring, shm, shm_door
 from tests.support.wait import PATIENCE
 
 REQUEST = (1, 2, 3, 200, 1, 2, 0)  # source, destination, service, code, reporter, protocol, flag
 TCP = (4, 5, 6, 0, 2, 1, 0)
-NO_TEXTS = [b""] * 10
-
-
-@pytest.fixture
-def segments():
-    stats, log = mmap.mmap(-1, shm.stats_bytes()), mmap.mmap(-1, shm.log_bytes())
-    shm.format_stats(stats)
-    shm.format_log(log)
-    return stats, log
-
-
-@pytest.fixture
-def writer(segments):
-    return shm_door.Writer(*segments)
 
 
 def by_source(stats) -> dict[int, dict]:
@@ -38,7 +24,7 @@ def by_source(stats) -> dict[int, dict]:
 def test_a_fresh_segment_has_no_series_and_zero_gauges(segments) -> None:
     stats, log = segments
     assert shm.read_series(stats) == []
-    assert shm.drain_log(log) == ([], 0)
+    assert ring.drain_log(log) == ([], 0)
     assert set(shm.read_header(stats)) == set(shm.HEADER_FIELDS)
     assert not any(shm.read_header(stats).values())
 
@@ -143,14 +129,14 @@ def test_a_full_table_counts_into_overflow_by_reporter_and_protocol(segments, wr
     assert sum(values["closed"] for _, values in found) == 4003
 
 
-@pytest.mark.parametrize("door", [shm.read_series, shm.read_header, shm.drain_log, shm.format_stats, shm.format_log])
+@pytest.mark.parametrize("door", [shm.read_series, shm.read_header, ring.drain_log, shm.format_stats, ring.format_log])
 def test_memory_that_is_too_small_is_refused(door) -> None:
     with pytest.raises(ValueError, match="are needed"):
         door(bytearray(4096))
 
 
 @pytest.mark.parametrize(("door", "size"), [(shm.read_series, shm.stats_bytes), (shm.read_header, shm.stats_bytes),
-                                            (shm.drain_log, shm.log_bytes)])
+                                            (ring.drain_log, ring.log_bytes)])
 def test_memory_of_another_format_is_refused(door, size) -> None:
     with pytest.raises(ValueError, match="restart the keeper"):
         door(bytearray(size()))
@@ -168,101 +154,11 @@ def test_what_no_worker_writes_is_left_out(segments, writer) -> None:
     assert len(shm.read_series(stats)) == 1
 
 
-def address(ip: bytes, port: int) -> bytes:
-    return struct.pack("<BH16s", 4 if len(ip) == 4 else 6, port, ip)
-
-
-def test_a_log_record_arrives_as_it_was_written(segments, writer) -> None:
-    addresses = (address(bytes([10, 0, 0, 1]), 4000) + address(bytes([10, 0, 0, 2]), 80) + bytes(19)
-                 + address(bytes(15) + b"\1", 9) + bytes(19))
-    texts = [b"GET", b"/p?q", b"reviews:9080", "Grüße".encode(), b"id", b"", b"route", b"outbound|9080||reviews", b"", b"\xff"]
-    fields = {"reporter": 2, "flag": 4, "start_us": 5, "duration_us": 6, "upstream_us": 7, "received": 8, "sent": 9, "source": 10,
-              "destination": 11, "service": 12, "code": 404, "details": shm.DETAILS.index("route_not_found"),
-              "addresses": addresses}
-    assert writer.append(fields, texts)
-    [record], damaged = shm.drain_log(segments[1])
-    assert damaged == 0
-    assert record == {
-        "reporter": "destination", "protocol": "http", "flag": "NR", "version_minor": 1, "start_us": 5, "duration_us": 6,
-        "upstream_us": 7, "received": 8, "sent": 9, "source": 10, "destination": 11, "service": 12, "code": 404,
-        "details": "route_not_found", "downstream_remote": "10.0.0.1:4000", "downstream_local": "10.0.0.2:80",
-        "upstream_remote": "", "upstream_local": "[::1]:9", "method": "GET", "path": "/p?q", "authority": "reviews:9080",
-        "user_agent": "Grüße", "request_id": "id", "forwarded_for": "", "route": "route", "cluster": "outbound|9080||reviews",
-        "sni": "", "failure": "\\xff",
-    }
-    assert shm.drain_log(segments[1]) == ([], 0)
-
-
-def test_a_ring_is_passed_many_times_without_losing_order(segments, writer) -> None:
-    seen: list[str] = []
-    for number in range(20_000):
-        assert writer.append({"start_us": number}, [b"GET", b"/" * (number % 900)] + [b""] * 8)
-        if number % 700 == 0:
-            records, damaged = shm.drain_log(segments[1], 10_000)
-            assert damaged == 0
-            seen += [record["start_us"] for record in records]
-    seen += [record["start_us"] for record in shm.drain_log(segments[1], 10_000)[0]]
-    assert seen == list(range(20_000))
-
-
-def test_a_full_ring_drops_and_counts(segments, writer) -> None:
-    kept = dropped = 0
-    for _ in range(5000):
-        if writer.append({}, [b"x" * 2000] * 10):
-            kept += 1
-        else:
-            dropped += 1
-    assert dropped
-    assert shm.read_header(segments[0])["dropped_records"] == dropped
-    records, damaged = shm.drain_log(segments[1], 5000)
-    assert (len(records), damaged) == (kept, 0)
-    assert len(records[0]["path"]) == 1024
-    assert writer.append({}, NO_TEXTS)
-
-
-def test_a_drain_is_bounded_and_goes_on_where_it_stopped(segments, writer) -> None:
-    for number in range(10):
-        writer.append({"start_us": number}, NO_TEXTS)
-    assert [r["start_us"] for r in shm.drain_log(segments[1], 4)[0]] == [0, 1, 2, 3]
-    assert [r["start_us"] for r in shm.drain_log(segments[1], 4)[0]] == [4, 5, 6, 7]
-
-
-@pytest.mark.parametrize("damage", range(200))
-def test_a_ring_with_nonsense_in_it_loses_records_and_nothing_else(segments, writer, damage) -> None:
-    for number in range(50):
-        writer.append({"start_us": number}, [b"GET", b"/x"] + [b""] * 8)
-    log = segments[1]
-    offset = 4096 + damage * 37 % (50 * 190)
-    log[offset] ^= 0xFF
-    records, _ = shm.drain_log(log)
-    assert len(records) <= 50
-    writer.append({"start_us": 777}, NO_TEXTS)
-    assert shm.drain_log(log)[0][-1]["start_us"] == 777
-
-
-@pytest.mark.parametrize("field", [{"start_us": 2**63}, {"reporter": 9}, {"protocol": 0}, {"flag": 99}, {"details": 999}])
-def test_a_record_that_no_worker_writes_is_counted_as_damaged(segments, writer, field) -> None:
-    writer.append(field, NO_TEXTS)
-    writer.append({"start_us": 1}, NO_TEXTS)
-    records, damaged = shm.drain_log(segments[1])
-    assert [record["start_us"] for record in records] == [1]
-    assert damaged > 0
-
-
-def test_cursors_that_make_no_sense_are_survived(segments, writer) -> None:
-    log = segments[1]
-    writer.append({}, NO_TEXTS)
-    log[16:24] = struct.pack("<Q", 1 << 60)  # head
-    assert shm.drain_log(log) == ([], shm.log_bytes() - 4096)
-    log[24:32] = struct.pack("<Q", 1 << 61)  # tail
-    assert not writer.append({}, NO_TEXTS)
-
-
 def test_a_reader_beside_a_writer_sees_sums_that_neither_go_back_nor_mix() -> None:
     """A writer process counts request i as i us, i and i bytes, and forgets series in turn: every copy must fit its own key."""
-    stats, log = mmap.mmap(-1, shm.stats_bytes()), mmap.mmap(-1, shm.log_bytes())
+    stats, log = mmap.mmap(-1, shm.stats_bytes()), mmap.mmap(-1, ring.log_bytes())
     shm.format_stats(stats)
-    shm.format_log(log)
+    ring.format_log(log)
     pid = os.fork()
     if pid == 0:
         try:
@@ -299,7 +195,7 @@ def test_a_reader_beside_a_writer_sees_sums_that_neither_go_back_nor_mix() -> No
 
 def test_a_reader_shares_no_plain_memory_with_a_writer_thread(segments, writer) -> None:
     """Neither waits for the other: under ThreadSanitizer every word that both touch must be atomic, or published before it is read."""
-    stats, log = segments
+    stats, _ = segments
     counting = threading.Thread(target=writer.churn, args=(50, 10_000))
     counting.start()
     while counting.is_alive():
@@ -307,39 +203,3 @@ def test_a_reader_shares_no_plain_memory_with_a_writer_thread(segments, writer) 
         shm.read_header(stats)
     counting.join()
     assert by_source(stats)[1]["closed"] == 10_000
-    logging = threading.Thread(target=writer.pour, args=(20_000,))
-    logging.start()
-    seen = 0
-    while seen < 20_000:
-        records, damaged = shm.drain_log(log, 500)
-        assert damaged == 0
-        for record in records:
-            assert (record["start_us"], len(record["path"])) == (seen, seen % 600)
-            seen += 1
-    logging.join()
-
-
-def test_a_log_reader_beside_a_writer_gets_every_record_once_and_whole(segments, writer) -> None:
-    done = threading.Event()
-
-    def write() -> None:
-        for number in range(5000):
-            while not writer.append({"start_us": number}, [b"GET", b"/%d" % number] + [b"y" * 500] * 8):
-                if done.wait(0.001):
-                    return
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    seen = []
-    try:
-        deadline = time.monotonic() + 30
-        while len(seen) < 5000:
-            assert time.monotonic() < deadline, f"only {len(seen)} of 5000 came"
-            records, damaged = shm.drain_log(segments[1], 500)
-            assert damaged == 0
-            assert all(record["path"] == f"/{record['start_us']}" for record in records)
-            seen += [record["start_us"] for record in records]
-    finally:
-        done.set()
-        thread.join()
-    assert seen == list(range(5000))

@@ -13,7 +13,7 @@ from agent.model.telemetry import PASSTHROUGH, SeriesKey, SeriesValues
 from agent.model.workload import Protocol, Service, ServicePort, Workload
 from agent.telemetry.collector import DataPathCollector, cumulative
 from agent.telemetry.server import metrics_app, readiness_app
-from ext.core import shm, shm_door
+from ext.core import ring, shm, shm_door
 
 BOUNDS = (0.5, 1.0, 5.0)
 SIZES = (1.0, 10.0, 100.0)
@@ -101,9 +101,9 @@ async def test_a_scrape_names_the_build_beside_istios_components() -> None:
 
 async def test_what_shared_memory_gives_fits_the_families() -> None:
     """The bounds and dictionaries of the door to shared memory, through to text that a scraper reads."""
-    stats, log = bytearray(shm.stats_bytes()), bytearray(shm.log_bytes())
+    stats, log = bytearray(shm.stats_bytes()), bytearray(ring.log_bytes())
     shm.format_stats(stats)
-    shm.format_log(log)
+    ring.format_log(log)
     writer = shm_door.Writer(stats, log)
     writer.request((1, 2, 7, 200, 1, 2, 0), 1_500, 0, 100_000)
     writer.tcp((1, 2, 7, 0, 2, 1, 0), 10, 20)
