@@ -142,7 +142,8 @@ def test_a_connection_looks_at_so_many_clusters_and_hosts_whether_they_are_there
         pair: Mesh, missing: int, empty: int, looked_at: bool) -> None:
     configure(pair)
     early(pair, 8)
-    routes = [any_path(WeightedCluster(f"none-{n}", 1), prefix=f"/none/{n}") for n in range(missing)] + [any_path(WeightedCluster("all", 1))]
+    routes = [any_path(WeightedCluster(f"none-{n}", 1), prefix=f"/none/{n}") for n in range(missing)]
+    routes.append(any_path(WeightedCluster("all", 1)))
     hosts = (*(VirtualHost(f"empty-{n}", (f"empty-{n}",), ()) for n in range(empty)), VirtualHost("v", ("*",), tuple(routes)))
     pair.worker.commit(blobs.put_destination(Destination(SCOPE, f"{HOST}:{HTTP_PORT}", hosts, None)))
     settled(pair)
