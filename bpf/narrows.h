@@ -26,6 +26,8 @@
 #define NARROWS_ONLY_INCLUDED 4		/* nothing is captured but what `included` covers */
 #define NARROWS_REDIRECTED 8		/* inside.flags: rules send connections to 15006 as well, so what comes there passes */
 #define NARROWS_ACCEPT_KEPT 16		/* tcp_fwmark_accept was 1 before us, and stays so */
+#define NARROWS_REFLECT4_KEPT 32	/* so was net.ipv4.fwmark_reflect, */
+#define NARROWS_REFLECT6_KEPT 64	/* and net.ipv6.fwmark_reflect */
 
 struct narrows_pod {			/* map `pods`, by the cookie of the pod's network namespace */
 	__u32 ip4;			/* where captured connects go: the pod's own addresses */

@@ -3,11 +3,13 @@
 A pod is captured while its namespace has the link and stands in the map `inbound`, which is written last and cleared first. Its listener
 comes to the map `listeners` without us: sockops on the proxy's cgroup puts it there within listen(2), and its end takes it out. So neither
 our absence nor a new keeper leaves a gap; while there is no listener, who connects is refused. Nothing here needs a child.
-The way back from the application needs the policy rule and route of `plan` and the sysctl tcp_fwmark_accept. One caller at a time.
+The way back from the application needs the policy rule and route of `plan`, the sysctl tcp_fwmark_accept, and fwmark_reflect for the
+refusal of a port that nobody listens on. One caller at a time.
 """
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -26,9 +28,10 @@ from agent.model.pod import CaptureSettings
 from agent.model.workload import IPAddress
 
 INSIDE_VALUE = struct.Struct("=4sI16sII")  # bpf/narrows.h; a test holds it against that
-REDIRECTED, ACCEPT_KEPT = 8, 16
+REDIRECTED, ACCEPT_KEPT, REFLECT4_KEPT, REFLECT6_KEPT = 8, 16, 32, 64
 FWMARK_ACCEPT = "net.ipv4.tcp_fwmark_accept"  # of IPv6 too
-_ACCEPT_FILE = Path("/proc/sys/net/ipv4/tcp_fwmark_accept")
+FWMARK_REFLECT = "net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect"
+_KEPT = ACCEPT_KEPT | REFLECT4_KEPT | REFLECT6_KEPT
 
 _PIDFD_GETFD = 438  # asm-generic/unistd.h
 _LISTENER = struct.Struct("=Q")  # in: a descriptor; out: the socket's cookie
@@ -48,7 +51,7 @@ class Entered:
     pods: Mapping[int, bytes]  # cookie -> value
     excluded: Mapping[int, frozenset[bytes]]  # cookie -> keys
     listeners: frozenset[int]  # cookies
-    accepting: frozenset[str]  # namespaces whose sysctl is set
+    unset: Mapping[str, tuple[str, ...]]  # by namespace the sysctls that are not as they must be
 
 
 class Ingress:
@@ -121,16 +124,16 @@ class Ingress:
                                    "the keeper has made none since its cgroup is served")
             with bpf_call.opened(self._pins.maps / "inbound") as inbound:
                 before = bpf_call.lookup(inbound, NETNS_KEY.pack(cookie), INSIDE_VALUE.size)
-                accept = self._accept(netns, before)
+                kept = _set_sysctls(netns, before)
                 wanted = {PORT_KEY.pack(cookie, port) for port in settings.exclude_inbound_ports}
                 self._exclude(cookie, wanted)
                 try:
                     self._attach(netns, cookie)
                 except (OSError, IngressError):
-                    if before is None and not accept:
-                        netlink.write_sysctl(netns, FWMARK_ACCEPT, 0)
+                    if before is None:
+                        _put_back_sysctls(netns, kept)
                     raise
-                value = _value(own, (REDIRECTED if redirected else 0) | (ACCEPT_KEPT if accept else 0))
+                value = _value(own, (REDIRECTED if redirected else 0) | kept)
                 old = INSIDE_VALUE.unpack(before) if before is not None else (b"", 0, b"", 0, 0)
                 if old[:3] != value:
                     turn = (old[3] + _AHEAD) & 0xFFFFFFFF
@@ -142,7 +145,7 @@ class Ingress:
     def release(self, cookie: int, netns: str | None = None) -> None:
         """End the capture of a pod, which may be gone. Connections that live go on. What is not there is no error.
 
-        `netns` of a pod that goes on: its sysctl is put back.
+        `netns` of a pod that goes on: its sysctls are put back.
         """
         try:
             with bpf_call.opened(self._pins.maps / "inbound") as inbound:
@@ -150,8 +153,8 @@ class Ingress:
                 bpf_call.delete(inbound, NETNS_KEY.pack(cookie))
             (self._pins.links / _SK_LOOKUP.link(cookie)).unlink(missing_ok=True)
             self._exclude(cookie, set())
-            if netns is not None and before is not None and not INSIDE_VALUE.unpack(before)[1] & ACCEPT_KEPT:
-                netlink.write_sysctl(netns, FWMARK_ACCEPT, 0)
+            if netns is not None and before is not None:
+                _put_back_sysctls(netns, INSIDE_VALUE.unpack(before)[1])
         except OSError as error:
             raise IngressError(f"namespace {cookie}: {error.strerror}; this needs root") from None
 
@@ -184,22 +187,19 @@ class Ingress:
             for key in bpf_call.keys(fd, PORT_KEY.size):
                 excluded.setdefault(PORT_KEY.unpack(key)[0], set()).add(key)
         listeners = frozenset(cookie for cookie in cookies.values() if self.has_listener(cookie))
-        accepting = netlink.visit(cookies, lambda _: _ACCEPT_FILE.read_text().strip() == "1")
         return Entered(pods, {cookie: frozenset(keys) for cookie, keys in excluded.items()}, listeners,
-                       frozenset(path for path, yes in accepting.items() if yes))
+                       netlink.visit(cookies, lambda _: _unset_here()))
 
     def lacks(self, entered: Entered, netns: str, cookie: int, addresses: Iterable[IPAddress], settings: CaptureSettings) -> list[str]:
         """What of a captured pod does not stand as `capture` made it; empty when all is well. OSError when its namespace is gone."""
         found = [] if self._runs(_SK_LOOKUP, cookie, os.stat(netns).st_ino) else [f"the link of {_SK_LOOKUP.name}"]
         value = entered.pods.get(cookie)
         have = INSIDE_VALUE.unpack(value)[:3] if value is not None else None
-        if have is None or (have[0], have[1] & ~ACCEPT_KEPT, have[2]) != _value({one.version: one for one in addresses}, 0):
+        if have is None or (have[0], have[1] & ~_KEPT, have[2]) != _value({one.version: one for one in addresses}, 0):
             found.append("the pod's entry in the map `inbound`")
         if entered.excluded.get(cookie, frozenset()) != {PORT_KEY.pack(cookie, port) for port in settings.exclude_inbound_ports}:
             found.append("the pod's entries in the map `excluded_inbound`")
-        if netns not in entered.accepting:
-            found.append(f"the sysctl {FWMARK_ACCEPT}")
-        return found
+        return found + [f"the sysctl {name}" for name in entered.unset.get(netns, (FWMARK_ACCEPT,))]
 
     def serves(self, cgroup_id: int) -> list[str]:
         """The same of the proxy's cgroup."""
@@ -229,17 +229,6 @@ class Ingress:
         with bpf_call.opened(self._pins.maps / "listeners") as listeners:
             return bpf_call.lookup(listeners, NETNS_KEY.pack(cookie), _LISTENER.size) is not None
 
-    def _accept(self, netns: str, before: bytes | None) -> bool:
-        """Sees to the sysctl. Returns whether it was set before us, as when the pod was captured first."""
-        try:
-            set_before = netlink.read_sysctl(netns, FWMARK_ACCEPT) == "1"
-            if not set_before:
-                netlink.write_sysctl(netns, FWMARK_ACCEPT, 1)
-        except OSError as error:
-            raise IngressError(f"{netns}: {FWMARK_ACCEPT}: {error.strerror}; without it an application's answer "
-                               "does not find the proxy") from None
-        return bool(INSIDE_VALUE.unpack(before)[1] & ACCEPT_KEPT) if before is not None else set_before
-
     def _exclude(self, cookie: int, wanted: set[bytes]) -> None:
         with bpf_call.opened(self._pins.maps / "excluded_inbound") as fd:
             there = {key for key in bpf_call.keys(fd, PORT_KEY.size) if PORT_KEY.unpack(key)[0] == cookie}
@@ -262,6 +251,45 @@ class Ingress:
                 os.close(program)
         finally:
             os.close(namespace)
+
+
+def _sysctls() -> dict[str, int]:
+    """By name the flag of an entry of `inbound` that says that it was set before us."""
+    return {FWMARK_ACCEPT: ACCEPT_KEPT, FWMARK_REFLECT[0]: REFLECT4_KEPT, FWMARK_REFLECT[1]: REFLECT6_KEPT}
+
+
+def _set_sysctls(netns: str, before: bytes | None) -> int:
+    """Sees to them. Returns the flags of those that were set before us, as when the pod was captured first."""
+    kept = _KEPT
+    for name, flag in _sysctls().items():
+        try:
+            if netlink.read_sysctl(netns, name) != "1":
+                netlink.write_sysctl(netns, name, 1)
+                kept &= ~flag
+        except OSError as error:
+            if error.errno == errno.ENOENT and name == FWMARK_REFLECT[1]:  # a kernel without IPv6
+                continue
+            if before is None:
+                _put_back_sysctls(netns, kept)
+            raise IngressError(f"{netns}: {name}: {error.strerror}; without it an application's answer "
+                               "does not find the proxy") from None
+    return kept if before is None else INSIDE_VALUE.unpack(before)[1] & _KEPT
+
+
+def _put_back_sysctls(netns: str, kept: int) -> None:
+    for name, flag in _sysctls().items():
+        if not kept & flag:
+            netlink.write_sysctl(netns, name, 0)
+
+
+def _unset_here() -> tuple[str, ...]:
+    """Of the namespace that this thread is in."""
+    found = []
+    for name in _sysctls():
+        path = Path("/proc/sys", *name.split("."))
+        if path.exists() and path.read_text().strip() != "1":
+            found.append(name)
+    return tuple(found)
 
 
 def _link(program: int, target: int, attach: int, path: Path) -> None:

@@ -20,6 +20,8 @@ cdef extern from "bpf/narrows.h" nogil:
         NARROWS_ONLY_INCLUDED
         NARROWS_REDIRECTED
         NARROWS_ACCEPT_KEPT
+        NARROWS_REFLECT4_KEPT
+        NARROWS_REFLECT6_KEPT
         NARROWS_NETNS_BITS
     const char* NARROWS_NETNS_HERE
     struct narrows_pod:

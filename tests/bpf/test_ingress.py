@@ -58,8 +58,8 @@ def test_an_application_is_reached_however_it_is_bound(inward: Inward, where: st
 def test_an_application_on_loopback_alone_stays_out_of_reach(inward: Inward) -> None:
     inward.capture()
     with netlink.in_netns(inward.server.path, lambda: socket.create_server(("127.0.0.1", 9001))):
-        with inward.mesh.dial(inward.server.ip, 9001, inward.client) as dialled, pytest.raises(ConnectionResetError):
-            receive_all(dialled)
+        with pytest.raises(ConnectionResetError):  # within connect(2), even: the refusal is that quick
+            receive_all(inward.mesh.dial(inward.server.ip, 9001, inward.client))
         assert inward.talk(inward.server.ip)  # and the pod goes on
 
 
@@ -243,3 +243,13 @@ def test_nothing_about_the_listener_can_be_claimed_from_inside_the_pod(inward: I
         assert inward.attempt(inward.server.ip, 15006) == "ECONNREFUSED"
     assert Path(inward.pins.maps / "listeners").exists()
     assert inward.own.peers == []
+
+
+@pytest.mark.parametrize("address", ["ip", "ip6"])
+def test_a_port_that_nobody_listens_on_is_refused_to_the_proxy_at_once(inward: Inward, address: str) -> None:
+    """The refusal is the kernel's, without a socket that would have our mark."""
+    inward.capture()
+    with pytest.raises(ConnectionResetError):  # within connect(2), even
+        inward.mesh.dial(getattr(inward.server, address), 8081, inward.client).recv(1)
+    record = inward.mesh.worker.record()
+    assert (record["reporter"], record["flag"], record["failure"]) == ("destination", "UF", "delayed_connect_error:_Connection_refused")

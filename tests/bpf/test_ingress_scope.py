@@ -15,7 +15,7 @@ from agent import netlink
 from agent.capture import bpf_call
 from agent.capture import ingress as ingress_room
 from agent.capture.egress import NETNS_KEY, Egress, netns_cookie
-from agent.capture.ingress import FWMARK_ACCEPT, Ingress, IngressError
+from agent.capture.ingress import FWMARK_ACCEPT, FWMARK_REFLECT, Ingress, IngressError
 from agent.capture.loader import FILES, HEADERS, INGRESS, SOURCES, load
 from agent.capture.plan import PROBE_SOURCES
 from agent.capture.unhook import unhook
@@ -116,15 +116,16 @@ def test_a_pod_that_is_released_is_reached_directly_and_nothing_is_left(inward: 
         assert not inward.via_proxy(inward.server.ip, 8080)
     until(lambda: links(inward) == {}, "the link is off, a moment after its pin")
     assert inward.ingress.captured() == []
-    assert netlink.read_sysctl(inward.server.path, FWMARK_ACCEPT) == "0"
+    assert {netlink.read_sysctl(inward.server.path, name) for name in (FWMARK_ACCEPT, *FWMARK_REFLECT)} == {"0"}
     inward.ingress.release(cookie, inward.server.path)  # again: nothing to do
 
 
-def test_a_sysctl_that_was_set_before_us_stays_set(inward: Inward) -> None:
-    netlink.write_sysctl(inward.server.path, FWMARK_ACCEPT, 1)
+@pytest.mark.parametrize("name", [FWMARK_ACCEPT, *FWMARK_REFLECT])
+def test_a_sysctl_that_was_set_before_us_stays_set(inward: Inward, name: str) -> None:
+    netlink.write_sysctl(inward.server.path, name, 1)
     inward.capture()
     inward.ingress.release(inward.capture(), inward.server.path)
-    assert netlink.read_sysctl(inward.server.path, FWMARK_ACCEPT) == "1"
+    assert {one for one in (FWMARK_ACCEPT, *FWMARK_REFLECT) if netlink.read_sysctl(inward.server.path, one) == "1"} == {name}
 
 
 def test_a_kernel_without_the_sysctl_is_said_and_nothing_is_captured(inward: Inward, monkeypatch: pytest.MonkeyPatch) -> None:

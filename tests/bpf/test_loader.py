@@ -308,4 +308,5 @@ def test_kernel_proxy_and_agent_agree_on_what_they_share(loaded: Pins, cache: Pa
                          "MARK_MASK": int(rules.MARK_OURS.split("/")[1], 16), "HAS_IP4": egress.HAS_IP4, "HAS_IP6": egress.HAS_IP6,
                          "ONLY_INCLUDED": egress.ONLY_INCLUDED, "NETNS_BITS": egress.NETNS_BITS, "INBOUND_PORT": plan.INBOUND_PORT,
                          "HBONE_PORT": plan.HBONE_PORT, "MARK_LOCAL": int(rules.MARK_LOCAL.split("/")[0], 16),
-                         "REDIRECTED": ingress.REDIRECTED, "ACCEPT_KEPT": ingress.ACCEPT_KEPT, "NETNS_HERE": loader.NETNS_HERE}
+                         "REDIRECTED": ingress.REDIRECTED, "ACCEPT_KEPT": ingress.ACCEPT_KEPT,
+                         "REFLECT4_KEPT": ingress.REFLECT4_KEPT, "REFLECT6_KEPT": ingress.REFLECT6_KEPT, "NETNS_HERE": loader.NETNS_HERE}
