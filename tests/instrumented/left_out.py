@@ -15,7 +15,7 @@ LEFT_OUT: dict[str, dict[tuple[str, str], str]] = {
             "a sanitizer's runtime makes nothing of mlock",
         ("tests/unit/route/test_route_oracle.py", "test_any_request_finds_the_route_that_the_rules_say"):
             "takes ten minutes; `make fuzz` tries transactions under the same sanitizers",
-        ("tests/netns/proxy/test_http.py", "test_a_thousand_requests_leave_nothing_behind"): "measures memory: what was freed is kept",
+        ("tests/netns/proxy/test_http_ends.py", "test_a_thousand_requests_leave_nothing_behind"): "measures memory: what was freed is kept",
         ("tests/netns/proxy/test_tcp.py", "test_a_silent_connection_that_finds_no_server_keeps_nothing_of_the_configuration"):
             "measures memory: what was freed is kept",
         ("tests/netns/keeper/test_pods.py", "test_a_real_worker_killed_with_9_is_replaced_in_under_200_ms"): "measures time",

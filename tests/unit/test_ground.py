@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.instrumented.left_out import LEFT_OUT
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROOMS = ("agent", "bpf", "controlplane", "deploy", "deploy/daemonset", "docs", "examples", "ext", "protos", "tests", "tools")
 INSTALLED = ("agent", "controlplane", "protos", "bpf", "ext")
@@ -112,3 +114,11 @@ def test_every_debian_package_has_its_reason(setup: ModuleType) -> None:
     assert lines
     bare = [line for line in lines if not line.partition("#")[2].strip()]
     assert set(bare) <= {"redis-tools", "postgresql-client"}, "the line above gives theirs"
+
+
+@pytest.mark.parametrize("run", sorted(LEFT_OUT))
+def test_what_an_instrumented_run_leaves_out_is_there(run: str) -> None:
+    """They run on demand: a test that moved would be found much too late."""
+    gone = [f"{file}::{test}" for file, test in LEFT_OUT[run]
+            if not (ROOT / file).is_file() or f"def {test}" not in (ROOT / file).read_text()]
+    assert not gone
