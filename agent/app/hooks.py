@@ -10,12 +10,14 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agent import netlink
 from agent.app.events import Events
 from agent.app.inward import Inward
+from agent.app.own import Own, incomplete, own_of, told
 from agent.capture import pins as pins_of_bpf
 from agent.capture.egress import LAYOUT, Captured, Egress, EgressError, netns_cookie
 from agent.capture.ingress import IngressError
@@ -36,6 +38,7 @@ class Record:
     pod: LocalPod
     settings: CaptureSettings
     captured: Captured
+    own: Own
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,10 @@ class Hooks:
         if not self.able:
             return {"state": "failed", "reason": both(self._problem, self._inward.problem), "directions": []}
         return {"state": "ready", "reason": lacking, "directions": self.able}
+
+    def families(self, uid: str) -> list[dict[str, str | None]]:
+        """Of a pod whose connects hooks capture: where they go in each family, or why they are refused. Else empty."""
+        return record.own.shown() if (record := self._records.get(uid)) is not None else []
 
     @property
     def able(self) -> list[str]:
@@ -158,9 +165,11 @@ class Hooks:
         def work(egress: Egress) -> None:
             if not still():
                 return
-            made = egress.capture(pod.netns, pod.cgroup, pod.addresses, settings)
             before = self._records.get(pod.uid)
-            self._records[pod.uid] = Record(pod, settings, made)
+            there = netlink.own_addresses([pod.netns] if incomplete(pod) else [])
+            own = own_of(pod, there.get(pod.netns, ()), before.own if before else None)
+            made = egress.capture(pod.netns, pod.cgroup, own.addresses, settings)
+            self._records[pod.uid] = Record(pod, settings, made, own)
             self._left_pods.discard(made.cookie)
             self._left_links.discard(made.cgroup)
             self._stopped.pop(pod.uid, None)
@@ -256,8 +265,9 @@ class Hooks:
             self._served = served
             self._repaired(wrong)
         found = {}
+        there = netlink.own_addresses([one.pod.netns for one in records.values() if incomplete(one.pod)])
         for uid, one in records.items():
-            wrong = egress.lacks(standing, one.captured, one.pod.addresses, one.settings)
+            wrong = egress.lacks(standing, one.captured, one.own.addresses, one.settings)
             try:
                 if os.stat(one.pod.cgroup).st_ino != one.captured.cgroup:
                     wrong = [f"its cgroup {one.pod.cgroup} was made again"]
@@ -265,7 +275,18 @@ class Hooks:
                 wrong = [f"its cgroup {one.pod.cgroup} is gone"]
             if wrong:
                 found[uid] = wrong
+            elif (have := there.get(one.pod.netns)) is not None and (own := own_of(one.pod, have, one.own)) != one.own:
+                try:
+                    self._follow(egress, one, own)
+                except (EgressError, OSError):
+                    found[uid] = ["its own address"]
         return found
+
+    def _follow(self, egress: Egress, one: Record, own: Own) -> None:
+        """The pod's namespace has another address now. EgressError, OSError: it is as it was."""
+        made = egress.capture(one.pod.netns, one.pod.cgroup, own.addresses, one.settings)
+        self._records[one.pod.uid] = replace(one, captured=made, own=own)
+        self._events.add("OwnAddress", f"pod {one.pod.ref}", told(own))
 
     def _look_inward(self) -> dict[str, list[str]]:
         found, wrong = self._inward.look()

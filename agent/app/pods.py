@@ -456,6 +456,7 @@ class Pods:
             "egress": way.egress if way else None,
             "ingress": way.ingress if way else None,
             "fallback": way.choice.why if way else "",
+            "families": self._capture.hooks.families(pod.uid) if way else [],
             "state": str(one.state),
             "final": one.final,
             "handle": attached.handle if (attached := self._attached.get(pod.uid)) else None,

@@ -37,6 +37,7 @@ from agent.netlink.links import (
     set_link,
 )
 from agent.netlink.namespaces import NAMESPACES, create_namespace, delete_namespace, list_namespaces
+from agent.netlink.own import own_addresses
 from agent.netlink.routes import (
     MAIN_TABLE,
     Network,
@@ -55,6 +56,6 @@ __all__ = [
     "MAIN_TABLE", "NAMESPACES", "Address", "Interface", "Link", "Namespace", "NetlinkError", "Network", "Route", "Rule",
     "add_address", "add_bridge", "add_missing", "add_route", "add_rule", "add_veth", "addresses", "create_namespace",
     "delete_address", "delete_link", "delete_namespace", "delete_route", "delete_rule", "families", "in_netns", "is_namespace",
-    "links", "list_namespaces", "namespace_id", "open_namespace", "read_sysctl", "routes", "rules", "set_link", "visit",
+    "links", "list_namespaces", "namespace_id", "open_namespace", "own_addresses", "read_sysctl", "routes", "rules", "set_link", "visit",
     "write_sysctl",
 ]

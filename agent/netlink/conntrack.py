@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from agent import netlink
+from agent.netlink.raw import DUMP, REQUEST, answers, attributes
 
 _NETLINK_NETFILTER = 12
 _CONNTRACK = 1 << 8  # NFNL_SUBSYS_CTNETLINK
 _GET_STATS_CPU, _GET_STATS = _CONNTRACK | 4, _CONNTRACK | 5
-_REQUEST, _DUMP = 1, 0x300
-_ERROR, _DONE = 2, 3
 _CPU_DROP, _CPU_EARLY_DROP = 10, 11  # CTA_STATS_*
 _ENTRIES, _MAX_ENTRIES = 1, 2  # CTA_STATS_GLOBAL_*
 _RECEIVE_BYTES = 1 << 16
@@ -57,37 +56,16 @@ def _read() -> Table:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as link:
         link.settimeout(_SECONDS)
         (whole,) = _ask(link, _GET_STATS, 0)
-        cpus = list(_ask(link, _GET_STATS_CPU, _DUMP))
+        cpus = list(_ask(link, _GET_STATS_CPU, DUMP))
     return Table(whole.get(_ENTRIES, 0), whole.get(_MAX_ENTRIES, 0), sum(cpu.get(_CPU_DROP, 0) for cpu in cpus),
                  sum(cpu.get(_CPU_EARLY_DROP, 0) for cpu in cpus))
 
 
 def _ask(link: socket.socket, kind: int, flags: int) -> Iterator[Mapping[int, int]]:
     """The attributes of each answer. Raises OSError when the kernel refuses (it was built without ctnetlink)."""
-    link.send(struct.pack("=IHHII", 20, kind, _REQUEST | flags, 1, 0) + bytes(4))  # nfgenmsg: AF_UNSPEC, version 0
-    while True:
-        data = link.recv(_RECEIVE_BYTES)
-        at = 0
-        while at + 16 <= len(data):
-            length, type_ = struct.unpack_from("=IH", data, at)
-            if type_ == _DONE:
-                return
-            if type_ == _ERROR:
-                (number,) = struct.unpack_from("=i", data, at + 16)
-                raise OSError(-number, "ctnetlink refuses")
-            yield dict(_attributes(data[at + 20:at + length]))
-            at += max((length + 3) & ~3, 16)
-        if not flags:
-            return
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, int]]:
-    at = 0
-    while at + 8 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, at)
-        if length == 8:  # u32, big-endian; all that is asked for are such
-            yield kind & 0x3FFF, struct.unpack_from(">I", data, at + 4)[0]
-        at += max((length + 3) & ~3, 4)
+    for answer in answers(link, kind, flags, bytes(4)):  # nfgenmsg: AF_UNSPEC, version 0
+        # big-endian; those of 32 bits are all that is asked for
+        yield {number: int.from_bytes(value, "big") for number, value in attributes(answer[4:]).items() if len(value) == 4}
 
 
 class Originals:
@@ -129,7 +107,7 @@ def _question(family: int, sequence: int, source: bytes, source_port: int, desti
                 + _attribute(_PROTO_DST, struct.pack(">H", port)))
     body = struct.pack("=BBH", family, 0, 0) + _attribute(_NESTED | _TUPLE_REPLY, _attribute(
         _NESTED | _TUPLE_IP, addresses) + _attribute(_NESTED | _TUPLE_PROTO, protocol))
-    return struct.pack("=IHHII", 16 + len(body), _GET, _REQUEST, sequence, 0) + body
+    return struct.pack("=IHHII", 16 + len(body), _GET, REQUEST, sequence, 0) + body
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
@@ -141,19 +119,9 @@ def _original(data: bytes) -> tuple[str, int] | None:
     length, kind = struct.unpack_from("=IH", data)
     if kind != _NEW:
         return None
-    original = _parts(_parts(data[20:length]).get(_TUPLE_ORIG, b""))
-    addresses, protocol = _parts(original.get(_TUPLE_IP, b"")), _parts(original.get(_TUPLE_PROTO, b""))
+    original = attributes(attributes(data[20:length]).get(_TUPLE_ORIG, b""))
+    addresses, protocol = attributes(original.get(_TUPLE_IP, b"")), attributes(original.get(_TUPLE_PROTO, b""))
     address, port = addresses.get(2) or addresses.get(4), protocol.get(_PROTO_DST)
     if address is None or len(address) not in (4, 16) or port is None or len(port) != 2:
         return None
     return str(IPv4Address(address) if len(address) == 4 else IPv6Address(address)), int.from_bytes(port, "big")
-
-
-def _parts(data: bytes) -> dict[int, bytes]:
-    """Attributes by kind, nested ones as they are."""
-    found, at = {}, 0
-    while at + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, at)
-        found[kind & 0x3FFF] = data[at + 4:at + length]
-        at += max((length + 3) & ~3, 4)
-    return found

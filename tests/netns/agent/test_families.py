@@ -2,16 +2,20 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import time
 from typing import Any
 
 import pytest
 
+from agent import netlink
 from agent.app.pods import WATCH_SECONDS
 from tests.netns.agent.conftest import NARROWS, PORT, VIRTUAL, Instance
+from tests.support.egress import TRY
 from tests.support.lab import CAPTURE
 from tests.support.logs import whole_lines
+from tests.support.mesh import Origin
 from tests.support.netns import Netns
 from tests.support.wait import until
 
@@ -90,6 +94,73 @@ def test_ipv6_that_is_switched_on_and_off_while_a_pod_is_captured_is_captured_wh
     assert not instance.events("CaptureFailed")
 
 
+@pytest.mark.parametrize("capture", ["ebpf", "auto"])
+def test_a_family_that_the_runtime_does_not_name_never_passes_by_the_proxy(instance: Instance, capture: str) -> None:
+    """The pod files name IPv4 alone. Whoever reached the other side and is not in the access log went past the proxy."""
+    client, server, outside = instance.client, instance.server, instance.node.pod("outside")
+    canary = Origin(outside, 9000, answer)
+    there = f"http://[{outside.ip6}]:9000/"
+    netlink.delete_address(client.path, "eth0", f"{client.ip6}/64")
+    try:
+        instance.up("--capture", capture)
+        if capture == "ebpf":
+            assert families(instance) == [
+                {"family": "IPv4", "address": client.ip, "source": "podIPs", "refused": ""},
+                {"family": "IPv6", "address": None, "source": None,
+                 "refused": "its runtime (podIPs) names no address and its namespace has none"}]
+        instance.kill("agent")  # nobody sees the address that comes now
+        come(client)
+        if capture == "ebpf":
+            assert client.python(TRY, outside.ip6, "9000").stdout.strip() == "EPERM"
+            assert canary.peers == []
+        else:
+            assert instance.get(where=there) == "canary 200"
+
+        instance.start_agent("--capture", capture)
+        instance.ready()
+        until(lambda: instance.get(where=there) == "canary 200", "the canary is reached")
+        if capture == "ebpf":
+            assert families(instance)[1] == {"family": "IPv6", "address": client.ip6, "source": "namespace", "refused": ""}
+        until(lambda: len(to(instance, outside.ip6)) == len(canary.peers), "through the proxy")
+
+        before = taken(instance)
+        assert instance.get(outside, f"http://[{server.ip6}]:8080/") == f"served / to {outside.ip6} 200"
+        until(lambda: taken(instance) == before + 1, "what comes in goes through the proxy")
+        if capture == "ebpf":
+            netlink.delete_address(client.path, "eth0", f"{client.ip6}/64")
+            until(lambda: families(instance)[1]["refused"], "the address has gone", 30)
+            come(client, f"{client.ip6}2")
+            until(lambda: families(instance)[1]["address"] == f"{client.ip6}2", "the next one is found", 30)
+            until(lambda: instance.get(where=there) == "canary 200", "the canary is reached")
+            until(lambda: len(to(instance, outside.ip6)) == len(canary.peers), "through the proxy")
+            assert len(instance.events("OwnAddress")) == 2
+    finally:
+        canary.close()
+
+
+def answer(connection: socket.socket) -> None:
+    while b"\r\n\r\n" not in connection.recv(4096):
+        pass
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\ncanary")
+
+
+def come(pod: Netns, address: str = "") -> None:
+    """The route goes with the last address of its kind."""
+    netlink.add_address(pod.path, "eth0", f"{address or pod.ip6}/64")
+    netlink.add_route(pod.path, "::/0", gateway="fd00:244:1::1")
+
+
+def families(instance: Instance) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = instance.shown("client")["families"]
+    return found
+
+
+def taken(instance: Instance) -> float:
+    """Requests that the server's proxy reported."""
+    return sum(float(line.rpartition(" ")[2]) for line in instance.metrics()
+               if line.startswith("istio_requests_total{") and 'reporter="destination"' in line)
+
+
 def ways(pod: Netns) -> str:
     """The kernel has no table 100 before its first route."""
     return pod.run("ip", "-6", "route", "show", "table", "100", check=False).stdout
@@ -97,5 +168,9 @@ def ways(pod: Netns) -> str:
 
 def outbound(instance: Instance) -> list[dict[str, Any]]:
     """Requests of the client to the server's IPv6 address."""
+    return to(instance, instance.server.ip6, 8080)
+
+
+def to(instance: Instance, address: str, port: int = 9000) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in whole_lines(instance.run_dir / "access.log")]
-    return [one for one in records if one["reporter"] == "source" and one["upstream_host"] == f"[{instance.server.ip6}]:8080"]
+    return [one for one in records if one["reporter"] == "source" and one["upstream_host"] == f"[{address}]:{port}"]

@@ -96,6 +96,22 @@ def test_ipv6_switched_off_is_seen(namespaces: Namespaces) -> None:
     assert netlink.families(inside.path) == (4,)
 
 
+def test_own_addresses_are_those_that_others_reach_and_who_stays_comes_first(node: Node) -> None:
+    pod, bare = node.pod("a"), node.pod("b")
+    bare.run("ip", "address", "flush", "dev", "eth0")
+    pod.run("sh", "-c", "echo 1000 > /proc/sys/net/ipv6/conf/eth0/dad_transmits")
+    for address, how in ((f"{pod.ip6}1/64", ("nodad", "preferred_lft", "0")), (f"{pod.ip6}2/64", ("nodad",)),
+                         (f"{pod.ip6}3/64", ()), ("169.254.1.1/16", ("scope", "link")), ("10.244.1.99/24", ())):
+        pod.run("ip", "address", "add", address, "dev", "eth0", *how)
+    shown = {one["local"]: one for link in pod.ip_json("address", "show", "dev", "eth0") for one in link["addr_info"]}
+    assert shown[f"{pod.ip6}1"]["deprecated"] and shown[f"{pod.ip6}3"]["tentative"] and shown["10.244.1.99"]["secondary"]
+    found = netlink.own_addresses([pod.path, bare.path, "/run/netns/none"])
+    assert set(found) == {pod.path, bare.path} and found[bare.path] == ()
+    assert [str(one) for one in found[pod.path] if one.version == 4] == [pod.ip, "10.244.1.99"]
+    six = [str(one) for one in found[pod.path] if one.version == 6]
+    assert set(six[:-1]) == {pod.ip6, f"{pod.ip6}2"} and six[-1] == f"{pod.ip6}1"
+
+
 def test_an_error_names_the_namespace_and_the_object(namespaces: Namespaces, tmp_path: Path) -> None:
     inside = namespaces.make("a")
     with pytest.raises(NetlinkError, match=f"namespace {inside.path}: cannot change link nope: no link nope"):
