@@ -119,6 +119,10 @@ def test_no_room_of_the_control_plane_imports_upwards() -> None:
     assert wrong == []
 
 
+def test_the_contracts_import_nothing_of_ours() -> None:
+    assert [w for path in python_files("protos") for w in forbidden(path, imports(path), {})] == []
+
+
 def test_only_the_dataplane_room_imports_the_extension() -> None:
     wrong = [str(path.relative_to(ROOT)) for path in python_files("agent")
              if any(name.split(".")[0] == "ext" for name in imports(path)) and own_room(path) != "dataplane"]
