@@ -6,7 +6,7 @@ SANITIZE ?= address,undefined
 # meson calls `cython` by name when an import rebuilds what changed
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo test test-unit test-netns test-bpf test-ebpf test-sanitize coverage fuzz lint build bench soak clean
+.PHONY: help setup demo test test-unit test-netns test-bpf test-ebpf test-mixed test-sanitize coverage fuzz lint build bench soak clean
 
 help:
 	@echo "make demo        bring up Bookinfo in a mesh on this machine, show what it sees (root)"
@@ -14,7 +14,8 @@ help:
 	@echo "make test-unit   tests that need no privilege"
 	@echo "make test-netns  tests with real namespaces, rules and processes (root)"
 	@echo "make test-bpf    the BPF tool chain: compile and load (root)"
-	@echo "make test-ebpf   tests that start agents and labs, with what pods connect to captured by eBPF; not part of make test (root)"
+	@echo "make test-ebpf   tests in which pods are captured, once more with hooks instead of redirects (root)"
+	@echo "make test-mixed  a part of them with hooks in one direction and redirects in the other, both ways (root)"
 	@echo "make test-sanitize  ext/ and its processes under AddressSanitizer and UBSan, or SANITIZE=thread (root; tests/README.md)"
 	@echo "make coverage    lines of ext/ that run in tests, by file; fails below 90 % (root)"
 	@echo "make bench       our proxy beside Envoy, HAProxy and nginx: CASES= PROXIES= ROUNDS= SECONDS= OPENSSL= (root; tests/bench/README.md)"
@@ -47,7 +48,14 @@ test-netns: setup
 	$(PYTEST) tests/netns
 
 test-ebpf: setup
-	NARROWS_TEST_CAPTURE=ebpf $(PYTEST) tests/netns/agent tests/netns/lab tests/netns/endtoend
+	NARROWS_TEST_CAPTURE=ebpf $(PYTEST) $(addprefix tests/netns/,agent lab endtoend dns proxy hbone strict)
+
+MIXED = tests/netns/agent/test_life.py tests/netns/agent/test_reuse.py tests/netns/lab/test_one_node.py tests/netns/hbone/test_pair.py \
+	$(addprefix tests/netns/proxy/test_,tcp.py http.py ipv6.py near.py two_workers.py)
+
+test-mixed: setup
+	NARROWS_TEST_CAPTURE=ebpf+iptables $(PYTEST) $(MIXED)
+	NARROWS_TEST_CAPTURE=iptables+ebpf $(PYTEST) $(MIXED)
 
 test-sanitize: setup
 	@$(PY) tests/instrumented/sanitize.py --sanitize $(SANITIZE)

@@ -60,6 +60,36 @@ static inline int keep(struct bpf_sock_addr *ctx, const struct narrows_pod *pod,
 	return 1;
 }
 
+/* A socket that is bound to another address than the pod's own is sent to loopback: sk_lookup.c takes no other address but that for one of
+ * inside, and a connection that is not bound has to have the pod's own as its source. */
+static inline void turn4(struct bpf_sock_addr *ctx, const struct narrows_pod *pod)
+{
+	u32 bound = ctx->sk->src_ip4;
+
+	ctx->user_ip4 = bound && bound != pod->ip4 ? bpf_htonl(0x7f000001) : pod->ip4;
+}
+
+static inline void turn6(struct bpf_sock_addr *ctx, const struct narrows_pod *pod)
+{
+	struct bpf_sock *sk = ctx->sk;
+	u32 bound[4] = {sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3]};
+
+	if ((bound[0] | bound[1] | bound[2] | bound[3]) && !(bound[0] == pod->ip6[0] && bound[1] == pod->ip6[1] &&
+							     bound[2] == pod->ip6[2] && bound[3] == pod->ip6[3])) {
+		ctx->user_ip6[0] = 0;
+		ctx->user_ip6[1] = 0;
+		ctx->user_ip6[2] = 0;
+		ctx->user_ip6[3] = bpf_htonl(1);
+		asm volatile("" ::: "memory");
+	} else {
+		ctx->user_ip6[0] = pod->ip6[0];
+		ctx->user_ip6[1] = pod->ip6[1];
+		ctx->user_ip6[2] = pod->ip6[2];
+		ctx->user_ip6[3] = pod->ip6[3];
+		asm volatile("" ::: "memory");
+	}
+}
+
 int narrows_connect4(struct bpf_sock_addr *ctx)
 {
 	struct narrows_end to = {.ip = {0, 0, bpf_htonl(0xffff), ctx->user_ip4}, .port = bpf_ntohs((u16)ctx->user_port)};
@@ -74,7 +104,7 @@ int narrows_connect4(struct bpf_sock_addr *ctx)
 	}
 	if (!keep(ctx, pod, NARROWS_HAS_IP4, &to))
 		return CONNECT_REFUSE;
-	ctx->user_ip4 = pod->ip4;
+	turn4(ctx, pod);
 	ctx->user_port = bpf_htons(NARROWS_OUTBOUND_PORT);
 	return CONNECT_ALLOW;
 }
@@ -100,13 +130,11 @@ int narrows_connect6(struct bpf_sock_addr *ctx)
 	if (!keep(ctx, pod, mapped ? NARROWS_HAS_IP4 : NARROWS_HAS_IP6, &to))
 		return CONNECT_REFUSE;
 	if (mapped) {
-		ctx->user_ip6[3] = pod->ip4;
+		u32 bound = ctx->sk->src_ip4;
+
+		ctx->user_ip6[3] = bound && bound != pod->ip4 ? bpf_htonl(0x7f000001) : pod->ip4;
 	} else {
-		ctx->user_ip6[0] = pod->ip6[0];
-		ctx->user_ip6[1] = pod->ip6[1];
-		ctx->user_ip6[2] = pod->ip6[2];
-		ctx->user_ip6[3] = pod->ip6[3];
-		asm volatile("" ::: "memory");
+		turn6(ctx, pod);
 	}
 	ctx->user_port = bpf_htons(NARROWS_OUTBOUND_PORT);
 	return CONNECT_ALLOW;

@@ -30,9 +30,11 @@ import click
               help="Of a pod: tunnels dialled before anything needs them, and not used yet. 0: none is.")
 @click.option("--access-log", type=click.Choice(["json", "text", "off"]), default="json", show_default=True,
               help="Format of access.log.")
-@click.option("--capture", type=click.Choice(["auto", "ebpf", "iptables", "nftables"]), default="auto", show_default=True,
+@click.option("--capture", type=click.Choice(["auto", "ebpf", "ebpf+iptables", "iptables+ebpf", "iptables", "nftables"]), default="auto",
+              show_default=True,
               help="auto: iptables where the kernel has its legacy tables, else nftables; ebpf: by hooks in the kernel, without NAT, where "
-              "node and pod allow it, and the rest as auto does. A pod's annotation narrows.mesh/capture (ebpf, iptables) goes before it.")
+              "node and pod allow it, and the rest as auto does; ebpf+iptables: by hooks only what pods connect to, iptables+ebpf: only "
+              "what comes to them. A pod's annotation narrows.mesh/capture (ebpf, iptables) goes before it.")
 @click.option("--observe", type=click.Choice(["off", "captured", "all"]), default="off", show_default=True,
               help="Have the kernel tell of TCP connections that ended, for metrics of round trips and retransmissions (eBPF): the "
               "proxy's of captured pods; all: of the node's other pods too.")

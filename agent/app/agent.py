@@ -158,7 +158,7 @@ class Agent:
             stack.callback(self._close_logs)
             self._signals()
             log.info("agent started", extra={"node": options.node, "run_dir": str(options.run_dir), "pid": os.getpid()})
-            if options.capture == EBPF:
+            if EBPF in options.capture:
                 self._hooks.begin()
             tasks = [asyncio.create_task(work, name=name) for name, work in (
                 ("keeper", self._follow_keeper()),

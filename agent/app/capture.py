@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from agent import netlink
 from agent.app.hooks import Hooks
-from agent.app.method import EBPF, Choice, Way, wants_hooks
+from agent.app.method import EBPF, Choice, Way, wanted
 from agent.capture.egress import EgressError
 from agent.capture.ingress import IngressError
 from agent.capture.plan import Plan, plan
@@ -51,12 +51,13 @@ class Capture:
 
     async def choose(self, pod: LocalPod, asked: str) -> Choice:
         """`asked`: what the pod's annotation says, `auto` when it says nothing."""
-        if not wants_hooks(self._node, asked):
+        out, inside = wanted(self._node, asked)
+        if not (out or inside):
             return Choice(False, False)
         unfit = await asyncio.to_thread(self.hooks.unfit, pod)
         said = await self.hooks.problems(pod)
-        egress, ingress = unfit or said.egress, said.ingress
-        return Choice(not egress, not ingress, egress, ingress, waits=bool(unfit))
+        egress, ingress = (unfit or said.egress) if out else "", said.ingress if inside else ""
+        return Choice(out and not egress, inside and not ingress, egress, ingress, waits=out and bool(unfit))
 
     async def enter(self, pod: LocalPod, settings: CaptureSettings, choice: Choice, before: Way | None, *, old: bool) -> Entered:
         """Capture a pod, or change how. `before`: as it is captured now; `old`: an earlier agent may have captured it, who knows how.

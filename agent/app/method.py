@@ -56,11 +56,13 @@ class Way:
         return f"captured; not by eBPF: {self.choice.why}" if self.choice.why else "captured"
 
 
-def wants_hooks(node: str, pod: str) -> bool:
-    """Whether hooks are asked for. `node` is --capture; `pod` is what its annotation says, where auto leaves it to the node."""
-    return EBPF in (pod, node if pod == "auto" else "")
+def wanted(node: str, pod: str) -> tuple[bool, bool]:
+    """Whether hooks are asked for, of what goes out and of what comes in. `node` is --capture; `pod` is what its annotation says, where
+    auto leaves it to the node."""
+    egress, _, ingress = (node if pod == "auto" else pod).partition("+")
+    return egress == EBPF, (ingress or egress) == EBPF
 
 
 def backend_of(node: str) -> str:
     """What redirects are to be written with on a node with this --capture."""
-    return "auto" if node == EBPF else node
+    return "auto" if EBPF in node else node

@@ -77,9 +77,11 @@ def command() -> None:
 @click.option("--same-node-tunnel", is_flag=True, help="Between captured pods of one node too, as `narrows agent --same-node-tunnel`.")
 @click.option("--certificate-lifetime", type=click.FloatRange(0, 90 * 24, min_open=True), default=24.0, show_default=True, metavar="HOURS",
               help="Of the pods' certificates; they are renewed at half of it.")
-@click.option("--capture", type=click.Choice(["auto", "ebpf", "iptables", "nftables"]), default="auto", show_default=True,
+@click.option("--capture", type=click.Choice(["auto", "ebpf", "ebpf+iptables", "iptables+ebpf", "iptables", "nftables"]), default="auto",
+              show_default=True,
               help="auto: iptables where the kernel has its legacy tables, else nftables; ebpf: by hooks in the kernel, without NAT, where "
-              "node and pod allow it, and the rest as auto does. A pod's annotation narrows.mesh/capture (ebpf, iptables) goes before it.")
+              "node and pod allow it, and the rest as auto does; ebpf+iptables: by hooks only what pods connect to, iptables+ebpf: only "
+              "what comes to them. A pod's annotation narrows.mesh/capture (ebpf, iptables) goes before it.")
 @click.option("--observe", type=click.Choice(["off", "captured", "all"]), default="off", show_default=True,
               help="Metrics of TCP connections that ended, as the kernel saw them: narrows_tcp_*; as `narrows agent --observe`.")
 @click.option("--mesh/--no-mesh", default=True, help="Without: the same network, and nothing of the mesh.")

@@ -7,7 +7,6 @@ nginx, HAProxy, Envoy and Narrows itself pass on to the h11 recorder: what comes
 """
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
@@ -15,7 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,13 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from agent import netlink
-from agent.capture.plan import plan
-from agent.capture.reconcile import Reconciler
 from agent.dataplane import blobs
-from agent.model.pod import CaptureSettings
 from agent.model.routing import Balancer, Cluster, Destination, Endpoint, VirtualHost, WeightedCluster
 from agent.model.settings import ProxySettings
 from agent.model.workload import Protocol, Service, ServicePort, WorkloadPort
+from tests.support.capture import ByHand
 from tests.support.mesh import CLIENT, SCOPE, SERVER, SERVICE_INDEX, VIP, any_path, half_close, workload
 from tests.support.netns import Namespaces, Netns, Node
 from tests.support.smuggling import Sent
@@ -205,12 +201,10 @@ def configure(worker: Worker, client: Netns, server: Netns, outside: Netns) -> N
 
 
 @contextmanager
-def stage(namespaces: Namespaces, folder: Path, with_backends: bool = True) -> Iterator[Stage]:
+def stage(namespaces: Namespaces, by_hand: ByHand, folder: Path, with_backends: bool = True) -> Iterator[Stage]:
     node = Node(namespaces)
     client, server, outside = node.pod("client"), node.pod("server"), node.pod("backends")
-    instance = uuid.uuid4().hex[:8]
-    for pod in (client, server):
-        asyncio.run(Reconciler(instance).apply(pod.path, plan(CaptureSettings(), (4, 6), instance)))
+    by_hand(client, server)
     backends = Backends(outside, folder)
     try:
         if with_backends:

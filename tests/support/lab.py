@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.capture import CAPTURE
 from tests.support.hidden import hide
 
-CAPTURE = os.environ.get("NARROWS_TEST_CAPTURE", "")  # `ebpf`: labs and agents that name no other method are to capture by it
 COUNTED = {"istio_requests_total": "http", "istio_tcp_connections_opened_total": "tcp"}
 NARROWS = str(Path(sys.executable).with_name("narrows"))
 

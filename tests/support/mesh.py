@@ -206,6 +206,14 @@ def everything(mesh: Mesh, **route: Any) -> tuple[blobs.Put, ...]:
             destination(TCP_PORT, tcp=(one,)))
 
 
+def entered(pod: Netns, worker: Worker, app: int = 8080) -> list[int]:
+    """The inbound listener (15006, 15008) of each open connection that this worker took in a pod. Where sk_lookup captures, one of 15006
+    has the port of the application, which was dialled."""
+    said = pod.run("ss", "-Htnp", "state", "established", f"( sport = :15006 or sport = :15008 or sport = :{app} )").stdout
+    ports = [int(line.split()[2].rpartition(":")[2]) for line in said.splitlines() if f"pid={worker.pid}," in line]
+    return [port if port == 15008 else 15006 for port in ports]
+
+
 # ---- what every test says over again --------------------------------------------------------------------------------
 
 def half_close(connection: socket.socket) -> None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ class Netns:
     ip: str = ""
     ip6: str = ""
     cgroup: str = ""  # directory of cgroup v2; what is run or started inside is in it, too
+    maker: Callable[..., list[socket.socket]] | None = None  # of the proxy's sockets inside, where hooks tell them by their cgroup
     started: list[subprocess.Popen[Any]] = field(default_factory=list)
 
     def command(self, *argv: str) -> list[str]:

@@ -155,6 +155,8 @@ class Worker:
         """A worker that was told to detach closes its listener in its next turn; the port is free from then on."""
         def made() -> socket.socket | None:
             with contextlib.suppress(OSError):
+                if netns.maker is not None:
+                    return netns.maker("listener", netns, port)[0]
                 return netlink.in_netns(netns.path, lambda: prepared_listener(port))
             return None
 
@@ -169,7 +171,9 @@ class Worker:
         return self.send(DRAIN, struct.pack("<I", milliseconds))
 
     def give(self, handle: int, family: int, many: int) -> None:
-        made = netlink.in_netns(self._pods[handle].path, lambda: [prepared_socket(family) for _ in range(many)])
+        netns = self._pods[handle]
+        made = netns.maker("upstream", netns, family, many) if netns.maker is not None else \
+            netlink.in_netns(netns.path, lambda: [prepared_socket(family) for _ in range(many)])
         self.send(SOCKETS, struct.pack("<IB", handle, family), [s.fileno() for s in made])
         for one in made:
             one.close()

@@ -16,14 +16,18 @@ from typing import Any
 import pytest
 
 from agent import netlink
+from agent.capture import pins
+from agent.capture.egress import netns_cookie
 from agent.cli.admin_client import ask
 from agent.cli.main import CommandError
+from tests.support.bpftool import keys, lookups, programs
+from tests.support.capture import CAPTURE, EGRESS, INGRESS
 from tests.support.cgroup import Cgroups, entering, visited
-from tests.support.lab import CAPTURE
 from tests.support.netns import Namespaces, Netns, Node
 from tests.support.wait import until
 
 HERE = Path(__file__).parent
+CAPTURED = {"egress": "ebpf" if EGRESS else "iptables", "ingress": "ebpf" if INGRESS else "iptables"}
 VIRTUAL, PORT = "10.96.0.10", 80  # the service's address: routed to nowhere without the mesh
 NARROWS = [sys.executable, "-c", "from agent.cli.main import main; main()"]
 
@@ -138,6 +142,27 @@ class Instance:
     def serve(self, netns: Netns) -> None:
         process = netns.start(sys.executable, str(HERE / "web.py"), stdout=subprocess.PIPE)
         assert process.stdout is not None and process.stdout.readline() == b"listening\n"
+
+    # -- what is in force, by other tools' word -----------------------------------------------------------------------
+
+    def turned(self, netns: Netns) -> dict[str, str]:
+        """By what new connections from (egress) and to (ingress) a pod are turned to us."""
+        rules, found = netns.iptables_save(4), {}
+        for direction, port in (("egress", 15001), ("ingress", 15006)):
+            if f"--to-ports {port}" in rules:
+                found[direction] = "iptables"
+        cookie = netns_cookie(netns.path).to_bytes(8, sys.byteorder)
+        pods = [one.maps / "pods" for one in pins.found(str(self.run_dir)) if (one.maps / "pods").exists()]
+        if "connect4" in programs(netns.cgroup) and any(cookie in keys(one) for one in pods):
+            found["egress"] = "ebpf"
+        if lookups(netns):
+            found["ingress"] = "ebpf"
+        return found
+
+    def traces(self, netns: Netns) -> list[str]:
+        """All that is ours in a pod: chains and rules, hooks."""
+        chains = [line for family in (4, 6) for line in netns.iptables_save(family).splitlines() if "NARROWS" in line]
+        return [*chains, *sorted(programs(netns.cgroup)), *["sk_lookup"] * lookups(netns)]
 
     # -- questions --------------------------------------------------------------------------------------------------
 

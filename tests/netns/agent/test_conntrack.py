@@ -18,6 +18,7 @@ from tests.support.wait import until
 pytestmark = pytest.mark.netns
 
 TIMED_OUT = "000"
+TRACKED = "the table is full of what redirects need; the kernel tracks nothing in pods that hooks capture"
 
 
 def code(instance: Instance, where: str, seconds: int) -> str:
@@ -70,6 +71,7 @@ def over(instance: Instance, pod: str, netns: Netns) -> None:
     assert netns.path not in use.found or use.status == "ok"
 
 
+@pytest.mark.redirects(TRACKED)
 def test_new_connections_of_a_pod_whose_table_is_full_wait_and_pass_nothing_by(instance: Instance, arrivals: Callable[[], int]) -> None:
     instance.up()
     live = Connection(instance)
@@ -102,6 +104,7 @@ spec: {host: web, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 2s}}}}
 """
 
 
+@pytest.mark.redirects(TRACKED)
 def test_a_server_whose_table_is_full_answers_on_pooled_connections_and_is_503_for_new_ones(instance: Instance) -> None:
     (instance.config / "rule.yaml").write_text(RULE)
     instance.up("--same-node-tunnel")   # by the network in any case, also where one worker got both pods and would join them
@@ -120,3 +123,12 @@ def test_a_server_whose_table_is_full_answers_on_pooled_connections_and_is_503_f
     live.answer("/hold")
     live.get()
     live.close()
+
+
+def test_pods_that_hooks_capture_are_served_with_full_tables(instance: Instance) -> None:
+    instance.up("--capture", "ebpf")
+    for netns in (instance.client, instance.server):
+        full(netns)
+    assert [code(instance, f"http://{VIRTUAL}:{PORT}/{turn}", 10) for turn in range(5)] == ["200"] * 5
+    until(lambda: instance.requests("source") == instance.requests("destination") == 5, "every request was counted on both sides")
+    assert instance.metric("narrows_conntrack_dropped_packets_total") == 0

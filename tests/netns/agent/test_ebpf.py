@@ -2,9 +2,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +16,12 @@ from agent.capture.ingress import FWMARK_ACCEPT
 from agent.capture.loader import HOOKS, INGRESS, POD, PROXY
 from tests.netns.agent.conftest import NARROWS, PORT, VIRTUAL, Connection, Instance
 from tests.support import conntrack
+from tests.support.bpftool import lookups, programs
 from tests.support.cgroup import cgroup2
 from tests.support.netns import Netns
 from tests.support.wait import until
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.redirects("asks for eBPF itself")]
 
 WAY = "narrows.mesh/capture"
 ON_POD = {hook.name for hook in HOOKS if POD in hook.on}
@@ -53,22 +52,9 @@ def comes_in(instance: Instance, outside: Netns) -> None:
     until(lambda: taken(instance) == before + 1, "the destination reports it")
 
 
-def programs(instance: Instance, cgroup: str) -> set[str]:
-    """What runs on a cgroup, by bpftool's word."""
-    said = instance.node.netns.run("bpftool", "-j", "cgroup", "show", cgroup).stdout.strip()
-    return {one["name"].removeprefix("nw_") for one in json.loads(said or "null") or []}
-
-
 def bare(instance: Instance, cgroup: str) -> None:
     """Nothing runs on it, or a moment after the pins of its links went nothing does."""
-    until(lambda: programs(instance, cgroup) == set(), f"no program on {cgroup}")
-
-
-def lookups(netns: Netns) -> int:
-    """How many sk_lookup links its namespace has, by bpftool's word."""
-    number = os.stat(netns.path).st_ino
-    said = subprocess.run(["bpftool", "-j", "link", "show"], capture_output=True, text=True, check=True, timeout=20).stdout
-    return sum((one.get("netns_ino"), one.get("attach_type")) == (number, "sk_lookup") for one in json.loads(said))
+    until(lambda: programs(cgroup) == set(), f"no program on {cgroup}")
 
 
 def redirects(netns: Netns) -> bool:
@@ -83,7 +69,7 @@ def hooked(instance: Instance, name: str, netns: Netns) -> bool:
     """All three say so: the agent, bpftool and the rules."""
     shown = instance.shown(name)
     return bool((shown["method"], shown["egress"], shown["ingress"], shown["reason"]) == ("ebpf", "ebpf", "ebpf", "captured")
-                and programs(instance, netns.cgroup) == ON_POD and lookups(netns) == 1 and not redirects(netns))
+                and programs(netns.cgroup) == ON_POD and lookups(netns) == 1 and not redirects(netns))
 
 
 def redirected(instance: Instance, name: str, netns: Netns) -> dict[str, Any]:
@@ -101,7 +87,7 @@ def test_both_directions_are_captured_by_hooks_without_rules_and_conntrack(insta
     instance.up("--capture", "ebpf")
     assert all("NARROWS" not in netns.iptables_save(family) for netns in (instance.client, instance.server) for family in (4, 6))
     assert hooked(instance, "client", instance.client) and hooked(instance, "web-0", instance.server)
-    assert programs(instance, instance.proxy) == ON_PROXY
+    assert programs(instance.proxy) == ON_PROXY
     for _ in range(10):
         assert served(instance)
     until(lambda: instance.requests("source") == instance.requests("destination") == 10, "10 requests counted twice")
@@ -271,8 +257,8 @@ def test_pods_change_their_method_with_the_agent_that_comes_after_a_kill(instanc
         instance.start_agent("--capture", option)
         instance.ready()
         assert instance.shown("client")["method"] == option
-        until(lambda: programs(instance, instance.client.cgroup) == (ON_POD if option == "ebpf" else set()), "the pod's cgroup follows")  # noqa: B023
-        until(lambda: programs(instance, instance.proxy) == (ON_PROXY if option == "ebpf" else set()), "the keeper's cgroup follows")  # noqa: B023
+        until(lambda: programs(instance.client.cgroup) == (ON_POD if option == "ebpf" else set()), "the pod's cgroup follows")  # noqa: B023
+        until(lambda: programs(instance.proxy) == (ON_PROXY if option == "ebpf" else set()), "the keeper's cgroup follows")  # noqa: B023
         asker.goes_on(5)
 
 
@@ -333,7 +319,7 @@ def test_hooks_that_somebody_else_takes_away_are_put_back_and_told(instance: Ins
     about = "pod default/client" if whose == "client" else "keeper"
     event = until(lambda: next((one for one in instance.events("Repaired") if one["about"] == about), None), "the repair is told", 30)
     assert event["warning"] and "socket hooks" in event["message"]
-    assert hooked(instance, "client", instance.client) and programs(instance, instance.proxy) == ON_PROXY
+    assert hooked(instance, "client", instance.client) and programs(instance.proxy) == ON_PROXY
     until(lambda: served(instance), "served again")
     comes_in(instance, outside)
     if whose == "client":
@@ -377,7 +363,7 @@ def test_what_pods_leave_goes_with_them_also_when_no_agent_looked(instance: Inst
     until(lambda: not any(pin.name.startswith(of_client) for pin in pins(instance)), "the links go", 30)
     bare(instance, instance.client.cgroup)
     assert entries(instance) == entries(instance, "inbound") == 1
-    assert programs(instance, instance.proxy) == ON_PROXY and hooked(instance, "web-0", instance.server)
+    assert programs(instance.proxy) == ON_PROXY and hooked(instance, "web-0", instance.server)
 
 
 def test_opting_out_takes_the_hooks_off_and_live_connections_finish(instance: Instance, outside: Netns) -> None:
@@ -395,7 +381,7 @@ def test_opting_out_takes_the_hooks_off_and_live_connections_finish(instance: In
     for one in (live, entered):
         one.get()
         one.close()
-    until(lambda: programs(instance, instance.client.cgroup) == set(), "the links go with the last connection", 30)
+    until(lambda: programs(instance.client.cgroup) == set(), "the links go with the last connection", 30)
     until(lambda: "NARROWS" not in instance.client.iptables_save(), "and the marks", 30)
 
 
@@ -408,7 +394,7 @@ def test_a_namespace_that_is_cleaned_by_hand_keeps_no_hook_and_the_agent_puts_th
     bare(instance, instance.client.cgroup)
     until(lambda: lookups(instance.client) == 0, "no sk_lookup")
     assert entries(instance) == entries(instance, "inbound") == 1
-    assert programs(instance, instance.server.cgroup) == ON_POD
+    assert programs(instance.server.cgroup) == ON_POD
     instance.start_agent("--capture", "ebpf")
     instance.ready()
     assert hooked(instance, "client", instance.client) and served(instance)

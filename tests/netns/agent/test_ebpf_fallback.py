@@ -12,10 +12,11 @@ import pytest
 from agent.capture import loader, pins
 from tests.bench.replace import edited
 from tests.netns.agent.conftest import Instance
-from tests.netns.agent.test_ebpf import hooked, lookups, programs, redirected, served
+from tests.netns.agent.test_ebpf import hooked, redirected, served
+from tests.support.bpftool import lookups, programs
 from tests.support.wait import until
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.redirects("asks for eBPF itself")]
 
 REFUSE = [sys.executable, "-m", "tests.support.refuse"]
 # In a mount namespace of its own, without file systems of a type: $0.
@@ -91,7 +92,7 @@ def test_a_foreign_program_that_allows_no_other_is_left_alone_and_the_pod_is_red
         shown = instance.shown("client")
         assert shown["captured"] and (shown["method"], shown["egress"], shown["ingress"]) == ("iptables+ebpf", "iptables", "ebpf")
         assert "connect4" in shown["fallback"] and "`bpftool cgroup tree` shows what else is attached" in shown["fallback"]
-        until(lambda: programs(instance, instance.client.cgroup) == {"alone"}, "nothing of ours stays")
+        until(lambda: programs(instance.client.cgroup) == {"alone"}, "nothing of ours stays")
         assert served(instance) and foreign.count("alone") > 0
         assert hooked(instance, "web-0", instance.server)
         foreign.detach("alone", instance.client.cgroup)

@@ -12,7 +12,7 @@ import pytest
 from agent.app.keeper import HUNG_SECONDS, PULSE_SECONDS
 from agent.app.pods import WATCH_SECONDS
 from agent.cli.main import CommandError
-from tests.netns.agent.conftest import NARROWS, PORT, VIRTUAL, Connection, Instance
+from tests.netns.agent.conftest import CAPTURED, NARROWS, PORT, VIRTUAL, Connection, Instance
 from tests.support.logs import whole_lines
 from tests.support.wait import until
 
@@ -41,7 +41,8 @@ def test_an_agent_that_is_killed_and_started_again_adopts_what_runs_and_changes_
     assert served(instance)
     live = Connection(instance)
     live.get()
-    before = instance.client.iptables_save(), instance.ask("/config_dump")
+    before = instance.traces(instance.client), instance.ask("/config_dump")
+    assert instance.turned(instance.client) == CAPTURED
     counted = instance.requests("source")
     instance.kill("agent")
     assert served(instance)
@@ -53,7 +54,7 @@ def test_an_agent_that_is_killed_and_started_again_adopts_what_runs_and_changes_
     assert served(instance)
     found = instance.events("KeeperFound")[0]["message"]
     assert "; 0 of " in found and "2 pods attached" in found, found
-    assert instance.client.iptables_save() == before[0]
+    assert instance.traces(instance.client) == before[0] and instance.turned(instance.client) == CAPTURED
     after = instance.ask("/config_dump")
     for part in ("workloads", "services", "destinations", "clusters"):
         assert after[part] == before[1][part], part
@@ -81,19 +82,20 @@ def test_without_a_control_plane_everything_serves_on_also_across_an_agent_resta
 
 def test_a_malformed_annotation_is_refused_with_an_event_and_the_pod_stays_what_it_was(instance: Instance) -> None:
     instance.up()
-    before = instance.client.iptables_save()
+    before = instance.traces(instance.client)
     bad = {"traffic.sidecar.istio.io/excludeOutboundPorts": "80,http"}
     instance.pod("client", instance.client, **bad)
     event = until(lambda: instance.events("AnnotationRefused"), "an event")[0]
     assert event["warning"] and event["about"] == "pod default/client"
     assert "excludeOutboundPorts" in event["message"] and "80,http" in event["message"]
-    assert instance.shown("client")["captured"] and instance.client.iptables_save() == before
+    assert instance.shown("client")["captured"] and instance.traces(instance.client) == before
+    assert instance.turned(instance.client) == CAPTURED
     assert served(instance)
     fresh = instance.node.pod("fresh")
     instance.pod("fresh", fresh, **bad)
     shown = instance.shown("fresh")
     assert not shown["captured"] and shown["final"] and "80,http" in shown["reason"]
-    assert "NARROWS" not in fresh.iptables_save()
+    assert instance.traces(fresh) == []
 
 
 def test_opting_out_acts_on_new_connections_and_live_ones_finish(instance: Instance) -> None:
@@ -102,19 +104,20 @@ def test_opting_out_acts_on_new_connections_and_live_ones_finish(instance: Insta
     live.get()
     instance.pod("client", instance.client, intercept="disabled")
     until(lambda: not instance.ask("/pods/default/client")["captured"], "the pod is released")
-    assert "REDIRECT" not in instance.client.iptables_save()
+    assert instance.turned(instance.client) == {}
     counted = instance.requests("source")
     assert "200" not in instance.get()  # the virtual address is routed to nowhere without the mesh
     live.get()
     until(lambda: instance.requests("source") == counted + 1, "the live connection is still ours")
     live.close()
-    until(lambda: "NARROWS" not in instance.client.iptables_save(), "nothing of ours is left after the last connection", 20)
+    until(lambda: instance.traces(instance.client) == [], "nothing of ours is left after the last connection", 20)
     until(lambda: instance.shown("client")["handle"] is None, "the keeper has let the pod go")
     instance.pod("client", instance.client)
     until(lambda: instance.ask("/pods/default/client")["captured"], "captured again")
     assert served(instance)
 
 
+@pytest.mark.redirects("asks for them, since it is about rules; test_ebpf.py has the same of hooks")
 @pytest.mark.parametrize("edit", [
     ["iptables-legacy", "-t", "nat", "-F"], ["ip6tables-legacy", "-t", "mangle", "-F"], ["ip", "rule", "del", "priority", "32764"],
     ["ip", "-6", "route", "flush", "table", "100"], ["iptables-legacy", "-t", "nat", "-I", "OUTPUT", "-p", "tcp", "-j", "ACCEPT"]])
@@ -149,14 +152,14 @@ def test_a_new_keeper_gets_everything_and_captures_go_on(instance: Instance) -> 
     until(lambda: served(instance), "requests are served again")
 
 
-def test_what_is_redirected_is_refused_and_never_passed_on_while_nobody_knows_the_mesh(instance: Instance) -> None:
+def test_what_is_captured_is_refused_and_never_passed_on_while_nobody_knows_the_mesh(instance: Instance) -> None:
     instance.up()
     assert served(instance)
     for name in ("plane", "agent", "keeper"):
         instance.kill(name)
 
     def direct() -> int:
-        """curl's exit status for the server's own address, where only redirects stand in the way."""
+        """curl's exit status for the server's own address, where only capture stands in the way."""
         return instance.client.run("curl", "-s", "-m", "3", f"http://{instance.server.ip}:8080/", check=False).returncode
 
     refused = 7
@@ -222,7 +225,7 @@ def test_opting_out_while_agent_and_keeper_were_down_is_made_good(instance: Inst
     instance.start_keeper()
     instance.start_agent()
     instance.ready()
-    until(lambda: "NARROWS" not in instance.client.iptables_save(), "the rules of the last agent are gone", 20)
+    until(lambda: instance.traces(instance.client) == [], "what the last agent made is gone", 20)
     assert not instance.shown("client")["captured"] and instance.shown("web-0")["captured"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.bench.replace import Site, run
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.redirects("asks for eBPF itself")]
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from agent import netlink
-from tests.netns.agent.conftest import PORT, SERVICE, VIRTUAL, Instance
+from tests.netns.agent.conftest import CAPTURED, PORT, SERVICE, VIRTUAL, Instance
 from tests.support.netns import Netns
 from tests.support.wait import until
 
@@ -101,7 +101,7 @@ def test_a_pod_made_again_at_once_under_its_name_and_address_is_captured_anew(in
     new = replace(instance, "web-0", "server", "again")
     instance.serve(new)
     instance.pod("web-0", new)
-    until(lambda: "NARROWS" in new.iptables_save(4), "the new namespace is captured", 20)
+    until(lambda: instance.turned(new) == CAPTURED, "the new namespace is captured", 20)
     until(lambda: instance.get() == f"served / to {instance.client.ip} 200", "it serves", 20)
     shown = instance.shown("web-0")
     assert shown["captured"] and shown["handle"] is not None and isinstance(handle, int)

@@ -11,7 +11,7 @@ from tests.support.dns import addresses, ask, ask_tcp, dnsmasq, question, udp
 from tests.support.netns import Netns
 from tests.support.wait import until
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.redirects("asks for each method itself")]
 
 LONG = [f"--txt-record=long.example.test,{letter * 250}" for letter in "abcdefgh"]
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.capture import EGRESS
 from tests.support.lab import Lab, more, narrows
 from tests.support.wait import until
 
 pytestmark = pytest.mark.netns
+RULES = "about rules; of hooks tests/netns/agent/test_ebpf.py and tests/bpf/test_clean.py have the same"
 
 # Asks each HOST:PORT of the command line who answers and who is seen, over IPv4 and IPv6; prints {"4 http far:80": [name, address]}.
 ASK = """
@@ -49,7 +51,8 @@ import socket, sys
 for target in sys.argv[1:]:
     host, port = target.rsplit(" ", 1)
     try:
-        socket.create_connection((host, int(port)), 3).close(); print("connected")
+        with socket.create_connection((host, int(port)), 3) as plug: plug.recv(1)
+        print("connected")
     except OSError as error:
         print(type(error).__name__)
 """
@@ -138,10 +141,13 @@ def test_a_pod_that_calls_itself_through_its_service_is_answered_once_and_there_
 def test_our_ports_are_refused_from_everywhere(servers: Lab) -> None:
     targets = [f"{address} {port}" for address in servers.pod("near")["ips"] for port in (15001, 15006)]
     refused = ["ConnectionRefusedError"] * len(targets)
-    for pod in ("client", "outsider", "near"):
-        assert python(servers, pod, CONNECT, *targets).split() == refused, pod
+    assert python(servers, "outsider", CONNECT, *targets).split() == refused
+    # Hooks have turned who dials from a captured pod to his own proxy before anybody can refuse; he is reset there.
+    inside = set(refused) | ({"ConnectionResetError"} if EGRESS else set())
+    for pod in ("client", "near"):
+        assert set(python(servers, pod, CONNECT, *targets).split()) <= inside, pod
     for address in ("127.0.0.1", "::1"):
-        assert python(servers, "near", CONNECT, f"{address} 15001", f"{address} 15006").split() == refused[:2]
+        assert set(python(servers, "near", CONNECT, f"{address} 15001", f"{address} 15006").split()) <= inside
     node = ["ip", "netns", "exec", f"narrows.{servers.name}.node.n1", "/usr/bin/python3", "-c", CONNECT, *targets]
     assert subprocess.run(node, capture_output=True, text=True, timeout=20, check=True).stdout.split() == refused
 
@@ -198,6 +204,7 @@ def rules(namespace: str, family: int) -> list[str]:
     return [line for line in done.stdout.splitlines() if line.startswith("-A NARROWS")]
 
 
+@pytest.mark.redirects(RULES)
 def test_the_printed_plan_is_what_the_kernel_has(servers: Lab, near: str) -> None:
     instance = f"/run/narrows/lab/{servers.name}/nodes/n1"
     for family, address in ((4, "192.0.2.1"), (6, "2001:db8::1")):
@@ -207,6 +214,7 @@ def test_the_printed_plan_is_what_the_kernel_has(servers: Lab, near: str) -> Non
         assert sorted(rules(near, family)) == sorted(planned)
 
 
+@pytest.mark.redirects(RULES)
 def test_rules_that_somebody_flushed_are_put_back_and_the_event_names_the_pod(servers: Lab, near: str) -> None:
     inside = ["ip", "netns", "exec", near]
     (agent,) = servers.processes(f"agent --run-dir /run/narrows/lab/{servers.name}/nodes/n1 ")
@@ -226,6 +234,7 @@ def test_rules_that_somebody_flushed_are_put_back_and_the_event_names_the_pod(se
     assert ask(servers, "client", "near-both:9000")["4 near-both:9000"][0] == "near"
 
 
+@pytest.mark.redirects(RULES)
 def test_clean_removes_every_rule_and_the_agent_puts_them_back(servers: Lab, near: str) -> None:
     (agent,) = servers.processes(f"agent --run-dir /run/narrows/lab/{servers.name}/nodes/n1 ")
     os.kill(agent, signal.SIGSTOP)

@@ -12,7 +12,7 @@ from tests.netns.lab.conftest import POD, PODS, SERVER, two_nodes
 from tests.support.lab import Lab, lab
 from tests.support.wait import until
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.redirects("asks for eBPF itself")]
 
 
 def pins(name: str) -> list[Path]:

@@ -12,7 +12,7 @@ from agent.lab.place import Place
 from tests.netns.lab.conftest import TALK, told, two_nodes
 from tests.support.wait import until
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.redirects("asks for eBPF itself")]
 
 COUNT = "narrows_tcp_duration_seconds_count"
 

@@ -30,6 +30,7 @@ from tests.support.mesh import (
     Mesh,
     Web,
     echo,
+    entered,
     everything,
     read_message,
     receive,
@@ -68,9 +69,9 @@ def put(action: Action, *rules: Rule, dry_run: bool = False) -> blobs.Put:
     return blobs.put_policy(Policy("default", "p", Scope.NAMESPACE, action, rules, dry_run))
 
 
-def hops(pod: Netns) -> list[str]:
+def hops(mesh: Mesh, pod: Netns) -> list[int]:
     """Open connections to our own listeners: none when two pods are connected directly."""
-    return pod.run("ss", "-Htn", "state", "established", "( sport = :15006 or sport = :15008 )").stdout.splitlines()
+    return entered(pod, mesh.worker)
 
 
 def opened(mesh: Mesh, address: str = VIP, port: int = TCP_PORT) -> socket.socket:
@@ -128,7 +129,7 @@ def test_tcp_goes_straight_into_the_destinations_namespace(mesh: Mesh, address: 
     assert receive(connection, 5) == b"hello"
     client, server = mesh.pods.client, mesh.pods.server
     assert origin.peers == [client.ip6 if address == VIP6 else client.ip]
-    assert hops(server) == [] and hops(client) == []
+    assert hops(mesh, server) == [] and hops(mesh, client) == []
     seen = server.run("ss", "-Htn", "state", "established", "sport = :8080").stdout.splitlines()
     assert len(seen) == 1, "the application has one connection"
     connection.close()
@@ -151,7 +152,7 @@ def test_http_does_too_request_after_request(mesh: Mesh, address: str) -> None:
         assert read_message(connection).body == body
     assert [one.body for one in web.seen] == [b"question"] * 2
     client, server = mesh.pods.client, mesh.pods.server
-    assert origin.peers == [client.ip6 if address == VIP6 else client.ip] and hops(server) == []
+    assert origin.peers == [client.ip6 if address == VIP6 else client.ip] and hops(mesh, server) == []
     told = records(mesh, 4)
     assert [one["reporter"] for one in told] == ["destination"] * 2 + ["source"] * 2
     assert {(one["source"], one["destination"], one["code"], one["received"]) for one in told} == {(CLIENT, SERVER, 200, 8)}
@@ -165,7 +166,7 @@ def test_a_pod_is_reached_by_its_own_address_too(mesh: Mesh) -> None:
     origin = mesh.origin(8080, echo)
     for address in (mesh.pods.server.ip, mesh.pods.server.ip6):
         opened(mesh, address, 8080)
-        assert hops(mesh.pods.server) == []
+        assert hops(mesh, mesh.pods.server) == []
     assert origin.peers == [mesh.pods.client.ip, mesh.pods.client.ip6]
 
 
@@ -368,7 +369,7 @@ def test_and_pooled_ones_between_requests(mesh: Mesh) -> None:
 def passed(mesh: Mesh) -> bool:
     """Whether a connection of now goes through 15006."""
     connection = opened(mesh)
-    found = hops(mesh.pods.server)
+    found = hops(mesh, mesh.pods.server)
     connection.close()
     return found != []
 
@@ -462,21 +463,22 @@ def test_addresses_and_identities_do_not_meet_in_a_pool(mesh: Mesh) -> None:
         client.run("ip", "address", "del", f"{second}/32", "dev", "lo")
 
 
-def test_an_address_that_is_not_the_pods_is_not_passed_on(mesh: Mesh) -> None:
+@pytest.mark.parametrize(("service", "of", "prefix"), [(VIP, "ip", 32), (VIP6, "ip6", 128)])
+def test_an_address_that_is_not_the_pods_is_not_passed_on(mesh: Mesh, service: str, of: str, prefix: int) -> None:
     """Whoever may bind to any address (CAP_NET_RAW) is seen under the pod's own by the destination."""
     start(mesh, Protocol.TCP)
     origin = mesh.origin(8080, echo)
-    client = mesh.pods.client
-    false = client.ip.rsplit(".", 1)[0] + ".78"
-    client.run("ip", "address", "add", f"{false}/32", "dev", "lo")
+    client, own = mesh.pods.client, getattr(mesh.pods.client, of)
+    false = str(ip_address(own) + 60)
+    client.run("ip", "address", "add", f"{false}/{prefix}", "dev", "lo", *(["nodad"] if prefix == 128 else []))
     try:
-        connection = netlink.in_netns(client.path, lambda: socket.create_connection((VIP, TCP_PORT), 10, (false, 0)))
+        connection = netlink.in_netns(client.path, lambda: socket.create_connection((service, TCP_PORT), 10, (false, 0)))
         connection.sendall(b"x")
-        assert receive(connection, 1) == b"x"
+        assert receive(connection, 1) == b"x" and connection.getsockname()[0] == false
         connection.close()
-        assert origin.peers == [client.ip]
+        assert origin.peers == [own]
     finally:
-        client.run("ip", "address", "del", f"{false}/32", "dev", "lo")
+        client.run("ip", "address", "del", f"{false}/{prefix}", "dev", "lo")
 
 
 # ---- ends ------------------------------------------------------------------------------------------------------------

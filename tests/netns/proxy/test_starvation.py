@@ -176,6 +176,7 @@ def test_a_pod_that_takes_descriptors_leaves_half_to_the_others(mesh: Mesh, vict
     close(flood)
 
 
+@pytest.mark.redirects("raw SYNs are none of a socket: hooks do not turn them to us, and nothing is kept of them")
 def test_a_hundred_thousand_half_open_connections_harm_only_their_pod(mesh: Mesh, victim: Victim) -> None:
     """SYNs to a service, whose answers never come: what the kernel keeps of them is the namespace's own, and the worker sees none."""
     mesh.settings(connections_per_pod=64)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support import smuggling
 from tests.support.backends import NAMES, Stage, stage
+from tests.support.capture import ByHand
 from tests.support.netns import Namespaces
 from tests.support.smuggling import NEXT, Sent
 
@@ -23,8 +24,8 @@ AFTER = b"GET /%s/after HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def made(module_namespaces: Namespaces, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with stage(module_namespaces, tmp_path_factory.mktemp("strict")) as found:
+def made(module_namespaces: Namespaces, by_hand: ByHand, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with stage(module_namespaces, by_hand, tmp_path_factory.mktemp("strict")) as found:
         yield found
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support import smuggling
 from tests.support.backends import BACK, FRONT, PEERS, Stage, program, stage
+from tests.support.capture import ByHand
 from tests.support.mesh import VIP, Origin, read_message, response
 from tests.support.netns import Namespaces
 from tests.support.smuggling import NEXT, Answer
@@ -37,8 +38,8 @@ def hostile(connection: socket.socket) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(module_namespaces: Namespaces, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with stage(module_namespaces, tmp_path_factory.mktemp("strict"), with_backends=False) as found:
+def made(module_namespaces: Namespaces, by_hand: ByHand, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with stage(module_namespaces, by_hand, tmp_path_factory.mktemp("strict"), with_backends=False) as found:
         origin = Origin(found.outside, BACK["origin"], hostile)
         yield found
         origin.errors[:] = [error for error in origin.errors if not isinstance(error, ConnectionError)]
