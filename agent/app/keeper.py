@@ -74,6 +74,9 @@ class KeeperLink:
     async def dns_sockets(self, handle: int) -> list[int]:
         return await self._client.dns_sockets(handle)
 
+    async def leave_pod(self, handle: int) -> None:
+        await self._client.leave_pod(handle)
+
     async def delete_pod(self, handle: int) -> None:
         await self._client.delete_pod(handle)
 

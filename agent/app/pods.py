@@ -377,15 +377,36 @@ class Pods:
             one.step(State.OUT, reason)
 
     async def _linger(self, one: Tracked) -> None:
-        """Until the pod's last connection through us ended, its wish changed, or LINGER_SECONDS are over; at least TOLD_SECONDS."""
+        """Until the pod's last connection through us ended, its wish changed, or LINGER_SECONDS are over; at least TOLD_SECONDS.
+
+        After those its tunnels say GOAWAY: a peer that had not heard before would only dial the next one.
+        """
         told = time.monotonic() + TOLD_SECONDS
+        gone = False
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
                 while not one.changed.is_set() and (time.monotonic() < told
                                                     or await asyncio.to_thread(open_connections, one.pod) > 0):
+                    if not gone and time.monotonic() >= told:
+                        gone = await self._go(one.pod.uid)
                     with suppress(TimeoutError):
                         async with asyncio.timeout(LINGER_POLL):
                             await one.changed.wait()
+
+    async def _go(self, uid: str) -> bool:
+        """Whether the peers of the pod's tunnels were told to go elsewhere, or can never be."""
+        attached = self._attached.get(uid)
+        if attached is None:
+            return True
+        if self._keeper is None:
+            return False
+        try:
+            await self._keeper.leave_pod(attached.handle)
+        except ConnectionError:
+            return False  # away; the next one is asked
+        except OSError:
+            pass  # of a build that cannot: they end when nobody has used them for a while
+        return True
 
     async def _end(self, one: Tracked) -> None:
         """The pod is gone: its rules go with its namespace, unless that is still there."""

@@ -181,6 +181,13 @@ class KeeperClient:
         """
         return (await self._ask(Message.POD_DNS, U32.pack(handle))).fds
 
+    async def leave_pod(self, handle: int) -> None:
+        """Tell the peers of its tunnels to go elsewhere (GOAWAY); what is open goes on. No error when there is no such pod.
+
+        KeeperRefused: the keeper is of a build that does not know this.
+        """
+        (await self._ask(Message.POD_LEAVE, U32.pack(handle))).close()
+
     async def delete_pod(self, handle: int) -> None:
         """Close its listeners; live connections go on. No error when there is no such pod."""
         (await self._ask(Message.POD_DEL, U32.pack(handle))).close()

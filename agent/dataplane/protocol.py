@@ -31,6 +31,7 @@ class Message(IntEnum):
     KEY_FORGET = 13
     KEYS = 14
     POD_DNS = 15
+    POD_LEAVE = 16
     MISS = 32
     WORKER = 33
 

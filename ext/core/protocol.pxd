@@ -20,6 +20,7 @@ cdef enum Message:
     MSG_KEY_FORGET = 13
     MSG_KEYS = 14
     MSG_POD_DNS = 15
+    MSG_POD_LEAVE = 16
     MSG_MISS = 32
     MSG_WORKER = 33
     MSG_READY = 64
@@ -31,6 +32,7 @@ cdef enum Message:
     MSG_NEED_SOCKETS = 70
     MSG_DRAINED = 71
     MSG_KEY = 72
+    MSG_POD_GO = 73
 
 # Payloads between agent and keeper (`str`, `list` as ARCHITECTURE.md has them, nothing padded). A request without a
 # mark works on every connection; one with * only on the master's, which is whoever said HELLO last.
@@ -43,6 +45,8 @@ cdef enum Message:
 #   POD_DNS*     u32 handle. Answer empty, with the pod's DNS sockets (UDP and TCP, 127.0.0.1 and, where there is IPv6, ::1), made now or
 #                before: they stay as long as the pod. A keeper of a build before this one answers ERROR (malformed)
 #   POD_DEL*     u32 handle. Answer OK, also when there is no such pod
+#   POD_LEAVE*   u32 handle. Peers of its tunnels are told to go elsewhere; the pod stays as it is otherwise. Answer OK, also when there is
+#                no such pod. A keeper of a build before this one answers ERROR (malformed)
 #   COMMIT*      empty, one sealed memfd. Answer OK once it is in force in every worker
 #   SHM          empty. Answer: list of u32 index, with two descriptors each (statistics, log ring) in that order
 #   WORKERS      empty. Answer: list of (u32 index, u32 pid, u8 WorkerState, u32 restarts, u32 pods); pid 0: none runs
@@ -60,6 +64,7 @@ cdef enum Message:
 #                one is the snapshot; after its APPLIED the worker sends READY (u64 transaction id, sequence 0).
 #   POD_ATTACH   u32 handle, list of u8 Listener: one for each descriptor, in their order. No answer.
 #   POD_DETACH   u32 handle. Listeners are closed, connections live on. No answer.
+#   POD_GO       u32 handle. GOAWAY in the tunnels that were dialled to it; new ones are taken as before. No answer.
 #   SOCKETS      u32 handle, u8 family (4 or 6), then as many descriptors as the keeper could make (none: it cannot).
 #   KEY          u32 key id, str identity, one sealed memfd with the private key (PKCS#8, DER): before the POD_ATTACH or COMMIT that
 #                needs it. No answer.

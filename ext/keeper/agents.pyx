@@ -8,7 +8,8 @@ import socket
 import struct
 
 from ext.core.protocol cimport (FAMILY_IPV4, FAMILY_IPV6, IDENTITY_BYTES, MSG_COMMIT, MSG_DRAIN, MSG_ERROR, MSG_HELLO, MSG_INVENTORY,
-                                MSG_KEY_FORGET, MSG_KEY_MAKE, MSG_KEYS, MSG_MISS, MSG_OK, MSG_POD_ADD, MSG_POD_DEL, MSG_POD_DNS, MSG_SHM,
+                                MSG_KEY_FORGET, MSG_KEY_MAKE, MSG_KEYS, MSG_MISS, MSG_OK, MSG_POD_ADD, MSG_POD_DEL, MSG_POD_DNS,
+                                MSG_POD_LEAVE, MSG_SHM,
                                 MSG_SHUTDOWN, MSG_WORKER, MSG_WORKERS, PROTOCOL_VERSION, REASON_AWAY, REASON_MALFORMED, REASON_REFUSED)
 
 from ext.keeper import blobs
@@ -30,7 +31,8 @@ cdef enum:
 
 NAMES = {MSG_HELLO: "HELLO", MSG_INVENTORY: "INVENTORY", MSG_POD_ADD: "POD_ADD", MSG_POD_DEL: "POD_DEL", MSG_COMMIT: "COMMIT",
          MSG_SHM: "SHM", MSG_WORKERS: "WORKERS", MSG_DRAIN: "DRAIN", MSG_SHUTDOWN: "SHUTDOWN", MSG_KEY_MAKE: "KEY_MAKE",
-         MSG_KEY_FORGET: "KEY_FORGET", MSG_KEYS: "KEYS", MSG_POD_DNS: "POD_DNS"}
+         MSG_KEY_FORGET: "KEY_FORGET", MSG_KEYS: "KEYS", MSG_POD_DNS: "POD_DNS",
+         MSG_POD_LEAVE: "POD_LEAVE"}
 LOOKS = (MSG_HELLO, MSG_INVENTORY, MSG_SHM, MSG_WORKERS, MSG_KEYS)
 WORKER = struct.Struct("<IIBII")
 WORKER_EVENT = struct.Struct("<IIBi")
@@ -146,6 +148,11 @@ class Agents:
                 handle = fields.u32()
                 fields.end()
                 self._keeper.pod_delete(handle)
+                self._send(link, MSG_OK, sequence)
+            elif kind == MSG_POD_LEAVE:
+                handle = fields.u32()
+                fields.end()
+                self._keeper.pod_leave(handle)
                 self._send(link, MSG_OK, sequence)
             elif kind == MSG_POD_DNS:
                 handle = fields.u32()

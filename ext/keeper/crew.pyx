@@ -12,7 +12,8 @@ import time
 from collections import deque
 
 from ext.core.protocol cimport (MSG_APPLIED, MSG_COMMIT, MSG_DRAIN, MSG_DRAINED, MSG_FAILED, MSG_KEY, MSG_KEY_FORGET, MSG_MISS,
-                                MSG_NEED_SOCKETS, MSG_POD_ATTACH, MSG_POD_DETACH, MSG_READY, MSG_SOCKETS, WORKER_DIED, WORKER_READY,
+                                MSG_NEED_SOCKETS, MSG_POD_ATTACH, MSG_POD_DETACH, MSG_POD_GO,
+                                MSG_READY, MSG_SOCKETS, WORKER_DIED, WORKER_READY,
                                 WORKER_REPLACED, WORKER_STARTED)
 from ext.sys.seccomp cimport CONFINED_OFF, CONFINED_SANITIZER
 
@@ -262,6 +263,11 @@ class Crew:
         if slot is not None:
             slot.pods.pop(pod.handle, None)
             self._send(slot, MSG_POD_DETACH, self._next(), U32.pack(pod.handle))
+
+    def leave(self, pod) -> None:
+        """The worker that has the pod tells its tunnels' peers to go elsewhere; one that drains has told them already."""
+        if pod.slot is not None:
+            self._send(pod.slot, MSG_POD_GO, self._next(), U32.pack(pod.handle))
 
     def forget(self, handle) -> None:
         """The pod is gone: no worker gets sockets for it, and its key goes with its identity's last pod."""

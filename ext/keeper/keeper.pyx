@@ -90,6 +90,11 @@ class Keeper:
         self.pods[handle] = pod
         self.crew.attach(pod)
 
+    def pod_leave(self, handle) -> None:
+        pod = self.pods.get(handle)
+        if pod is not None:
+            self.crew.leave(pod)
+
     def pod_delete(self, handle) -> None:
         pod = self.pods.pop(handle, None)
         if pod is not None:

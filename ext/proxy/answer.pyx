@@ -13,6 +13,7 @@ from ext.proxy.held cimport held_forget
 from ext.proxy.state cimport (HALF_CLOSED_MS, Q_HELD, Q_STOCK, X_HEAD, X_IDLE, X_REPLY, X_TUNNEL, Conn,
                               Exchange)
 from ext.proxy.stock cimport stock_forget
+from ext.proxy.tunnel cimport conn_parts
 from ext.proxy.upstream cimport upstream_drop
 from ext.wire.forward cimport local_reply
 from ext.wire.http1 cimport M_HEAD
@@ -55,7 +56,7 @@ cdef void answer(Conn* c, uint16_t status, uint8_t flag, uint16_t details) noexc
     timer_clear(&c.w.loop.timers, &c.request_timer)
     held_forget(c)
     stock_forget(c)
-    if c.w.draining or not c.pod.attached:
+    if c.w.draining or not c.pod.attached or conn_parts(c):
         c.x.down_keep = 0
     c.x.lingers = not c.x.request_done
     if c.x.lingers:

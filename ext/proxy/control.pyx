@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strcpy
 from posix.unistd cimport close
 from ext.core.loop cimport Source, loop_add, loop_again, source_close
-from ext.core.protocol cimport (MSG_COMMIT, MSG_DRAIN, MSG_KEY, MSG_KEY_FORGET, MSG_POD_ATTACH, MSG_POD_DETACH, MSG_SOCKETS,
+from ext.core.protocol cimport (MSG_COMMIT, MSG_DRAIN, MSG_KEY, MSG_KEY_FORGET, MSG_POD_ATTACH, MSG_POD_DETACH, MSG_POD_GO, MSG_SOCKETS,
                                 PROTOCOL_VERSION)
 from ext.core.shm cimport DETAIL_DRAIN, FLAG_DT
 from ext.core.text cimport Span
@@ -20,6 +20,8 @@ from ext.proxy.permit cimport permit_review
 from ext.proxy.recall cimport recall_begin
 from ext.proxy.state cimport C_HTTP, X_IDLE, Captured, Conn, Worker, pod_find
 from ext.proxy.stock cimport stock_fill
+from ext.proxy.tunnel cimport tunnels_retire
+from ext.proxy.upstream cimport pool_close
 from ext.route.tables cimport ERROR_BYTES, Prepared, tables_apply, tables_prepare
 from ext.sys.stream cimport MSG_DONTWAIT, iovec, msghdr
 
@@ -169,6 +171,10 @@ cdef bint handle(Worker* w, const char* data, uint32_t size, const int* fds, uin
         return False
     if kind == MSG_POD_DETACH:
         pod_detach(pod)
+        return False
+    if kind == MSG_POD_GO:
+        tunnels_retire(pod)
+        pool_close(pod)
         return False
     if kind == MSG_SOCKETS and size >= 5:
         family = <uint8_t>data[4]

@@ -7,7 +7,7 @@ from ext.proxy.state cimport Worker
 from ext.proxy.tunnel_out cimport AHEAD_COMING, Asking, tunnel_ahead
 from ext.route.shapes cimport (TUNNEL_HBONE, Address, Endpoint, Identity, Pod, VirtualHost, Weighted, Workload, endpoint_address,
                                endpoint_workload, weighted_cluster)
-from ext.route.tables cimport pod_by_address, pod_by_handle, tables_random, workload_by_index
+from ext.route.tables cimport pod_by_address, pod_by_handle, tables_random, workload_by_address, workload_by_index
 from ext.tunnel.tls cimport TLS_ERROR_BYTES
 
 cdef enum:
@@ -92,7 +92,10 @@ cdef void early_destination(Conn* c, const Destination* destination) noexcept no
 
 cdef void early_follows(Tunnel* t) noexcept nogil:
     cdef Worker* w = t.w
+    cdef const Workload* workload = workload_by_address(w.tables, <const Address*>&t.remote)
     cdef Asking asking
+    if workload == NULL or workload.tunnel != TUNNEL_HBONE:
+        return                          # it left the mesh, which is why it said GOAWAY
     if t.session.opened == 0 or (t.session.streams == 0 and w.loop.now_ns - t.used_ns >= USED_NS):
         return
     if asking_of(w, t.own, t.wanted, <const Address*>&t.remote, &asking):

@@ -12,6 +12,7 @@ from ext.proxy.relay cimport PUMP_AGAIN, PUMP_NO_MEMORY, PUMP_READ_BROKE, PUMP_W
 from ext.proxy.request cimport STEP_MORE, STEP_OVER, request_read, request_send
 from ext.proxy.response cimport response_read, response_send
 from ext.proxy.state cimport Conn, Exchange, Upstream
+from ext.proxy.tunnel cimport conn_parts
 from ext.proxy.upstream cimport upstream_drop, upstream_keep
 
 
@@ -45,7 +46,7 @@ cdef void complete(Conn* c) noexcept nogil:
     account_end(c, 0, DETAIL_VIA_UPSTREAM)
     conn_release(c)
     buffer_drop(&c.pod.buffers, &c.uhead)
-    if x.up_keep and whole and not x.up_broken and buffer_used(&c.uin) == 0:
+    if x.up_keep and whole and not conn_parts(c) and not x.up_broken and buffer_used(&c.uin) == 0:
         up.exchanges += 1
         c.up = NULL
         upstream_keep(up)

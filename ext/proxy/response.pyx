@@ -14,6 +14,7 @@ from ext.proxy.budget cimport memory_tight, memory_wait
 from ext.proxy.conn cimport conn_end
 from ext.proxy.request cimport STEP_MORE, STEP_OVER, STEP_ROOM, STEP_WAIT, edits_size, give_up_replay
 from ext.proxy.state cimport C_DEAD, PUMP_ROUNDS, X_FLOW, X_TUNNEL, X_UPSTREAM, Conn, Exchange, Upstream
+from ext.proxy.tunnel cimport conn_parts
 from ext.proxy.upstream cimport idempotent, upstream_drop
 from ext.route.match cimport response_edits
 from ext.route.shapes cimport EDITS_MAX
@@ -59,7 +60,7 @@ cdef int put_head(Conn* c, bint final) noexcept nogil:
         if c.weighted != NULL:
             how.n_ops = response_edits(c.route, c.weighted, ops)
             how.ops = ops
-        if not c.x.request_done or c.w.draining or not c.pod.attached:
+        if not c.x.request_done or c.w.draining or not c.pod.attached or conn_parts(c):
             c.x.down_keep = 0
         how.close = not c.x.down_keep and c.w.head.framing != F_TUNNEL
         how.keep_alive = c.x.version_minor == 0 and c.x.down_keep

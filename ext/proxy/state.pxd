@@ -133,6 +133,7 @@ cdef struct Tunnel:         # one HBONE connection; see ext/proxy/tunnel.pxd
     uint8_t gone            # GOAWAY came, and `follows` was not called yet
     uint8_t early           # dialled ahead, and not used yet
     uint8_t bridged         # finishing: the streams in it that are idle serve on until the one that takes its place is open
+    uint8_t parting         # GOAWAY came, and `parts` was not called yet: due when it is not bridged any more
     uint32_t users          # Conns (server) and Upstreams (client) that point here
     Timer timer             # T_CONNECTING, T_SHAKING: the deadline; T_OPEN: the next PING
     Peer remote             # client: who is dialled; server: who came
@@ -376,6 +377,7 @@ ctypedef void (*Retire)(Captured* pod) noexcept nogil
 ctypedef void (*Distrusts)(Tunnel* t) noexcept nogil
 ctypedef void (*Recalls)(Tunnel* t) noexcept nogil
 ctypedef void (*Follows)(Tunnel* t) noexcept nogil
+ctypedef void (*Parts)(Tunnel* t) noexcept nogil
 ctypedef Conn* (*Enters)(Captured* pod, const Peer* client, const Peer* target, Identity* who, bint secure) noexcept nogil
 
 cdef struct Outbox:         # datagrams to the keeper that its socket did not take yet
@@ -439,6 +441,7 @@ cdef struct Worker:
     Distrusts distrusts     # a handshake that was begun to us failed
     Recalls recalls         # a tunnel whose `doubted` is set has opened
     Follows follows         # a dialled tunnel that is in use takes no more streams, or has ended
+    Parts parts             # nobody will use the idle streams of a dialled tunnel again
     Enters enters           # a connection comes from a pod of this worker
     Head head               # scratch: the head parsed last
     Conn* head_of           # whose request it is, with spans still valid; NULL: nobody's

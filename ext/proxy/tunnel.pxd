@@ -28,6 +28,8 @@ cdef void tunnel_fail(Tunnel* t, uint8_t trouble) noexcept nogil
 cdef Span tunnel_silence(uint8_t state) noexcept nogil
 cdef void tunnel_finish(Tunnel* t) noexcept nogil       # no more streams
 cdef void tunnels_finish(Captured* pod) noexcept nogil
+# GOAWAY in those that were dialled to it; they end with their last stream.
+cdef void tunnels_retire(Captured* pod) noexcept nogil
 cdef void tunnel_leave(Tunnel* t) noexcept nogil        # a user is gone
 cdef bint tunnel_busy(Tunnel* t) noexcept nogil         # a bulk transfer has it
 # Dialling one there failed within the last seconds: nothing is dialled ahead.
@@ -38,6 +40,10 @@ cdef void tunnel_dirty(Session* session) noexcept nogil
 cdef void tunnel_going(Session* session) noexcept nogil
 cdef void tunnel_wakes(Session* session, Source* source) noexcept nogil
 cdef void tunnel_opened(Tunnel* t) noexcept nogil
+
+# It came by a tunnel that takes no more streams: the answer is the last one there.
+cdef inline bint conn_parts(const Conn* c) noexcept nogil:
+    return c.tunnel != NULL and c.tunnel.finishing
 
 # Who is at the other end of an inbound connection; n 0: it came by no tunnel.
 cdef inline Span conn_peer(const Conn* c) noexcept nogil:

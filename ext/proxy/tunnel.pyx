@@ -152,6 +152,8 @@ cdef void tried(Tunnel* t, bint reached) noexcept nogil:
         after = one.next
         if one != t and one.own == t.own and one.wanted == t.wanted and same_peer(&one.remote, &t.remote):
             one.bridged = 0
+            if one.parting:
+                loop_again(&t.w.loop, &one.source)
             if reached and one.session.tls.credentials != t.session.tls.credentials:
                 tunnel_finish(one)      # ours were renewed
         one = after
@@ -213,7 +215,7 @@ cdef void settle(Tunnel* t) noexcept nogil:
     if t.state == T_DEAD or not t.finishing:
         return
     if t.state == T_OPEN:
-        if t.session.streams == 0 and t.session.leaving != 3:
+        if t.session.streams == 0 and t.session.leaving != 3 and not (t.server and t.session.leaving == 1 and t.pod.attached):
             session_end(&t.session)
             t.session.leaving = 3
     elif t.waits_first == NULL:
@@ -228,6 +230,18 @@ cdef void tunnel_finish(Tunnel* t) noexcept nogil:
         timer_set(&t.w.loop.timers, &t.timer, t.w.loop.now_ns + <uint64_t>LEAVE_MS * 1000000)
     t.finishing = 1
     settle(t)
+
+
+cdef void tunnels_retire(Captured* pod) noexcept nogil:
+    """RFC 9113 6.8: the notice first, and the last stream's number when what a peer sent before it heard has come. Who asks then is
+    served, unlike by a pod that is not attached any more."""
+    cdef Tunnel* t = pod.first_tunnel
+    while t != NULL:
+        if t.server and t.state == T_OPEN and not t.finishing:
+            session_leave(&t.session)
+            timer_set(&t.w.loop.timers, &t.timer, t.w.loop.now_ns + <uint64_t>LEAVE_MS * 1000000)
+            t.finishing = 1
+        t = t.next
 
 
 cdef void tunnels_finish(Captured* pod) noexcept nogil:
@@ -273,6 +287,7 @@ cdef void tunnel_dirty(Session* session) noexcept nogil:
 cdef void tunnel_going(Session* session) noexcept nogil:
     cdef Tunnel* t = <Tunnel*>session.owner
     t.gone = not t.server and not t.finishing
+    t.parting = not t.server
     t.finishing = 1                     # settled when what came has been fed
 
 
@@ -396,6 +411,9 @@ cdef void on_event(Source* source, uint32_t events) noexcept nogil:
         if t.gone:
             t.gone = 0
             t.w.follows(t)
+        if t.parting and not t.bridged:
+            t.parting = 0
+            t.w.parts(t)
         settle(t)
 
 

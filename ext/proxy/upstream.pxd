@@ -12,7 +12,7 @@ or bytes that nobody asked for.
 """
 from libc.stdint cimport uint8_t, uint32_t
 from ext.core.protocol cimport LISTEN_INBOUND
-from ext.proxy.state cimport Captured, Conn, Upstream
+from ext.proxy.state cimport Captured, Conn, Tunnel, Upstream
 from ext.sys.stream cimport Peer, link_local, same_ip
 from ext.wire.http1 cimport M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE
 
@@ -27,6 +27,8 @@ cdef int upstream_get(Conn* c, const Peer* to, const Peer* source, uint32_t conn
 cdef void upstream_keep(Upstream* up) noexcept nogil
 cdef void upstream_drop(Upstream* up, bint abort) noexcept nogil
 cdef void pool_close(Captured* pod) noexcept nogil
+# Worker.parts
+cdef void pool_part(Tunnel* t) noexcept nogil
 # Descriptors ran out: the older half goes.
 cdef void pool_shed(Captured* pod) noexcept nogil
 

@@ -16,6 +16,7 @@ from ext.proxy.tunnel cimport tunnel_busy, tunnel_silence
 from ext.proxy.tunnel_out cimport (TUNNEL_GOT, TUNNEL_QUEUED, WAY_LATER, WAY_PLAIN, WAY_TUNNEL, Asking, GotTunnel, Way,
                                    tunnel_fits, tunnel_get, tunnel_join, way_of)
 from ext.sys.stream cimport Peer, same_ip, same_peer, stream_bind, stream_connect, stream_local
+from ext.tunnel.shapes cimport Stream
 
 
 # ---- the pool ---------------------------------------------------------------------------------------------------------------
@@ -101,7 +102,8 @@ cdef void upstream_keep(Upstream* up) noexcept nogil:
     cdef Upstream* at
     cdef Upstream* last = NULL
     cdef uint32_t bucket, same = 0
-    if not pod.attached or up.state != U_READY or up.source.hung or up.source.failed or up.w.draining:
+    if not pod.attached or up.state != U_READY or up.source.hung or up.source.failed or up.w.draining or (
+            up.tunnel != NULL and up.tunnel.finishing and not up.tunnel.bridged):
         upstream_drop(up, False)
         return
     if up.source.readable and not still_open(up):
@@ -145,6 +147,16 @@ cdef void upstream_keep(Upstream* up) noexcept nogil:
 cdef void pool_close(Captured* pod) noexcept nogil:
     while pod.oldest != NULL:
         upstream_drop(pod.oldest, False)
+
+
+cdef void pool_part(Tunnel* t) noexcept nogil:
+    cdef Stream* stream = t.session.first
+    cdef Stream* after
+    while stream != NULL:
+        after = stream.next             # dropping an Upstream drops its own stream alone
+        if stream.source != NULL and (<Upstream*>stream.source).state == U_IDLE:
+            upstream_drop(<Upstream*>stream.source, False)
+        stream = after
 
 
 cdef void pool_shed(Captured* pod) noexcept nogil:

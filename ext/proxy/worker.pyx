@@ -20,6 +20,7 @@ from ext.proxy.recall cimport recall_open, recall_tunnel
 from ext.proxy.shed cimport shed_open, shed_turn
 from ext.proxy.tunnel cimport tunnels_open
 from ext.proxy.tunnel_in cimport tunnel_distrusts
+from ext.proxy.upstream cimport pool_part
 from ext.sys.privilege cimport privilege_drop
 from ext.sys.seccomp cimport (CONFINED, CONFINED_OFF, CONFINED_SANITIZER, Tell, sanitizer_loaded, seccomp_install)
 from ext.proxy.state cimport Captured, Conn, Exchange, Near, Texts, Upstream, Worker
@@ -115,6 +116,7 @@ cdef Worker* worker_new(int control, void* stats, size_t stats_size, void* log, 
     w.distrusts = tunnel_distrusts
     w.recalls = recall_tunnel
     w.follows = early_follows
+    w.parts = pool_part
     w.enters = conn_near
     if control_open(w, control) != 0:
         return NULL

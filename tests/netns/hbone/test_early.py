@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,10 +33,12 @@ from tests.support.mesh import (
     SERVICE_INDEX,
     TCP_PORT,
     Mesh,
+    Web,
     any_path,
     echo,
     read_message,
     receive,
+    receive_until,
     request,
     response,
 )
@@ -290,3 +293,63 @@ def test_no_request_waits_for_the_handshake_that_follows_a_goaway(pair: Mesh, tm
     assert broken == [] and set(answers) == {200}
     since = pair.worker.header["tunnels_waited"] - waited
     assert since == 0 if tunnels else since > 0
+
+
+POD_GO = 73  # ext/core/protocol.pxd
+
+
+def test_a_pod_whose_peers_are_to_go_elsewhere_ends_its_tunnels_with_their_last_stream_and_no_request_fails(pair: Mesh) -> None:
+    configure(pair)
+    early(pair, 8)
+
+    rest, stop = threading.Event(), threading.Event()
+
+    class Slow(Web):
+        def __call__(self, connection: socket.socket) -> None:
+            if b"/long" not in connection.recv(64, socket.MSG_PEEK):
+                super().__call__(connection)
+                return
+            whole = response(b"x" * 1000)
+            connection.sendall(whole[:-900])
+            rest.wait(60)
+            connection.sendall(whole[-900:])
+
+    pair.origin(8080, Slow())
+    long = pair.dial()
+    long.sendall(request("/long"))
+    receive_until(long, b"x" * 100)
+    answers: list[int] = []
+    broken: list[BaseException] = []
+
+    def client(connection: socket.socket) -> None:
+        try:
+            while not stop.is_set():
+                connection.sendall(request())
+                answers.append(read_message(connection).status)
+        except BaseException as error:
+            broken.append(error)
+
+    def goes_on() -> None:
+        so_far = len(answers)
+        until(lambda: broken or len(answers) > so_far + 100, "requests flow", timeout=20)
+
+    clients = [threading.Thread(target=client, args=(pair.dial(),)) for _ in range(4)]
+    try:
+        for one in clients:
+            one.start()
+        goes_on()
+        before = pair.worker.header
+        pair.worker.send(POD_GO, struct.pack("<I", 2))
+        until(lambda: pair.worker.header["tunnels_opened"] >= before["tunnels_opened"] + 2, "another tunnel in its place", timeout=20)
+        goes_on()
+        assert pair.worker.header["tunnels_open"] > before["tunnels_open"], "the old one has a stream"
+        rest.set()
+        assert receive(long, 900) == b"x" * 900
+        until(lambda: pair.worker.header["tunnels_open"] == before["tunnels_open"], "it ends with its last stream", timeout=20)
+        goes_on()
+    finally:
+        rest.set()
+        stop.set()
+        for one in clients:
+            one.join(timeout=20)
+    assert broken == [] and set(answers) == {200}

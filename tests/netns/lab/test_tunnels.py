@@ -164,8 +164,12 @@ def test_who_opts_out_finishes_what_is_open_and_no_request_fails_on_the_way_out_
             fresh.goes_on()  # meanwhile the long answer begins
             annotate("narrows.mesh/intercept: disabled")
             told(mesh, "TCP", "server")
+            assert admin(agent, "/pods/default/server")["state"] == "leaving", "for as long as streams live"
         assert long.lines == ["." * DRIPS]
-        assert admin(agent, "/pods/default/server")["state"] == "leaving", "for as long as streams live"
+        for one in (fresh, kept):
+            one.goes_on()
+        # its tunnels said GOAWAY: nobody keeps a stream for a request to come (for a minute, pool_idle_timeout_ms)
+        until(lambda: admin(agent, "/pods/default/server")["state"] == "out", "nothing is left of it while others go on asking", 40)
         for one in (fresh, kept):
             one.goes_on()
         annotate("")

@@ -18,7 +18,7 @@ from tests.support.keeper import Keeper, Raw, error, pod_payload, running
 from tests.support.wait import until
 
 PXD = Path(__file__).resolve().parent.parent.parent.parent / "ext" / "core" / "protocol.pxd"
-REQUESTS = [kind for kind in Message if 3 <= kind <= 15]
+REQUESTS = [kind for kind in Message if 3 <= kind <= 16]
 FUZZ_SECONDS = 3.0
 
 
@@ -108,6 +108,7 @@ def test_a_wrong_number_of_descriptors_is_answered(agent: Raw, kind: Message, co
     (Message.HELLO, struct.pack("<HH", 1, 1), 0),
     (Message.POD_ADD, pod_payload(5, "a-pod"), 1),
     (Message.POD_DEL, struct.pack("<I", 5), 0),
+    (Message.POD_LEAVE, struct.pack("<I", 5), 0),
     (Message.DRAIN, struct.pack("<I", 5), 0),
     (Message.KEY_MAKE, text("spiffe://cluster.local/ns/a/sa/b"), 0),
     (Message.KEY_FORGET, struct.pack("<I", 5), 0),
@@ -128,7 +129,7 @@ def test_only_the_agent_that_said_hello_may_change_anything(agent: Raw, keeper: 
     onlooker = Raw(keeper.path)
     try:
         assert onlooker.ask(Message.INVENTORY)[0] == Message.INVENTORY
-        for kind in (Message.POD_DEL, Message.DRAIN, Message.SHUTDOWN):
+        for kind in (Message.POD_DEL, Message.POD_LEAVE, Message.DRAIN, Message.SHUTDOWN):
             reason, said = error(onlooker.ask(kind, bytes(4)))
             assert (reason, "needs HELLO first" in said) == (Reason.REFUSED, True)
     finally:
