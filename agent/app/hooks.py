@@ -48,6 +48,10 @@ class Sides:
     egress: str
     ingress: str
 
+    @classmethod
+    def alike(cls, why: str) -> Sides:
+        return cls(why, why)
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -126,7 +130,7 @@ class Hooks:
         await asyncio.wait([self._loading], timeout=LOAD_SECONDS)
         if not self._loading.done():
             self._missed = True
-            return Sides(*["the programs are still being loaded"] * 2)
+            return Sides.alike("the programs are still being loaded")
         if self._problem and self._inward.problem:
             return Sides(self._problem, self._inward.problem)
         said = await self._serve()
@@ -351,16 +355,16 @@ class Hooks:
         """See to it that the keeper of now is served. Says why not."""
         pid = self._keeper
         if not pid:
-            return Sides(*["the keeper is away"] * 2)
+            return Sides.alike("the keeper is away")
         if self._served is not None and self._served.pid == pid and self._inward.serving(pid):
             return Sides("", "")
         try:
             cgroup, root = await asyncio.to_thread(lambda: (of_process(pid), find_cgroup2()))
         except (LookupError, OSError) as error:
-            return Sides(*[str(error)] * 2)
+            return Sides.alike(str(error))
         if cgroup == root:
-            return Sides(*[f"the keeper (pid {pid}) is in the root of cgroup v2, whose hooks would see every process of the node; start it "
-                           "in a cgroup of its own, as systemd and container runtimes do"] * 2)
+            return Sides.alike(f"the keeper (pid {pid}) is in the root of cgroup v2, whose hooks would see every process of the node; "
+                               "start it in a cgroup of its own, as systemd and container runtimes do")
 
         def work(egress: Egress) -> None:
             before = self._served

@@ -7,18 +7,18 @@ few milliseconds. One caller at a time.
 """
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 
 from agent import netlink
-from agent.capture import bpf_call
+from agent.capture import bpf_call, links
 from agent.capture.loader import HOOKS, POD, PROXY, Hook
+from agent.capture.mirror import Mirror
 from agent.capture.pins import Pins
 from agent.capture.plan import PROBE_SOURCES
 from agent.model.pod import CaptureSettings, Network
@@ -32,8 +32,8 @@ NETNS_BITS = 64
 # Maps of what pods exclude and include: how a key is written, and where in it the cookie is.
 SETTINGS = {"excluded_ports": (PORT_KEY, 0), "excluded_ranges": (RANGE_KEY, 1), "included_ranges": (RANGE_KEY, 1)}
 
+_HOOKS = {hook.name: hook for hook in HOOKS}
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
-_YES = b"\1"
 _MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -45,10 +45,15 @@ def netns_cookie(netns: str) -> int:
     """The number by which BPF programs know a network namespace; the kernel gives it out once."""
     def ask() -> int:
         with socket.socket() as probe:
-            (cookie,) = NETNS_KEY.unpack(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, NETNS_KEY.size))
-            return int(cookie)
+            return cookie_of(probe)
 
     return netlink.in_netns(netns, ask)
+
+
+def cookie_of(one: socket.socket) -> int:
+    """The number of a socket's network namespace."""
+    (cookie,) = NETNS_KEY.unpack(one.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, NETNS_KEY.size))
+    return int(cookie)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +79,11 @@ class Egress:
     def __init__(self, pins: Pins, lacking: Iterable[str] = ()) -> None:
         self._pins = pins
         self._lacking = frozenset(lacking)
-        self._settings: dict[str, dict[int, set[bytes]]] | None = None  # what stands in the maps, so that a change costs what it changes
+        self._settings = Mirror(pins.maps, SETTINGS, EgressError)
 
     def serve(self, cgroup: str) -> int:
         """Links the proxy's cgroup: listeners that its processes made or make learn where connections were meant to go. Returns its id."""
-        return self._link(cgroup, PROXY)
+        return links.to_cgroup(self._pins, self._of(PROXY), cgroup, EgressError)
 
     def capture(self, netns: str, cgroup: str, addresses: Iterable[IPAddress], settings: CaptureSettings) -> Captured:
         """Capture a pod, or change how: again with the same is a no-op, and connects meanwhile follow the old or the new settings.
@@ -89,18 +94,17 @@ class Egress:
         own = tuple(addresses)
         if not own:
             raise EgressError(f"{netns}: a pod without an address cannot be captured by eBPF")
-        number = self._link(cgroup, POD)
+        number = links.to_cgroup(self._pins, self._of(POD), cgroup, EgressError)
         wanted = _keys(cookie, settings)
         try:
             # what widens capture is written before what narrows it goes: no connect escapes that both would capture
-            self._set("included_ranges", cookie, wanted["included_ranges"], remove=False)
+            self._settings.set("included_ranges", cookie, wanted["included_ranges"], remove=False)
             for name in ("excluded_ports", "excluded_ranges"):
-                self._set(name, cookie, wanted[name])
+                self._settings.set(name, cookie, wanted[name])
             with _opened(self._pins.maps / "pods") as pods:
                 bpf_call.update(pods, NETNS_KEY.pack(cookie), _value(own, settings))
-            self._set("included_ranges", cookie, wanted["included_ranges"])
+            self._settings.set("included_ranges", cookie, wanted["included_ranges"])
         except OSError as error:
-            self._settings = None
             raise EgressError(f"{netns}: {error.strerror}; it takes root, and room in the maps (bpf/README.md has their bounds)") from None
         return Captured(cookie, number)
 
@@ -114,7 +118,7 @@ class Egress:
         with _opened(self._pins.maps / "pods") as pods:
             bpf_call.delete(pods, NETNS_KEY.pack(cookie))
         for name in SETTINGS:
-            self._set(name, cookie, set())
+            self._settings.set(name, cookie, set())
 
     def unlink(self, cgroup_id: int) -> None:
         """The other half. Afterwards applications see the proxy as the peer of connections that live on. A captured pod must not be named.
@@ -138,10 +142,9 @@ class Egress:
             for key in bpf_call.keys(pods, NETNS_KEY.size):
                 if (value := bpf_call.lookup(pods, key, POD_VALUE.size)) is not None:
                     found[NETNS_KEY.unpack(key)[0]] = value
-        settings = self._settings = self._read()
-        programs = self._programs()
-        return Standing(found, {name: {cookie: frozenset(keys) for cookie, keys in of.items()} for name, of in settings.items()},
-                        {number: frozenset(hook.name for hook in HOOKS if self._runs(hook, number, programs)) for number in set(cgroups)})
+        settings, programs = self._settings.read(), self._programs()
+        return Standing(found, settings, {number: frozenset(name for name, program in programs.items() if links.runs(
+            self._pins, _HOOKS[name], number, number, program)) for number in set(cgroups)})
 
     def lacks(self, standing: Standing, one: Captured, addresses: Iterable[IPAddress], settings: CaptureSettings) -> list[str]:
         """What of a captured pod does not stand as `capture` made it; empty when all is well."""
@@ -163,32 +166,6 @@ class Egress:
     def _of(self, who: str) -> list[Hook]:
         return [hook for hook in HOOKS if who in hook.on and hook.name not in self._lacking]
 
-    def _read(self) -> dict[str, dict[int, set[bytes]]]:
-        found: dict[str, dict[int, set[bytes]]] = {name: {} for name in SETTINGS}
-        for name, (shape, at) in SETTINGS.items():
-            with _opened(self._pins.maps / name) as fd:
-                for key in bpf_call.keys(fd, shape.size):
-                    found[name].setdefault(shape.unpack(key)[at], set()).add(key)
-        return found
-
-    def _set(self, name: str, cookie: int, wanted: set[bytes], *, remove: bool = True) -> None:
-        """Of one pod: what is missing is added, then what is too much removed."""
-        if self._settings is None:
-            self._settings = self._read()
-        there = self._settings[name].get(cookie, set())
-        if there == wanted:
-            return
-        with _opened(self._pins.maps / name) as fd:
-            for key in wanted - there:
-                bpf_call.update(fd, key, _YES)
-            for key in there - wanted if remove else ():
-                bpf_call.delete(fd, key)
-        left = wanted if remove else wanted | there
-        if left:
-            self._settings[name][cookie] = set(left)
-        else:
-            self._settings[name].pop(cookie, None)
-
     def _programs(self) -> dict[str, int]:
         """By hook the id of the program that is pinned."""
         found = {}
@@ -198,94 +175,9 @@ class Egress:
                     found[hook.name] = bpf_call.program_id(fd)
         return found
 
-    def _runs(self, hook: Hook, cgroup_id: int, programs: Mapping[str, int]) -> bool:
-        """Whether the hook's pinned link holds our program to this cgroup. A pin may stay when the link was taken off."""
-        try:
-            fd = bpf_call.pinned(self._pins.links / f"{cgroup_id}_{hook.name}")
-        except OSError:
-            return False
-        try:
-            return bpf_call.linked(fd) == (programs.get(hook.name), cgroup_id, hook.attach)
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
 
-    @staticmethod
-    def _replaced(path: Path, where: tuple[int, int], program: int) -> bool:
-        """Whether there is a link to this (cgroup id, attach type), which has the program now: a loader that was ended half way left it
-        with an older one. A new link in its place would leave a moment without any."""
-        try:
-            link = bpf_call.pinned(path)
-        except OSError:
-            return False
-        try:
-            if bpf_call.linked(link)[1:] != where:
-                return False
-            bpf_call.replace(link, program)
-            return True
-        except OSError:
-            return False
-        finally:
-            os.close(link)
-
-    def _link(self, cgroup: str, who: str) -> int:
-        """Hooks in the order of HOOKS; those that are linked stay. Returns the cgroup's id. On an error what was linked now goes again."""
-        try:
-            folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise EgressError(f"cgroup {cgroup}: {error.strerror}; it must be a directory of cgroup v2") from None
-        made: list[Path] = []
-        try:
-            number = os.fstat(folder).st_ino
-            programs = self._programs()
-            for hook in self._of(who):
-                if not self._runs(hook, number, programs):
-                    self._link_one(cgroup, folder, number, hook, made)
-            return number
-        except EgressError:
-            for path in made:
-                path.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(folder)
-
-    def _link_one(self, cgroup: str, folder: int, number: int, hook: Hook, made: list[Path]) -> None:
-        path = self._pins.links / hook.link(number)
-        with _opened(self._pins.programs / hook.name) as program:
-            if self._replaced(path, (number, hook.attach), program):
-                return
-            try:
-                link = bpf_call.attach(program, folder, hook.attach)
-            except OSError as error:
-                raise EgressError(f"cgroup {cgroup}: {hook.name}: {error.strerror}; `bpftool cgroup tree` shows what else is "
-                                  "attached, and only cgroup v2 has these hooks") from None
-        try:
-            path.unlink(missing_ok=True)  # of a link that was taken off
-            with suppress(FileExistsError):  # somebody else of this instance was quicker
-                bpf_call.pin(link, path)
-                made.append(path)
-        except OSError as error:
-            raise EgressError(f"cgroup {cgroup}: {hook.name}: {error.strerror}; somebody removed the pins") from None
-        finally:
-            os.close(link)
-
-
-class _opened:
-    """The descriptor of a pin."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> int:
-        try:
-            self._fd = bpf_call.pinned(self._path)
-        except OSError as error:
-            raise EgressError(f"{error.strerror}; the programs are not loaded, or somebody removed the pin") from None
-        return self._fd
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+def _opened(path: Path) -> AbstractContextManager[int]:
+    return links.opened(path, EgressError)
 
 
 def _range(cookie: int, network: Network) -> bytes:

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent import netlink
-from agent.capture import bpf_call
-from agent.capture.egress import HAS_IP4, HAS_IP6, NETNS_KEY, PORT_KEY, netns_cookie
-from agent.capture.loader import INGRESS, NETNS, PROXY, Hook, Template
+from agent.capture import bpf_call, links
+from agent.capture.egress import HAS_IP4, HAS_IP6, NETNS_KEY, PORT_KEY, cookie_of, netns_cookie
+from agent.capture.loader import INGRESS, NETNS, PROXY, Template
+from agent.capture.mirror import Mirror
 from agent.capture.pins import Pins
 from agent.capture.plan import INBOUND_PORT
 from agent.model.pod import CaptureSettings
@@ -37,6 +38,7 @@ _PIDFD_GETFD = 438  # asm-generic/unistd.h
 _LISTENER = struct.Struct("=Q")  # in: a descriptor; out: the socket's cookie
 _AHEAD = 256  # turns; the program goes on with its own while an entry is written anew
 (_SK_LOOKUP,) = (hook for hook in INGRESS if NETNS in hook.on)
+_EXCLUDED = "excluded_inbound"
 _OF_PROXY = tuple(hook for hook in INGRESS if PROXY in hook.on)
 
 
@@ -60,26 +62,12 @@ class Ingress:
     def __init__(self, pins: Pins, lookup: Template | None = None) -> None:
         self._pins = pins
         self._lookup = lookup
+        self._excluded = Mirror(pins.maps, {_EXCLUDED: (PORT_KEY, 0)}, IngressError)
 
     def serve(self, cgroup: str) -> int:
         """Links the proxy's cgroup: listeners that its processes make from now on are found, and its connections to applications are let
         pass. Again is a no-op. Returns its id."""
-        try:
-            folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise IngressError(f"cgroup {cgroup}: {error.strerror}; it must be a directory of cgroup v2") from None
-        try:
-            number = os.fstat(folder).st_ino
-            for hook in _OF_PROXY:
-                with bpf_call.opened(self._pins.programs / hook.name) as program:
-                    if not self._runs(hook, number, number, program):
-                        _link(program, folder, hook.attach, self._pins.links / hook.link(number))
-            return number
-        except OSError as error:
-            raise IngressError(f"cgroup {cgroup}: {error.strerror}; `bpftool cgroup tree` shows what else is attached, and only cgroup v2 "
-                               "has these hooks") from None
-        finally:
-            os.close(folder)
+        return links.to_cgroup(self._pins, _OF_PROXY, cgroup, IngressError)
 
     def adopt(self, pid: int) -> list[int]:
         """Listeners that a keeper made before `serve`; call it after that. Returns the cookies of their namespaces.
@@ -126,7 +114,7 @@ class Ingress:
                 before = bpf_call.lookup(inbound, NETNS_KEY.pack(cookie), INSIDE_VALUE.size)
                 kept = _set_sysctls(netns, before)
                 wanted = {PORT_KEY.pack(cookie, port) for port in settings.exclude_inbound_ports}
-                self._exclude(cookie, wanted)
+                self._excluded.set(_EXCLUDED, cookie, wanted)
                 try:
                     self._attach(netns, cookie)
                 except (OSError, IngressError):
@@ -152,7 +140,7 @@ class Ingress:
                 before = bpf_call.lookup(inbound, NETNS_KEY.pack(cookie), INSIDE_VALUE.size)
                 bpf_call.delete(inbound, NETNS_KEY.pack(cookie))
             (self._pins.links / _SK_LOOKUP.link(cookie)).unlink(missing_ok=True)
-            self._exclude(cookie, set())
+            self._excluded.set(_EXCLUDED, cookie, set())
             if netns is not None and before is not None:
                 _put_back_sysctls(netns, INSIDE_VALUE.unpack(before)[1])
         except OSError as error:
@@ -175,24 +163,20 @@ class Ingress:
     def entered(self, cookies: Mapping[str, int]) -> Entered:
         """What the kernel has now, whoever wrote it. `cookies`: of the namespaces at these paths, of which listeners and sysctls are told.
 
-        Some 0.1 ms for each pod. OSError without the pins.
+        Some 0.1 ms for each pod. OSError, IngressError without the pins.
         """
         pods: dict[int, bytes] = {}
-        excluded: dict[int, set[bytes]] = {}
         with bpf_call.opened(self._pins.maps / "inbound") as inbound:
             for key in bpf_call.keys(inbound, NETNS_KEY.size):
                 if (value := bpf_call.lookup(inbound, key, INSIDE_VALUE.size)) is not None:
                     pods[NETNS_KEY.unpack(key)[0]] = value
-        with bpf_call.opened(self._pins.maps / "excluded_inbound") as fd:
-            for key in bpf_call.keys(fd, PORT_KEY.size):
-                excluded.setdefault(PORT_KEY.unpack(key)[0], set()).add(key)
         listeners = frozenset(cookie for cookie in cookies.values() if self.has_listener(cookie))
-        return Entered(pods, {cookie: frozenset(keys) for cookie, keys in excluded.items()}, listeners,
+        return Entered(pods, self._excluded.read()[_EXCLUDED], listeners,
                        netlink.visit(cookies, lambda _: _unset_here()))
 
     def lacks(self, entered: Entered, netns: str, cookie: int, addresses: Iterable[IPAddress], settings: CaptureSettings) -> list[str]:
         """What of a captured pod does not stand as `capture` made it; empty when all is well. OSError when its namespace is gone."""
-        found = [] if self._runs(_SK_LOOKUP, cookie, os.stat(netns).st_ino) else [f"the link of {_SK_LOOKUP.name}"]
+        found = [] if links.runs(self._pins, _SK_LOOKUP, cookie, os.stat(netns).st_ino) else [f"the link of {_SK_LOOKUP.name}"]
         value = entered.pods.get(cookie)
         have = INSIDE_VALUE.unpack(value)[:3] if value is not None else None
         if have is None or (have[0], have[1] & ~_KEPT, have[2]) != _value({one.version: one for one in addresses}, 0):
@@ -206,47 +190,24 @@ class Ingress:
         found = []
         for hook in _OF_PROXY:
             with bpf_call.opened(self._pins.programs / hook.name) as program:
-                if not self._runs(hook, cgroup_id, cgroup_id, program):
+                if not links.runs(self._pins, hook, cgroup_id, cgroup_id, bpf_call.program_id(program)):
                     found.append(f"the link of {hook.name}")
         return found
-
-    def _runs(self, hook: Hook, number: int, target: int, program: int | None = None) -> bool:
-        """Whether the hook's link holds to this cgroup (id) or namespace (inode). A pin may stay when the link was taken off.
-
-        `program`: what it has to run, and is given if it does not: a loader that was ended half way left an older one.
-        """
-        try:
-            with bpf_call.opened(self._pins.links / hook.link(number)) as link:
-                if bpf_call.linked(link, netns=NETNS in hook.on)[1:] != (target, hook.attach):
-                    return False
-                if program is not None and bpf_call.linked(link)[0] != bpf_call.program_id(program):
-                    bpf_call.replace(link, program)
-                return True
-        except OSError:
-            return False
 
     def has_listener(self, cookie: int) -> bool:
         with bpf_call.opened(self._pins.maps / "listeners") as listeners:
             return bpf_call.lookup(listeners, NETNS_KEY.pack(cookie), _LISTENER.size) is not None
 
-    def _exclude(self, cookie: int, wanted: set[bytes]) -> None:
-        with bpf_call.opened(self._pins.maps / "excluded_inbound") as fd:
-            there = {key for key in bpf_call.keys(fd, PORT_KEY.size) if PORT_KEY.unpack(key)[0] == cookie}
-            for key in wanted - there:
-                bpf_call.update(fd, key, b"\1")
-            for key in there - wanted:
-                bpf_call.delete(fd, key)
-
     def _attach(self, netns: str, cookie: int) -> None:
         namespace = netlink.open_namespace(netns)
         try:
-            if self._runs(_SK_LOOKUP, cookie, os.fstat(namespace).st_ino):
+            if links.runs(self._pins, _SK_LOOKUP, cookie, os.fstat(namespace).st_ino):
                 return
             if self._lookup is None:
                 raise IngressError(f"{netns}: no program is loaded")
             program = self._lookup.load(_SK_LOOKUP, self._pins, cookie)
             try:
-                _link(program, namespace, _SK_LOOKUP.attach, self._pins.links / _SK_LOOKUP.link(cookie))
+                links.attach(self._pins, _SK_LOOKUP, cookie, namespace, program)
             finally:
                 os.close(program)
         finally:
@@ -292,16 +253,6 @@ def _unset_here() -> tuple[str, ...]:
     return tuple(found)
 
 
-def _link(program: int, target: int, attach: int, path: Path) -> None:
-    link = bpf_call.attach(program, target, attach)
-    try:
-        path.unlink(missing_ok=True)  # of a link that was taken off
-        with suppress(FileExistsError):  # somebody else of this instance was quicker
-            bpf_call.pin(link, path)
-    finally:
-        os.close(link)
-
-
 def _value(own: Mapping[int, IPAddress], flags: int) -> tuple[bytes, int, bytes]:
     """The front of an entry of `inbound`. `own`: a pod's addresses by family."""
     return (own[4].packed if 4 in own else bytes(4), (HAS_IP4 if 4 in own else 0) | (HAS_IP6 if 6 in own else 0) | flags,
@@ -314,7 +265,7 @@ def _descriptor_of(process: int, number: int) -> int:
     fd: int = libc.syscall(_PIDFD_GETFD, process, number, 0)
     if fd < 0:
         error = ctypes.get_errno()
-        raise (FileNotFoundError if error == 9 else OSError)(error, os.strerror(error))  # EBADF: it was closed meanwhile
+        raise (FileNotFoundError if error == errno.EBADF else OSError)(error, os.strerror(error))  # it was closed meanwhile
     return fd
 
 
@@ -324,5 +275,4 @@ def _inbound_listener(theirs: socket.socket) -> int | None:
         return None
     if theirs.getsockname()[1] != INBOUND_PORT:
         return None
-    (cookie,) = NETNS_KEY.unpack(theirs.getsockopt(socket.SOL_SOCKET, 71, NETNS_KEY.size))  # SO_NETNS_COOKIE
-    return int(cookie)
+    return cookie_of(theirs)

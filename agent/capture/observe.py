@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, suppress
 from mmap import MAP_SHARED, PAGESIZE, PROT_READ, PROT_WRITE, mmap
 from pathlib import Path
 
-from agent.capture import bpf_call
+from agent.capture import bpf_call, links
 from agent.capture.egress import NETNS_KEY, POD_VALUE, netns_cookie
 from agent.capture.loader import OBSERVE
 from agent.capture.pins import Pins
@@ -51,14 +51,14 @@ class Watch:
 
     def serve(self, cgroup: str) -> None:
         """The proxy's, whose sockets in captured pods' namespaces are told. It must hold no pod: theirs would be told as well."""
-        self._link(cgroup)
+        links.to_cgroup(self._pins, (HOOK,), cgroup, ObserveError)
 
     def add(self, netns: str, addresses: Iterable[IPAddress], cgroup: str | None = None) -> int:
         """A pod's. `cgroup`: of a pod without capture. Returns the namespace's cookie, which its records have."""
         cookie = netns_cookie(netns)
         own = {address.version: address.packed for address in addresses}
         if cgroup is not None:
-            self._link(cgroup)
+            links.to_cgroup(self._pins, (HOOK,), cgroup, ObserveError)
         with _opened(self._pins.maps / "watched") as fd:
             bpf_call.update(fd, NETNS_KEY.pack(cookie), POD_VALUE.pack(own.get(4, bytes(4)), 0, own.get(6, bytes(16))))
         return cookie
@@ -72,27 +72,6 @@ class Watch:
 
     def unlink(self, cgroup_id: int) -> None:
         (self._pins.links / HOOK.link(cgroup_id)).unlink(missing_ok=True)
-
-    def _link(self, cgroup: str) -> None:
-        try:
-            folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ObserveError(f"cgroup {cgroup}: {error.strerror}; it must be a directory of cgroup v2") from None
-        try:
-            path = self._pins.links / HOOK.link(os.fstat(folder).st_ino)
-            if path.exists():
-                return
-            with _opened(self._pins.programs / HOOK.name) as program:
-                link = bpf_call.attach(program, folder, HOOK.attach)
-            try:
-                bpf_call.pin(link, path)
-            finally:
-                os.close(link)
-        except OSError as error:
-            raise ObserveError(f"cgroup {cgroup}: {HOOK.name}: {error.strerror}; `bpftool cgroup tree` shows what else is attached, and "
-                               "only cgroup v2 has this hook") from None
-        finally:
-            os.close(folder)
 
     def linked(self) -> set[int]:
         """Ids of cgroups."""
@@ -155,17 +134,8 @@ class Records:
                 os.close(fd)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    """The descriptor of a pin."""
-    try:
-        fd = bpf_call.pinned(path)
-    except OSError as error:
-        raise ObserveError(f"{error.strerror}; the program is not loaded, or somebody removed the pin") from None
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+def _opened(path: Path) -> AbstractContextManager[int]:
+    return links.opened(path, ObserveError)
 
 
 def _possible_cpus() -> int:

@@ -29,11 +29,11 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from agent import netlink
 from agent.capture.rules import CHAIN_NAME_LIMIT, CHAIN_PREFIX, MARK_LOCAL, MARK_OURS, Chain, Extension, Rule, Table
 from agent.model.pod import CaptureSettings, Network
+from agent.model.reserved import DNS_PORT
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
 HBONE_PORT = 15008
-DNS_PORT = 15053
 ROUTE_TABLE = 100
 RULE_PRIORITY = 32764
 OUR_ZONE = "1337"  # conntrack zone; Istio uses 1 for DNS

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-MARK_OURS = "0x539/0xfff"  # SO_MARK of every socket that the keeper makes in a pod
+from agent.model.reserved import SOCKET_MARK
+
+MARK_OURS = f"{SOCKET_MARK:#x}/0xfff"  # and mask: the other bits are the application's
 MARK_LOCAL = "0x111/0xfff"  # connection and packet mark: answer to the proxy, delivered on lo
 CHAIN_PREFIX = "NARROWS_"
 CHAIN_NAME_LIMIT = 28  # characters: XT_EXTENSION_MAXNAMELEN less its end

@@ -22,9 +22,9 @@ from agent.dns.cache import Cache
 from agent.dns.forward import Client, Exchange, Figures
 from agent.dns.stock import Stock
 from agent.dns.unreachable import Unreachable
+from agent.model.reserved import DNS_PORT
 from agent.netlink.conntrack import Originals
 
-PORT = 15053
 DATAGRAM_BYTES = 4096  # of a question; longer ones are cut, and then malformed
 A_TURN = 16  # datagrams of a pod between two looks at the others
 SHARE, SHARE_SECONDS = 200, 0.1  # datagrams in so many seconds; to read and answer one takes 9 us beside its system calls
@@ -137,7 +137,7 @@ class PodDns:
             _send(one, found, peer)
             return
         resolver = self._originals.find(one.getsockname()[:2], peer)
-        if resolver is None or resolver[1] == PORT:
+        if resolver is None or resolver[1] == DNS_PORT:
             self._figures.dropped["no_resolver"] += 1
             return
         key = (resolver, data[2:])
@@ -180,7 +180,7 @@ class PodDns:
         except OSError:
             return
         client.setblocking(False)
-        resolver = tcp.original(client, PORT)
+        resolver = tcp.original(client, DNS_PORT)
         if resolver is None or len(self._sessions) >= CONNECTIONS:
             self._figures.dropped["no_resolver" if resolver is None else "pod_share"] += 1
             client.close()

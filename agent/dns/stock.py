@@ -13,9 +13,9 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from agent import netlink
+from agent.model.reserved import SOCKET_MARK
 
 BATCH = 8
-MARK = 0x539  # ext/core/protocol.pxd, SOCKET_MARK
 WAITING = 512  # of a pod and kind, for the next batch
 
 Kind = tuple[int, int]  # socket family, socket type
@@ -81,7 +81,7 @@ def _make(netns: str, kind: Kind, count: int) -> list[socket.socket]:
         for _ in range(count):
             one = socket.socket(kind[0], kind[1] | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             made.append(one)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, SOCKET_MARK)
 
     with suppress(OSError):
         netlink.in_netns(netns, inside)
