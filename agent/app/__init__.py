@@ -28,8 +28,8 @@ import click
               help="Reach pods of this node as those of others (default: inside their namespaces, without a tunnel).")
 @click.option("--early-tunnels", type=click.IntRange(0, 1024), default=8, show_default=True,
               help="Of a pod: tunnels dialled before anything needs them, and not used yet. 0: none is.")
-@click.option("--access-log", type=click.Choice(["json", "text", "off"]), default="json", show_default=True,
-              help="Format of access.log.")
+@click.option("--access-log", type=click.Choice(["json", "text", "json-tcp", "text-tcp", "off"]), default="json", show_default=True,
+              help="Format of access.log; -tcp: with round trips and retransmissions of the TCP connections on both sides.")
 @click.option("--capture", type=click.Choice(["auto", "ebpf", "ebpf+iptables", "iptables+ebpf", "iptables", "nftables"]), default="auto",
               show_default=True,
               help="auto: iptables where the kernel has its legacy tables, else nftables; ebpf: by hooks in the kernel, without NAT, where "

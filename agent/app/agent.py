@@ -84,7 +84,7 @@ class Options:
     metrics_address: str | None = None
     metrics_port: int = 15020
     readiness_port: int = 15021
-    access_log: str = "json"  # json, text, off
+    access_log: str = "json"  # one of accesslog.FORMATS, or off
     same_node_tunnel: bool = False
     early_tunnels: int = 8
     idle_seconds: float = 600.0
@@ -104,6 +104,7 @@ class Agent:
         self._events = Events()
         self._store = Store()
         self._store.put_settings(ProxySettings(access_log=options.access_log != "off",
+                                               access_log_tcp=options.access_log.endswith("-tcp"),
                                                same_node_tunnel=options.same_node_tunnel, early_tunnels=options.early_tunnels))
         self._committer = Committer(self._store)
         self._mesh = Mesh(self._store, self._committer, idle_seconds=options.idle_seconds)

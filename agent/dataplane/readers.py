@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agent.dataplane.client import Segments
-from agent.model.telemetry import AccessRecord, SeriesKey, SeriesValues, TunnelRow
+from agent.model.telemetry import AccessRecord, Leg, SeriesKey, SeriesValues, TunnelRow
 from ext.core import ring, roster, shm
 from ext.sys import syscalls
 
@@ -59,6 +59,9 @@ class Reader:
         """Takes records out of the ring, oldest first. One reader at a time: whoever takes them has them alone."""
         found, damaged = ring.drain_log(self._log, most)
         self.damaged += damaged
+        for record in found:
+            if "upstream_leg" in record:
+                record["downstream_leg"], record["upstream_leg"] = Leg(*record["downstream_leg"]), Leg(*record["upstream_leg"])
         return [AccessRecord(**record) for record in found]
 
     def close(self) -> None:

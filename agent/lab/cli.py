@@ -70,8 +70,8 @@ def command() -> None:
 @click.option("--detach", is_flag=True, help="Return when the lab is ready; `down` ends it.")
 @click.option("--nodes", type=click.IntRange(1, 200), help="At least (default: those that are named, or one).")
 @click.option("--workers", type=click.IntRange(1, 64), help="Workers per node (default: the keeper's).")
-@click.option("--access-log", type=click.Choice(["json", "text", "off"]), default="json", show_default=True,
-              help="Format of access.log on each node.")
+@click.option("--access-log", type=click.Choice(["json", "text", "json-tcp", "text-tcp", "off"]), default="json", show_default=True,
+              help="Format of access.log on each node, as `narrows agent --access-log`.")
 @click.option("--tunnels/--no-tunnels", default=True, show_default=True,
               help="Between captured pods of two nodes: tunnels (HBONE), encrypted with the identities of both; without, plain text.")
 @click.option("--same-node-tunnel", is_flag=True, help="Between captured pods of one node too, as `narrows agent --same-node-tunnel`.")

@@ -75,3 +75,6 @@ class ProxySettings:
     # Of a pod: tunnels that were dialled before anything needed them and were not used yet. 0: none is. A cold endpoint's first request
     # waits for a handshake (two round trips and 2 ms of CPU at both ends); 8 are as many requests ahead of a service's turns
     early_tunnels: int = 8
+    # Log records also say what the kernel measured of the connection on each side: one getsockopt a side and record, so only where a log
+    # shows it
+    access_log_tcp: bool = False

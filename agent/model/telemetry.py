@@ -77,6 +77,15 @@ class TunnelRow:
     peer_until: int  # and of the peer's; 0: not known yet
 
 
+class Leg(NamedTuple):
+    """What the kernel had measured of the TCP connection on one side when a record was written."""
+
+    kind: str | None  # socket: of its own; tunnel: that of the tunnel that carries it; node: none, the pods are joined; None: no connection
+    rtt_us: int  # smoothed; 0: never measured
+    min_rtt_us: int  # 0: never measured
+    retransmits: int  # segments since that TCP connection began, also for others that it carried
+
+
 @dataclass(frozen=True, slots=True)
 class AccessRecord:
     """One finished connection (TCP) or request (HTTP). Addresses are `ip:port`, `[ip]:port`, or "" when there is none."""
@@ -109,6 +118,8 @@ class AccessRecord:
     cluster: str = ""
     sni: str = ""
     failure: str = ""
+    downstream_leg: Leg | None = None  # None: not asked for, or a worker that cannot tell
+    upstream_leg: Leg | None = None
 
 
 class EndedConnection(NamedTuple):

@@ -1,4 +1,8 @@
-"""Access log lines: Istio's JSON and text formats (Istio's default access log format; Envoy's command operators)."""
+"""Access log lines: Istio's JSON and text formats (Istio's default access log format; Envoy's command operators).
+
+`json-tcp` and `text-tcp` are the same with what the kernel measured of the TCP connection on either side. Envoy has no operators for
+that (ROUNDTRIP_DURATION and the retransmission counts are of QUIC alone, and 0 for TCP), so the names are ours.
+"""
 from __future__ import annotations
 
 import json
@@ -8,9 +12,10 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TextIO
 
-from agent.model.telemetry import AccessRecord
+from agent.model.telemetry import AccessRecord, Leg
 
 Line = Callable[[AccessRecord], str]
+LEG_KEYS = ("leg", "rtt_us", "min_rtt_us", "retransmits")
 
 
 def start_time(record: AccessRecord) -> str:
@@ -33,10 +38,9 @@ def judged(record: AccessRecord) -> str:
     return record.failure if record.failure.startswith("rbac_") else ""
 
 
-def json_line(record: AccessRecord) -> str:
-    """One JSON object with Istio's keys; what does not apply is null. `reporter` is ours: a node logs both sides."""
+def json_fields(record: AccessRecord) -> dict[str, str | int | None]:
     upstream_ms = service_ms(record)
-    fields = {
+    return {
         "start_time": start_time(record),
         "method": record.method or None,
         "path": record.path or None,
@@ -63,6 +67,25 @@ def json_line(record: AccessRecord) -> str:
         "route_name": record.route or None,
         "reporter": record.reporter,
     }
+
+
+def json_line(record: AccessRecord) -> str:
+    """One JSON object with Istio's keys; what does not apply is null. `reporter` is ours: a node logs both sides."""
+    return json.dumps(json_fields(record), ensure_ascii=False, separators=(",", ":"))
+
+
+def measured(leg: Leg | None) -> tuple[str | None, int | None, int | None, int | None]:
+    """Kind, smoothed and least round trip in us, retransmitted segments; None for what was not measured."""
+    if leg is None or leg.kind is None:
+        return None, None, None, None
+    return leg.kind, leg.rtt_us or None, leg.min_rtt_us or None, None if leg.kind == "node" else leg.retransmits
+
+
+def json_tcp_line(record: AccessRecord) -> str:
+    """And of both sides LEG_KEYS."""
+    fields = json_fields(record)
+    for side, leg in (("downstream", record.downstream_leg), ("upstream", record.upstream_leg)):
+        fields.update(zip((f"{side}_{key}" for key in LEG_KEYS), measured(leg), strict=True))
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -86,7 +109,13 @@ def text_line(record: AccessRecord) -> str:
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in " ".join(map(str, parts)))
 
 
-FORMATS: dict[str, Line] = {"json": json_line, "text": text_line}
+def text_tcp_line(record: AccessRecord) -> str:
+    """And behind it the LEG_KEYS of downstream, then of upstream."""
+    figures = (*measured(record.downstream_leg), *measured(record.upstream_leg))
+    return " ".join((text_line(record), *("-" if one is None else str(one) for one in figures)))
+
+
+FORMATS: dict[str, Line] = {"json": json_line, "text": text_line, "json-tcp": json_tcp_line, "text-tcp": text_tcp_line}
 
 
 class AccessLog:

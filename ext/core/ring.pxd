@@ -25,8 +25,10 @@ cdef struct LogHeader:             # 4096 bytes reserved
     uint64_t head                  # bytes ever written (worker, release)
     uint64_t tail                  # bytes ever consumed (agent, release)
 
-# A log record, padded to 8: this struct, then TEXT_COUNT strings (u16 length + bytes), in the order of LogText. Strings are cut
-# at 1,024 bytes. A record never wraps: a record of length 0xffffffff says "skip to the ring's start".
+# A log record, padded to 8: this struct, then TEXT_COUNT strings (u16 length + bytes), in the order of LogText, then LogLegs where they
+# were asked for. Strings are cut at 1,024 bytes. A record never wraps: a record of length 0xffffffff says "skip to the ring's start".
+# What is added goes behind what is there: a reader knows by the length how much of it there is (padding is less than 8 bytes, any
+# addition is more), and passes over what it does not know. So agents and workers of two builds read each other and LOG_VERSION stays.
 cdef packed struct LogRecord:
     uint32_t length                # of the whole record, padding included
     uint8_t reporter
@@ -65,6 +67,24 @@ cdef enum LogText:
     TEXT_FAILURE = 9               # upstream transport failure reason
     TEXT_COUNT = 10
 
+cdef enum LegKind:                 # what carries one side of a connection
+    LEG_NONE = 0                   # nothing: there is no connection on that side
+    LEG_SOCKET                     # a TCP connection of its own
+    LEG_TUNNEL                     # a stream of a tunnel; the figures are those of the tunnel's TCP connection
+    LEG_NODE                       # joined inside this worker to the other pod: no TCP, no figures
+    LEG_KINDS
+
+cdef struct LogLeg:                # 16 bytes; figures as in ext/sys/tcpinfo.pxd, at the moment at which the record was written
+    uint32_t rtt_us
+    uint32_t min_rtt_us
+    uint32_t retransmits
+    uint8_t kind                   # LegKind
+    uint8_t pad[3]
+
+cdef struct LogLegs:
+    LogLeg downstream
+    LogLeg upstream
+
 cdef struct LogRing:                # private to the worker
     LogHeader* header
     char* ring
@@ -77,5 +97,6 @@ cdef int log_format(void* memory, size_t size) noexcept nogil
 # For a worker that starts: 0, or -1 for a segment of another format. It goes on behind the records of the one before.
 cdef int log_attach(LogRing* log, void* memory, size_t size) noexcept nogil
 
-# One record; `record.length` is set here, `texts` has TEXT_COUNT spans (n 0: none). 1; 0: dropped and counted, the ring is full.
-cdef int log_append(LogRing* log, Stats* stats, LogRecord* record, const Span* texts) noexcept nogil
+# One record; `record.length` is set here, `texts` has TEXT_COUNT spans (n 0: none), `legs` may be NULL. 1; 0: dropped and counted, the
+# ring is full.
+cdef int log_append(LogRing* log, Stats* stats, LogRecord* record, const Span* texts, const LogLegs* legs) noexcept nogil

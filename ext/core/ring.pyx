@@ -6,7 +6,7 @@ from ext.core.text cimport Span
 from ext.core.view cimport View, py_address
 from ext.core.shm import DETAILS, FLAGS, PROTOCOLS, REPORTERS
 
-if sizeof(LogRecord) != 159 or sizeof(LogAddress) != 19:
+if sizeof(LogRecord) != 159 or sizeof(LogAddress) != 19 or sizeof(LogLeg) != 16 or sizeof(LogLegs) != 32:
     raise ImportError("ext.core.ring: a struct has not the size that both sides agreed on")
 if sizeof(LogHeader) > HEADER_BYTES:
     raise ImportError("ext.core.ring: the header is larger than the room reserved for it")
@@ -36,7 +36,7 @@ cdef int log_attach(LogRing* log, void* memory, size_t size) noexcept nogil:
     return 0
 
 
-cdef int log_append(LogRing* log, Stats* stats, LogRecord* record, const Span* texts) noexcept nogil:
+cdef int log_append(LogRing* log, Stats* stats, LogRecord* record, const Span* texts, const LogLegs* legs) noexcept nogil:
     cdef uint32_t size = sizeof(LogRecord)
     cdef uint32_t i
     cdef uint32_t n
@@ -47,6 +47,8 @@ cdef int log_append(LogRing* log, Stats* stats, LogRecord* record, const Span* t
     cdef char* out
     for i in range(TEXT_COUNT):
         size += 2 + (texts[i].n if texts[i].n < LOG_TEXT_MAX else LOG_TEXT_MAX)
+    if legs != NULL:
+        size += sizeof(LogLegs)
     size = (size + 7) & ~<uint32_t>7
     if at + size > LOG_BYTES:
         skip = LOG_BYTES - at
@@ -67,6 +69,8 @@ cdef int log_append(LogRing* log, Stats* stats, LogRecord* record, const Span* t
         if n:
             memcpy(out + 2, texts[i].p, n)
         out += 2 + n
+    if legs != NULL:
+        memcpy(out, legs, sizeof(LogLegs))
     log.head += skip + size
     nrw_store_release(&log.header.head, log.head)
     return 1
@@ -89,13 +93,21 @@ cdef enum:
     START_MAX_US = 253402300799000000   # the end of year 9999: what a datetime can say
 
 TEXTS = ("method", "path", "authority", "user_agent", "request_id", "forwarded_for", "route", "cluster", "sni", "failure")
+LEGS = (None, "socket", "tunnel", "node")
+if len(LEGS) != LEG_KINDS:
+    raise ImportError("ext.core.ring: LEGS do not match their enum")
 ADDRESSES = ("downstream_remote", "downstream_local", "upstream_remote", "upstream_local")
+
+
+cdef tuple py_leg(const LogLeg* leg):
+    return LEGS[leg.kind], leg.rtt_us, leg.min_rtt_us, leg.retransmits
 
 
 cdef dict py_record(const char* data, uint32_t size):
     """The dict of one record, or None: it is not one."""
     cdef LogRecord record
     cdef uint32_t at = sizeof(LogRecord)
+    cdef LogLegs legs
     cdef uint16_t length
     memcpy(&record, data, sizeof(LogRecord))
     if (record.reporter not in REPORTERS or record.protocol not in PROTOCOLS or record.flag >= FLAG_COUNT
@@ -118,6 +130,12 @@ cdef dict py_record(const char* data, uint32_t size):
             return None
         entry[name] = data[at:at + length].decode("utf-8", "backslashreplace")
         at += length
+    if size - at >= sizeof(LogLegs):
+        memcpy(&legs, data + at, sizeof(LogLegs))
+        if legs.downstream.kind >= LEG_KINDS or legs.upstream.kind >= LEG_KINDS:
+            return None
+        entry["downstream_leg"] = py_leg(&legs.downstream)
+        entry["upstream_leg"] = py_leg(&legs.upstream)
     return entry
 
 

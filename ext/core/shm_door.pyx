@@ -3,7 +3,7 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from ext.core.text cimport Span
-from ext.core.ring cimport TEXT_COUNT, LogRecord, LogRing, log_append, log_attach
+from ext.core.ring cimport TEXT_COUNT, LogLegs, LogRecord, LogRing, log_append, log_attach
 from ext.core.shm cimport (
     DETAIL_COUNT, DURATION_BOUNDS_US, FLAG_COUNT, SIZE_BOUNDS, Series, SeriesKey, Stats, bucket, bump, gauge, series_drop, series_hold,
     series_request, stats_attach, stats_forget_service, stats_forget_workload, stats_series)
@@ -110,12 +110,14 @@ cdef class Writer:
             for i in range(records):
                 record.start_us = i
                 spans[1].n = i % 600
-                while log_append(&self.log, &self.stats, &record, spans) == 0:
+                while log_append(&self.log, &self.stats, &record, spans, NULL) == 0:
                     sched_yield()
 
-    def append(self, dict entry, list texts) -> bool:
-        """entry: fields of LogRecord by name, `addresses` as 95 bytes. texts: TEXT_COUNT bytes objects."""
+    def append(self, dict entry, list texts, told=None) -> bool:
+        """entry: fields of LogRecord by name, `addresses` as 95 bytes. texts: TEXT_COUNT bytes objects. told: of each leg its kind, rtt,
+        least rtt and retransmits; None: a record without."""
         cdef LogRecord record
+        cdef LogLegs legs
         cdef Span spans[10]
         cdef uint32_t i
         cdef bytes text
@@ -136,13 +138,17 @@ cdef class Writer:
         record.details = entry.get("details", 0)
         for i, byte in enumerate(entry.get("addresses", b"")):
             record.addresses[i] = byte
+        if told is not None:
+            memset(&legs, 0, sizeof(LogLegs))
+            legs.downstream.kind, legs.downstream.rtt_us, legs.downstream.min_rtt_us, legs.downstream.retransmits = told[0]
+            legs.upstream.kind, legs.upstream.rtt_us, legs.upstream.min_rtt_us, legs.upstream.retransmits = told[1]
         if len(texts) != TEXT_COUNT:
             raise ValueError(f"{len(texts)} texts, {TEXT_COUNT} are needed")
         for i in range(TEXT_COUNT):
             text = texts[i]
             spans[i].p = text
             spans[i].n = len(text)
-        return log_append(&self.log, &self.stats, &record, spans) == 1
+        return log_append(&self.log, &self.stats, &record, spans, &legs if told is not None else NULL) == 1
 
 
 def buckets(uint64_t duration_us, uint64_t size) -> tuple:

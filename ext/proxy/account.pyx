@@ -3,17 +3,19 @@ from libc.errno cimport EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, E
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcpy, memset, strlen
-from ext.core.loop cimport clock_ns
+from ext.core.loop cimport Source, clock_ns
 from ext.core.protocol cimport INDEX_PASSTHROUGH, LISTEN_INBOUND
-from ext.core.ring cimport (TEXT_AUTHORITY, TEXT_CLUSTER, TEXT_COUNT, TEXT_FAILURE, TEXT_FORWARDED_FOR, TEXT_METHOD, TEXT_PATH,
-                            TEXT_REQUEST_ID, TEXT_ROUTE, TEXT_USER_AGENT, LogAddress, LogRecord, log_append)
+from ext.core.ring cimport (LEG_NODE, LEG_SOCKET, LEG_TUNNEL, TEXT_AUTHORITY, TEXT_CLUSTER, TEXT_COUNT, TEXT_FAILURE, TEXT_FORWARDED_FOR,
+                            TEXT_METHOD, TEXT_PATH, TEXT_REQUEST_ID, TEXT_ROUTE, TEXT_USER_AGENT, LogAddress, LogLeg, LogLegs, LogRecord,
+                            log_append)
 from ext.core.shm cimport (REPORTER_DESTINATION, REPORTER_SOURCE, SERIES_GRPC, SERIES_HTTP, SERIES_TCP, Series, SeriesKey, bump,
                            series_drop, series_hold, series_request, stats_series)
 from ext.core.slab cimport slab_give, slab_take
 from ext.core.text cimport Span
-from ext.proxy.state cimport JUDGED_DENIED, JUDGED_NOTHING, TEXT_BYTES, Conn, Facts, Texts
+from ext.proxy.state cimport JUDGED_DENIED, JUDGED_NOTHING, TEXT_BYTES, Conn, Facts, Near, Texts, Tunnel
 from ext.route.tables cimport tables_random
 from ext.sys.stream cimport Peer
+from ext.sys.tcpinfo cimport TcpFigures, tcp_figures
 from ext.wire.http1 cimport (H_USER_AGENT, H_X_FORWARDED_FOR, H_X_REQUEST_ID, Head, head_value)
 
 cdef enum:
@@ -152,6 +154,7 @@ cdef void account_failure(Conn* c, Span why) noexcept nogil:
 
 cdef void write_log(Conn* c, uint64_t took_us) noexcept nogil:
     cdef LogRecord record
+    cdef LogLegs legs
     cdef Span[10] texts
     cdef char[64] inbound
     cdef char[JUDGED_BYTES] judged
@@ -199,7 +202,27 @@ cdef void write_log(Conn* c, uint64_t took_us) noexcept nogil:
     elif c.judged != JUDGED_NOTHING:
         texts[<int>TEXT_FAILURE].p = judged
         texts[<int>TEXT_FAILURE].n = judged_text(judged, c)
-    log_append(&c.w.log, &c.w.table, &record, texts)
+    if c.w.tables.settings.access_log_tcp:
+        memset(&legs, 0, sizeof(LogLegs))
+        measure(&legs.downstream, &c.source, c.tunnel, c.near)
+        if c.up != NULL:
+            measure(&legs.upstream, &c.up.source, c.up.tunnel, c.up.near)
+    log_append(&c.w.log, &c.w.table, &record, texts, &legs if c.w.tables.settings.access_log_tcp else NULL)
+
+
+cdef void measure(LogLeg* leg, const Source* source, const Tunnel* tunnel, const Near* near) noexcept nogil:
+    """Of a stream its tunnel's connection is asked: that is the path its bytes take. One that ended already has nothing to say."""
+    cdef TcpFigures figures
+    cdef int fd = source.fd if tunnel == NULL else tunnel.source.fd
+    if near != NULL:
+        leg.kind = LEG_NODE
+        return
+    leg.kind = <uint8_t>(LEG_SOCKET if tunnel == NULL else LEG_TUNNEL)
+    if fd < 0 or tcp_figures(fd, &figures) != 0:
+        return
+    leg.rtt_us = figures.rtt_us
+    leg.min_rtt_us = figures.min_rtt_us
+    leg.retransmits = figures.retransmits
 
 
 cdef void failure_text(Span* out, int error) noexcept nogil:

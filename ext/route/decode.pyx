@@ -25,7 +25,7 @@ from ext.route.trust cimport read_certificate, read_trust
 # ---- settings ----------------------------------------------------------------------------------------------
 
 cdef enum:
-    SETTINGS_COUNT = 25
+    SETTINGS_COUNT = 26
     DAY_MS = 86_400_000
     MEBIBYTE = 1_048_576
 
@@ -64,6 +64,7 @@ cdef Range range_of(uint32_t i) noexcept nogil:
         Range(b"tunnel_idle_ms", 10, DAY_MS, 300_000),
         Range(b"same_node_tunnel", 0, 1, 0),
         Range(b"early_tunnels", 0, 1_024, 8),
+        Range(b"access_log_tcp", 0, 1, 0),
     ]
     return ranges[i]
 

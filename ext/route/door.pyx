@@ -1,4 +1,4 @@
-"""Python's door to the tables: for tests, and for asking what a worker would answer. Workers never load it.
+"""The way from Python to the tables: for tests, and for asking what a worker would answer. Workers never load it.
 
 `Tables` holds one set of tables. What is lent out is copied into Python values, except a `Held` cluster, which keeps a
 reference as a connection would.

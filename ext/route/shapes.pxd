@@ -75,6 +75,7 @@ cdef struct Settings:
     uint32_t tunnel_idle_ms             # a dialled tunnel without a stream: it ends
     uint32_t same_node_tunnel           # 1: a pod of the same node is reached as one of another
     uint32_t early_tunnels              # of a pod, dialled ahead and not used yet; 0: none
+    uint32_t access_log_tcp             # 1: log records have LogLegs (ext/core/ring.pxd)
 
 cdef struct Address:                    # 17 bytes; for IPv4 ip[4:] is zero. IPv4-mapped IPv6 is to be given as IPv4
     uint8_t family                      # 4 or 6

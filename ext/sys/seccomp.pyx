@@ -62,7 +62,7 @@ INT, POINTER = 0xffffffff, 0xffffffffffffffff
 
 # Linux's numbers, the same on both machines.
 SOL_SOCKET, SOL_IP, SOL_TCP, SOL_IPV6 = 1, 0, 6, 41
-SO_ERROR, SO_LINGER, SO_ORIGINAL_DST, TCP_NODELAY = 4, 13, 80, 1
+SO_ERROR, SO_LINGER, SO_ORIGINAL_DST, TCP_NODELAY, TCP_INFO = 4, 13, 80, 1, 11
 PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MREMAP_MAYMOVE, MADV_DONTNEED = 1, 2, 2, 0x20, 0x4000, 1, 4
 F_SETPIPE_SZ, F_GETPIPE_SZ, O_NONBLOCK, O_CLOEXEC, SEEK_END = 1031, 1032, 0o4000, 0o2000000, 2
 FUTEX_WAKE, FUTEX_PRIVATE = 1, 128
@@ -84,7 +84,7 @@ CALLS = (
     ("shutdown", ()),
     # --- a few times a connection
     ("getsockopt", (((1, INT, SOL_IP), (2, INT, SO_ORIGINAL_DST)), ((1, INT, SOL_IPV6), (2, INT, SO_ORIGINAL_DST)),
-                    ((1, INT, SOL_SOCKET), (2, INT, SO_ERROR)))),
+                    ((1, INT, SOL_SOCKET), (2, INT, SO_ERROR)), ((1, INT, SOL_TCP), (2, INT, TCP_INFO)))),
     ("setsockopt", (((1, INT, SOL_TCP), (2, INT, TCP_NODELAY)), ((1, INT, SOL_SOCKET), (2, INT, SO_LINGER)))),
     ("pipe2", (((1, INT, O_CLOEXEC | O_NONBLOCK),),)),
     ("fcntl", (((1, INT, F_SETPIPE_SZ),), ((1, INT, F_GETPIPE_SZ),))),

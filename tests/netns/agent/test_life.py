@@ -1,6 +1,7 @@
 """The agent with a real keeper, control plane and pods: what survives the death of whom."""
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -34,6 +35,16 @@ def test_one_request_end_to_end_is_routed_and_counted_on_both_sides(instance: In
     assert {one["kind"] for one in dump["listeners"]} == {"outbound", "inbound", "hbone", "api"}
     lines = until(lambda: whole_lines(instance.run_dir / "access.log"), "an access log")
     assert any('"response_code":200' in line and '"reporter":"source"' in line for line in lines)
+
+
+def test_an_access_log_that_asks_has_what_the_kernel_measured_on_both_sides(instance: Instance) -> None:
+    instance.up("--access-log", "json-tcp")
+    assert served(instance)
+    path = instance.run_dir / "access.log"
+    lines = until(lambda: [one for one in map(json.loads, whole_lines(path)) if one["reporter"] == "source"], "a line of the client's side")
+    assert (lines[0]["downstream_leg"], lines[0]["downstream_retransmits"]) == ("socket", 0)
+    assert lines[0]["downstream_rtt_us"] > 0
+    assert lines[0]["upstream_leg"] in ("socket", "tunnel", "node")
 
 
 def test_an_agent_that_is_killed_and_started_again_adopts_what_runs_and_changes_nothing(instance: Instance) -> None:

@@ -37,10 +37,36 @@ def test_a_log_record_arrives_as_it_was_written(segments, writer) -> None:
     assert ring.drain_log(segments[1]) == ([], 0)
 
 
+@pytest.mark.parametrize("length", range(16))
+def test_legs_come_behind_whatever_length_and_padding_the_texts_have(segments, writer, length) -> None:
+    """A record without them, as workers of older builds write it, is never taken for one with them."""
+    texts = [b"GET", b"/" * length] + [b""] * 8
+    assert writer.append({"start_us": 1}, texts, ((1, 41, 20, 0), (2, 12_345, 9_000, 3)))
+    assert writer.append({"start_us": 2}, texts)
+    assert writer.append({"start_us": 3}, texts, ((3, 0, 0, 0), (0, 0, 0, 0)))
+    (first, second, third), damaged = ring.drain_log(segments[1])
+    assert damaged == 0
+    assert (first["downstream_leg"], first["upstream_leg"]) == (("socket", 41, 20, 0), ("tunnel", 12_345, 9_000, 3))
+    assert "downstream_leg" not in second
+    assert "upstream_leg" not in second
+    assert (third["downstream_leg"], third["upstream_leg"]) == (("node", 0, 0, 0), (None, 0, 0, 0))
+    assert [one["path"] for one in (first, second, third)] == ["/" * length] * 3
+
+
+def test_a_leg_that_no_worker_writes_is_counted_as_damaged(segments, writer) -> None:
+    writer.append({"start_us": 1}, NO_TEXTS, ((4, 0, 0, 0), (0, 0, 0, 0)))
+    writer.append({"start_us": 2}, NO_TEXTS, ((0, 0, 0, 0), (200, 0, 0, 0)))
+    writer.append({"start_us": 3}, NO_TEXTS)
+    records, damaged = ring.drain_log(segments[1])
+    assert [record["start_us"] for record in records] == [3]
+    assert damaged > 0
+
+
 def test_a_ring_is_passed_many_times_without_losing_order(segments, writer) -> None:
     seen: list[str] = []
     for number in range(20_000):
-        assert writer.append({"start_us": number}, [b"GET", b"/" * (number % 900)] + [b""] * 8)
+        legs = ((1, number, number, 0), (1, number, number, 0)) if number % 3 else None
+        assert writer.append({"start_us": number}, [b"GET", b"/" * (number % 900)] + [b""] * 8, legs)
         if number % 700 == 0:
             records, damaged = ring.drain_log(segments[1], 10_000)
             assert damaged == 0

@@ -120,6 +120,8 @@ REFUSED = [
     call("setsockopt", 0, 0, 19, 0, 4), call("setsockopt", 0, 0, 64, 0, 4), call("setsockopt", 0, 6, 31, 0, 4),
     call("setsockopt", 0, 6, 13, 0, 4), call("setsockopt", 0, 41, 75, 0, 4), call("setsockopt", 0, 6 | 1 << 8, 1, 0, 4),
     call("getsockopt", 0, 1, 17, 0, 0), call("getsockopt", 0, 1, 77, 0, 0), call("getsockopt", 0, 0, 64, 0, 0),
+    *(call("getsockopt", 0, 6, option, 0, 0) for option in (1, 9, 13, 26, 31, 35)), call("getsockopt", 0, 1, 11, 0, 0),
+    call("getsockopt", 0, 0, 11, 0, 0), call("getsockopt", 0, 41, 11, 0, 0), call("getsockopt", 0, 6 | 1 << 8, 11, 0, 0),
     call("lseek", 0, 0, 0), call("lseek", 0, 0, 3), call("clock_gettime", 2, 0), call("clock_gettime", -6, 0),
     call("futex", 0, 0, 0), call("futex", 0, 129 | 256, 0), call("futex", 0, 134, 0), call("epoll_pwait", -1, 0, 0, 0, 1, 8),
     call("epoll_pwait", -1, 0, 0, 0, 1 << 32, 8),
@@ -138,8 +140,8 @@ def test_a_forbidden_call_is_death_by_sigsys_and_told(name: str, arguments: tupl
     call("mremap", 0, 4096, 8192, 1, 0), call("madvise", 0, 4096, 4), call("fcntl", -1, 1031, 0), call("fcntl", -1, 1032),
     call("pipe2", 0, CLOEXEC_NONBLOCK), call("setsockopt", -1, 6, 1, 0, 4), call("setsockopt", -1, 1, 13, 0, 8),
     call("setsockopt", -1, 6 | 1 << 32, 1, 0, 4), call("getsockopt", -1, 0, 80, 0, 0), call("getsockopt", -1, 41, 80, 0, 0),
-    call("getsockopt", -1, 1, 4, 0, 0), call("lseek", -1, 0, 2), call("clock_gettime", 0, 0), call("clock_gettime", 1, 0),
-    call("futex", 0, 129, 1), call("epoll_pwait", -1, 0, 0, 0, 0, 8),
+    call("getsockopt", -1, 1, 4, 0, 0), call("getsockopt", -1, 6, 11, 0, 0), call("lseek", -1, 0, 2), call("clock_gettime", 0, 0),
+    call("clock_gettime", 1, 0), call("futex", 0, 129, 1), call("epoll_pwait", -1, 0, 0, 0, 0, 8),
 ], ids=lambda one: one if isinstance(one, str) else "-".join(f"{n:x}" for n in one))
 def test_what_a_rule_allows_reaches_the_kernel(name: str, arguments: tuple[int, ...]) -> None:
     assert attempt(numbers(MACHINE)[name], *arguments)[:2] == (0, 0)

@@ -5,8 +5,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from agent.model.telemetry import AccessRecord
-from agent.telemetry.accesslog import AccessLog, json_line, text_line
+from agent.model.telemetry import AccessRecord, Leg
+from agent.telemetry.accesslog import AccessLog, json_line, json_tcp_line, text_line, text_tcp_line
 
 RECORD = AccessRecord(
     reporter="source", protocol="http", flag="-", version_minor=1, start_us=1_767_225_600_123_000, duration_us=4_200,
@@ -42,6 +42,30 @@ def test_a_tcp_connection_has_no_request() -> None:
     line = text_line(replace(RECORD, protocol="tcp", method="", path="", code=0, details=""))
     assert '"- - -" 0 - - -' in line
     assert json.loads(json_line(replace(RECORD, protocol="tcp")))["upstream_service_time"] is None
+
+
+def test_tcp_figures_stand_behind_what_the_line_has_without_them() -> None:
+    record = replace(RECORD, downstream_leg=Leg("socket", 41, 20, 0), upstream_leg=Leg("tunnel", 12_345, 9_000, 3))
+    assert text_tcp_line(record) == text_line(RECORD) + " socket 41 20 0 tunnel 12345 9000 3"
+    plain, line = json.loads(json_line(record)), json.loads(json_tcp_line(record))
+    assert list(line)[:len(plain)] == list(plain)
+    assert {key: value for key, value in line.items() if key not in plain} == {
+        "downstream_leg": "socket", "downstream_rtt_us": 41, "downstream_min_rtt_us": 20, "downstream_retransmits": 0,
+        "upstream_leg": "tunnel", "upstream_rtt_us": 12_345, "upstream_min_rtt_us": 9_000, "upstream_retransmits": 3}
+
+
+def test_what_was_not_measured_is_null_and_no_zero() -> None:
+    record = replace(RECORD, downstream_leg=Leg("socket", 0, 0, 2), upstream_leg=Leg("node", 0, 0, 0))
+    assert text_tcp_line(record).endswith(" default socket - - 2 node - - -")
+    line = json.loads(json_tcp_line(record))
+    assert (line["downstream_rtt_us"], line["downstream_min_rtt_us"], line["downstream_retransmits"]) == (None, None, 2)
+    assert (line["upstream_leg"], line["upstream_rtt_us"], line["upstream_retransmits"]) == ("node", None, None)
+
+
+def test_a_worker_that_cannot_tell_and_a_server_that_was_not_reached_have_no_leg() -> None:
+    assert text_tcp_line(RECORD).endswith(" default - - - - - - - -")
+    line = json.loads(json_tcp_line(replace(RECORD, downstream_leg=Leg("socket", 41, 20, 0), upstream_leg=Leg(None, 0, 0, 0))))
+    assert [line[f"upstream_{key}"] for key in ("leg", "rtt_us", "min_rtt_us", "retransmits")] == [None] * 4
 
 
 def test_reopen_follows_a_rotation(tmp_path: Path) -> None:
