@@ -12,7 +12,7 @@ cdef Conn* conn_carried(Tunnel* t, const Peer* client, const Peer* target) noexc
 # One that comes from a pod of this worker, whose identity `who` is (NULL: it has none); its Source is to be set. NULL: no memory.
 cdef Conn* conn_near(Captured* pod, const Peer* client, const Peer* target, Identity* who, bint secure) noexcept nogil
 # One that was refused before it was one, to be told of. NULL: no memory.
-cdef Conn* conn_refused(Captured* pod, const Peer* client, const Peer* target) noexcept nogil
+cdef Conn* conn_refused(Captured* pod, uint8_t kind, const Peer* client, const Peer* target) noexcept nogil
 # The one end: what is open is accounted with this flag and reason, and everything is let go. `abort` resets the client.
 cdef void conn_end(Conn* c, uint8_t flag, uint16_t details, bint abort) noexcept nogil
 # The answer is out: end our side, read what still comes for a bounded while, then close.

@@ -103,8 +103,8 @@ cdef Conn* conn_near(Captured* pod, const Peer* client, const Peer* target, Iden
     return c
 
 
-cdef Conn* conn_refused(Captured* pod, const Peer* client, const Peer* target) noexcept nogil:
-    cdef Conn* c = make(pod, LISTEN_INBOUND, client, target)
+cdef Conn* conn_refused(Captured* pod, uint8_t kind, const Peer* client, const Peer* target) noexcept nogil:
+    cdef Conn* c = make(pod, kind, client, target)
     if c != NULL:
         count(c)
     return c

@@ -42,7 +42,7 @@ cdef void end(Tunnel* t, Span why) noexcept nogil:
             told = True
             account_failure((<Upstream*>stream.source).conn, why)
         stream = after
-    if t.server and not told:
+    if not told:
         tunnel_tell(t, why, FLAG_CERT_REVOKED, DETAIL_REVOKED)
     tunnel_fail(t, TROUBLE_TLS)
 

@@ -17,7 +17,7 @@ cdef bint tunnel_waits(const Acceptor* acceptor) noexcept nogil
 cdef void tunnel_accept(Acceptor* acceptor, int fd, const Peer* client) noexcept nogil
 # A server's handshake failed: one record in the log, naming who came and why it was not believed.
 cdef void tunnel_distrusts(Tunnel* t) noexcept nogil
-# One record of a tunnel from another node that carried nothing when it ended.
+# One record of a tunnel that carried nothing when it ended, from another node or dialled.
 cdef void tunnel_tell(Tunnel* t, Span why, uint8_t flag, uint16_t details) noexcept nogil
 # The application's connection stands: 200. Does nothing for who came by a socket, or was answered.
 cdef void tunnel_accepted(Conn* c) noexcept nogil

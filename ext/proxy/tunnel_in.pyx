@@ -1,10 +1,10 @@
 """See tunnel_in.pxd."""
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
-from libc.string cimport strlen
+from libc.string cimport memset, strlen
 from posix.unistd cimport close
 from ext.core.buffer cimport Buffer
 from ext.core.loop cimport CARRIED, Carrier, Source, loop_again
-from ext.core.protocol cimport LISTEN_INBOUND, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND
+from ext.core.protocol cimport LISTEN_INBOUND, LISTEN_OUTBOUND, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND
 from ext.core.shm cimport (DETAIL_DISTRUST, DETAIL_POD_CONNECTIONS, DETAIL_POD_DESCRIPTORS, DETAIL_TUNNEL_PROTOCOL, FLAG_DPE, FLAG_OM,
                            FLAG_UO)
 from ext.core.text cimport Span
@@ -199,7 +199,8 @@ OPS.asks = on_asks
 OPS.wakes = tunnel_wakes
 
 
-cdef void tell(Captured* pod, const Peer* client, const Peer* local, Span why, uint8_t flag, uint16_t details) noexcept nogil:
+cdef void tell(Captured* pod, uint8_t kind, const Peer* client, const Peer* target, Span why, uint8_t flag,
+               uint16_t details) noexcept nogil:
     """Counted and, a bounded number of times, logged, as a connection that was refused."""
     cdef Conn* c
     cdef Worker* w = pod.w
@@ -207,7 +208,7 @@ cdef void tell(Captured* pod, const Peer* client, const Peer* local, Span why, u
         pod.told_ns = w.loop.now_ns
         pod.told = 0
     pod.told += 1
-    c = conn_refused(pod, client, local)
+    c = conn_refused(pod, kind, client, target)
     if c == NULL:
         return
     c.unlogged = pod.told > TELL_A_SECOND
@@ -219,7 +220,13 @@ cdef void tell(Captured* pod, const Peer* client, const Peer* local, Span why, u
 
 
 cdef void tunnel_tell(Tunnel* t, Span why, uint8_t flag, uint16_t details) noexcept nogil:
-    tell(t.pod, &t.remote, &t.local, why, flag, details)
+    cdef Peer own
+    if t.server:
+        tell(t.pod, LISTEN_INBOUND, &t.remote, &t.local, why, flag, details)
+        return
+    memset(&own, 0, sizeof(Peer))
+    stream_local(t.source.fd, &own)     # that it fails leaves the address out
+    tell(t.pod, LISTEN_OUTBOUND, &own, &t.remote, why, flag, details)
 
 
 cdef void tunnel_distrusts(Tunnel* t) noexcept nogil:
@@ -296,7 +303,7 @@ cdef void tunnel_accept(Acceptor* acceptor, int fd, const Peer* client) noexcept
         stream_abort(fd)
         close(fd)
         why.n = <uint32_t>strlen(why.p)
-        tell(pod, client, &local, why, FLAG_DPE, DETAIL_DISTRUST)
+        tell(pod, LISTEN_INBOUND, client, &local, why, FLAG_DPE, DETAIL_DISTRUST)
         return
     t = tunnel_new(pod, fd, &OPS, credentials, known.identity, NULL, TUNNEL_OPEN_MS)
     if t == NULL:

@@ -106,6 +106,22 @@ def test_a_tunnel_that_carries_nothing_ends_too_and_is_told_of(pair: Mesh, tmp_p
     pair.quiet()
 
 
+def test_a_dialled_tunnel_that_carries_nothing_ends_too_and_is_told_of(mesh: Mesh) -> None:
+    issued = enrol(mesh, ROOT)
+    configure(mesh, protocol=Protocol.TCP)
+    mesh.origin(8080, echo)
+    talk(mesh).close()
+    until(lambda: [one for one in mesh.worker.records() if one["reporter"] == "source"], "its only connection ended")
+    revoke(mesh.worker, issued[2])
+    [record] = until(lambda: [one for one in mesh.worker.records() if one["reporter"] == "source"], "a record of it")
+    until(lambda: mesh.worker.header["tunnels_open"] == 0, "the tunnel ended")
+    assert record["failure"] == f"{SERVER_ID}: its certificate is revoked (certificate revoked)"
+    assert (record["flag"], record["details"]) == ("CERT_REVOKED", "peer_certificate_revoked")
+    assert record["downstream_local"] == f"{mesh.pods.server.ip}:15008"
+    assert record["downstream_remote"].startswith(f"{mesh.pods.client.ip}:")
+    mesh.quiet()
+
+
 def test_a_request_through_a_tunnel_that_a_list_ends_gets_its_503(mesh: Mesh) -> None:
     issued = enrol(mesh, ROOT)
     configure(mesh)
@@ -120,8 +136,8 @@ def test_a_request_through_a_tunnel_that_a_list_ends_gets_its_503(mesh: Mesh) ->
     connection.close()
     mesh.quiet()
     records = [one for one in mesh.worker.records() if one["reporter"] == "source"]
-    assert [one["code"] for one in records] == [200, 503]
-    assert "its certificate is revoked" in records[1]["failure"]
+    assert [one["code"] for one in records] == [200, 0, 503], "the tunnel's own is between them: it carried no request when it ended"
+    assert ["its certificate is revoked" in one["failure"] for one in records] == [False, True, True]
 
 
 def test_many_tunnels_are_asked_about_and_only_the_listed_end(pair: Mesh, tmp_path: Path) -> None:
