@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bench import pairs, report, starvation, tunnels
+from tests.bench import ends, pairs, report, starvation, tunnels
 from tests.bench.cases import CASES, Case, Sample
 from tests.bench.proxies import NAMES, Proxy, start
 from tests.bench.tools import ECHO_PORT, HTTP_PORT, SOURCE_PORT, start_origin
@@ -156,4 +156,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ends.run(main))

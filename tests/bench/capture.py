@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from tests.bench import ends
 from tests.netns.agent.conftest import Instance
 from tests.support.netns import Namespaces, Netns
 from tests.support.wait import until
@@ -153,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ends.run(main))

@@ -31,7 +31,7 @@ from agent.capture.pins import pins_of
 from agent.capture.plan import plan
 from agent.capture.reconcile import Reconciler
 from agent.model.pod import CaptureSettings
-from tests.bench import report
+from tests.bench import ends, report
 from tests.bench.cases import Sample
 from tests.support import conntrack
 from tests.support.cgroup import Cgroup, Cgroups
@@ -168,4 +168,4 @@ def _ratio(seen: dict[str, list[float]], name: str, other: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ends.run(main))

@@ -17,6 +17,7 @@ from pathlib import Path
 from agent import netlink
 from agent.dataplane import blobs
 from agent.dataplane.client import connect
+from tests.bench import ends
 from tests.bench.cases import request, resident
 from tests.bench.proxies import SCOPE, entries
 from tests.bench.tools import HTTP_PORT, Held, load, start_origin
@@ -78,4 +79,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ends.run(main))

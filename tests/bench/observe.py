@@ -25,7 +25,7 @@ from agent.capture.egress import LAYOUT
 from agent.capture.observe import PART, Records, Watch
 from agent.capture.pins import pins_of
 from agent.telemetry.connections import Connections
-from tests.bench import proxies, report
+from tests.bench import ends, proxies, report
 from tests.bench.__main__ import foremost
 from tests.bench.cases import CASES, Sample
 from tests.bench.topology import PROXY_CORE, BenchError, Site, pin
@@ -174,4 +174,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ends.run(main))

@@ -16,7 +16,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from tests.bench import pairs
+from tests.bench import ends, pairs
 from tests.bench.cases import CASES, Case
 from tests.bench.proxies import Proxy, program, start
 from tests.bench.tools import ECHO_PORT, HTTP_PORT, SOURCE_PORT, start_origin
@@ -103,9 +103,14 @@ def during(argv: list[str], case: Case, proxy: Proxy, seconds: float) -> float:
     return found.rate * seconds
 
 
-if __name__ == "__main__":
+def main() -> int:
     try:
         print(profile(CASES[sys.argv[1]], sys.argv[2], float(sys.argv[3]) if len(sys.argv) > 3 else 2.0))
     except (BenchError, IndexError, KeyError) as error:
         print(f"{__doc__}\nbench: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(ends.run(main))

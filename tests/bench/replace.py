@@ -29,6 +29,7 @@ from typing import Any
 
 from agent.capture import loader, pins
 from agent.capture.loader import HOOKS, POD
+from tests.bench import ends
 from tests.netns.agent.conftest import Instance
 from tests.support.netns import Namespaces, Netns
 from tests.support.wait import until
@@ -294,4 +295,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ends.run(main))

@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.bench import ends
 from tests.bench.growth import RUN, put
 from tests.bench.tools import BOOT, BUILT, build
 from tests.support.lab import NARROWS, Lab, lab
@@ -225,4 +226,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ends.run(main))

@@ -33,7 +33,7 @@ from agent import netlink
 from agent.dataplane import blobs
 from agent.dataplane.client import connect
 from agent.model.identity import Certificate, Trust
-from tests.bench import pairs
+from tests.bench import ends, pairs
 from tests.bench.cases import request
 from tests.bench.proxies import SCOPE, entries
 from tests.bench.tools import HTTP_PORT, SOURCE_PORT, load, start_origin
@@ -220,4 +220,4 @@ def main(rounds: int = 3, seconds: float = 2.0, names: tuple[str, ...] = ()) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ends.run(main))

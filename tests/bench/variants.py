@@ -29,7 +29,7 @@ from agent.dataplane import blobs
 from agent.dataplane.client import connect
 from agent.model.pod import CaptureSettings
 from agent.model.workload import Protocol, WorkloadPort, spiffe
-from tests.bench import pairs, proxies, report
+from tests.bench import ends, pairs, proxies, report
 from tests.bench.__main__ import foremost
 from tests.bench.cases import CASES, Case, Sample, request
 from tests.bench.tools import ECHO_PORT, HTTP_PORT, SOURCE_PORT, load, start_origin
@@ -227,4 +227,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ends.run(main))
