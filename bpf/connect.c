@@ -53,7 +53,6 @@ static inline int keep(struct bpf_sock_addr *ctx, const struct narrows_pod *pod,
 	if (!(pod->flags & family))
 		return 0;
 	kept = originals.sk_storage_get(ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-
 	if (!kept)
 		return 0;
 	*kept = *to;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
-/* What both sides of the kernel boundary share: the programs of bpf/, ext/ (by `cdef extern`) and agent/capture/ebpf_maps.py, whose
+/* What both sides of the kernel boundary share: the programs of bpf/, ext/ (by `cdef extern`) and agent/capture/egress.py, whose
  * packed sizes a test holds against these. Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d; all else is in host order.
  * A change of a size or a meaning changes NARROWS_LAYOUT, which is part of the path of every pin. */
 #pragma once

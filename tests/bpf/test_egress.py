@@ -1,7 +1,6 @@
 """Egress captured by socket hooks, with a real worker: what an application sees, and what the kernel says."""
 from __future__ import annotations
 
-import hashlib
 import socket
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import pytest
 
 from tests.support import conntrack
 from tests.support.egress import Stage
-from tests.support.mesh import TCP_PORT, VIP, VIP6, receive_all
+from tests.support.hooks import MANY, digest
+from tests.support.mesh import TCP_PORT, VIP, VIP6
 from tests.support.wait import until
 
 pytestmark = pytest.mark.netns
@@ -23,7 +23,7 @@ def test_bytes_arrive_unchanged_through_the_proxy_and_no_connection_is_tracked(s
     own = stage.client.ip6 if family == 6 else stage.client.ip
     assert seen == {"peer": [VIP6 if family == 6 else VIP, TCP_PORT], "own": own}
     assert stage.mesh.origins[1].peers == [own]
-    assert stage.captured() == 1
+    assert stage.taken_out() == 1
     assert conntrack.count(stage.client) == 0
     assert conntrack.count(stage.server) > 0  # what iptables costs, where it captures
 
@@ -33,7 +33,7 @@ def test_every_way_to_connect_is_captured(stage: Stage, how: str) -> None:
     stage.capture()
     assert stage.talk(VIP, how=how)["peer"] == [VIP, TCP_PORT]
     assert stage.talk(VIP6, how=how)["peer"] == [VIP6, TCP_PORT]
-    assert stage.captured() == 2
+    assert stage.taken_out() == 2
 
 
 def test_multipath_tcp_does_not_escape(stage: Stage) -> None:
@@ -45,14 +45,14 @@ def test_multipath_tcp_does_not_escape(stage: Stage) -> None:
     stage.capture()
     stage.talk(VIP, how="mptcp")
     stage.talk(VIP6, how="mptcp")
-    assert stage.captured() == 2
+    assert stage.taken_out() == 2
 
 
 def test_an_ipv6_socket_that_calls_an_ipv4_address_is_captured(stage: Stage) -> None:
     stage.capture()
     assert stage.talk(f"::ffff:{VIP}", family=6) == {"peer": [f"::ffff:{VIP}", TCP_PORT], "own": f"::ffff:{stage.client.ip}"}
     assert stage.mesh.origins[1].peers == [stage.client.ip]
-    assert stage.captured() == 1
+    assert stage.taken_out() == 1
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -60,7 +60,7 @@ def test_an_address_outside_the_mesh_is_passed_through_by_the_proxy(stage: Stage
     stage.capture()
     address = stage.other.ip6 if family == 6 else stage.other.ip
     assert stage.talk(address, 9000)["peer"] == [address, 9000]
-    assert stage.captured() == 1
+    assert stage.taken_out() == 1
 
 
 def test_who_calls_itself_or_loopback_is_not_captured(stage: Stage) -> None:
@@ -69,7 +69,7 @@ def test_who_calls_itself_or_loopback_is_not_captured(stage: Stage) -> None:
     for address in ("127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", stage.client.ip, stage.client.ip6):
         stage.talk(address, 9100)
     assert len(own.peers) == 7
-    assert stage.captured() == 0
+    assert stage.taken_out() == 0
 
 
 def test_with_no_listener_a_connect_is_refused_and_does_not_escape(stage: Stage) -> None:
@@ -146,32 +146,7 @@ def test_a_name_with_several_addresses_is_reached_by_one_that_answers(stage: Sta
 def test_many_connections_at_once_each_reach_what_they_dialled(stage: Stage) -> None:
     """Two destinations that answer differently: an original that was mixed up would be heard."""
     stage.capture()
-    code = """if True:
-        import hashlib, os, socket, sys, threading
-        wrong = []
-        def work(number):
-            for turn in range(50):
-                address, port = (sys.argv[1], int(sys.argv[2])) if (number + turn) % 2 else (sys.argv[3], 9002)
-                try:
-                    with socket.create_connection((address, port), timeout=60) as s:
-                        said = os.urandom(2000)
-                        s.sendall(said)
-                        s.shutdown(socket.SHUT_WR)
-                        heard = b""
-                        while data := s.recv(65536):
-                            heard += data
-                    if heard != (said if port != 9002 else hashlib.sha256(said).digest()):
-                        wrong.append((port, len(heard)))
-                except OSError as error:
-                    wrong.append((port, str(error)))
-        threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
-        [t.start() for t in threads]
-        [t.join() for t in threads]
-        print(wrong)"""
-    def digest(connection: socket.socket) -> None:
-        connection.sendall(hashlib.sha256(receive_all(connection)).digest())
-
     stage.mesh.origin(9002, digest, stage.other)
-    assert stage.app.python(stage.client, code, VIP, str(TCP_PORT), stage.other.ip, timeout=300) == "[]"
-    assert stage.captured() == 800
+    assert stage.app.python(stage.client, MANY, "50", f"{VIP} {TCP_PORT}", f"{stage.other.ip} 9002", timeout=300) == "[]"
+    assert stage.taken_out() == 800
     assert conntrack.count(stage.client) == 0

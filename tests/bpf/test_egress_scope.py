@@ -26,9 +26,9 @@ pytestmark = pytest.mark.netns
 
 def via_proxy(stage: Stage, address: str, port: int) -> bool:
     """Whether a connection from the pod is captured; it arrives in any case."""
-    before = stage.captured()
+    before = stage.taken_out()
     stage.talk(address, port)
-    return stage.captured() > before
+    return stage.taken_out() > before
 
 
 def test_an_excluded_port_is_reached_directly(stage: Stage) -> None:
@@ -74,12 +74,12 @@ def test_a_family_without_an_address_is_refused_and_never_passes_by_the_proxy(st
     there, canary = (stage.other.ip, stage.other.ip6) if known == 4 else (stage.other.ip6, stage.other.ip)
     dialled = [canary] if known == 4 else [canary, f"::ffff:{canary}"]
     assert via_proxy(stage, there, 9000)
-    before = stage.captured(), len(stage.outside.peers)
+    before = stage.taken_out(), len(stage.outside.peers)
     assert [stage.attempt(address, 9000) for address in dialled] == ["EPERM"] * len(dialled)
     for address in dialled:
         with pytest.raises(AssertionError, match="PermissionError"):
             stage.talk(address, 9000, how="fastopen")
-    assert (stage.captured(), len(stage.outside.peers)) == before
+    assert (stage.taken_out(), len(stage.outside.peers)) == before
     capture(exclude_outbound_ports=(9000,))
     assert [via_proxy(stage, address, 9000) for address in dialled] == [False] * len(dialled)
     capture(exclude_outbound_ranges=(ip_network(canary),))
@@ -112,19 +112,19 @@ def test_what_stays_inside_and_what_is_no_tcp_is_not_refused_in_a_family_without
             asking = stage.app.start(stage.client, sys.executable, "-c", code, place, stdout=subprocess.PIPE, text=True)
             server.sendto(b"answer", server.recvfrom(100)[1])
             assert asking.communicate(timeout=20)[0] == "answer\n"
-    assert stage.captured() == 0
+    assert stage.taken_out() == 0
 
 
 def test_a_process_of_another_cgroup_in_the_pods_namespace_is_not_captured(stage: Stage, cgroups: Cgroups) -> None:
     stage.capture()
     stage.talk(stage.other.ip, 9000, cgroup=cgroups.make("debug"))
-    assert stage.captured() == 0
+    assert stage.taken_out() == 0
 
 
 def test_a_process_of_the_pods_cgroup_in_another_namespace_is_not_captured(stage: Stage) -> None:
     stage.capture()
     stage.talk(stage.server.ip, 8080, netns=stage.other)
-    assert stage.captured() == 0
+    assert stage.taken_out() == 0
 
 
 def test_a_container_of_the_pod_in_a_cgroup_below_is_captured(stage: Stage) -> None:
@@ -156,7 +156,7 @@ def test_a_pod_that_is_released_connects_directly_and_its_open_connection_goes_o
         assert talker.stdout.readline() == f"one {VIP} {TCP_PORT}\n"
         stage.egress.release(netns_cookie(stage.client.path), stage.app.id)
         stage.talk(stage.other.ip, 9000)
-        assert stage.captured() == 1
+        assert stage.taken_out() == 1
         talker.stdin.write("two\n")
         talker.stdin.flush()
         assert talker.stdout.readline().startswith("two ")

@@ -79,14 +79,14 @@ def test_programs_of_others_run_beside_ours_and_neither_removal_takes_the_other(
     foreign.attach("after", cgroup, "multi")
     assert sorted(on(cgroup)) == ["after", "before", "nw_connect4"]
     stage.talk(VIP)
-    assert (stage.captured(), foreign.count("before"), foreign.count("after")) == (1, 1, 1)
+    assert (stage.taken_out(), foreign.count("before"), foreign.count("after")) == (1, 1, 1)
     foreign.detach("before", cgroup)
     stage.talk(VIP)
-    assert (stage.captured(), foreign.count("before"), foreign.count("after")) == (2, 1, 2)
+    assert (stage.taken_out(), foreign.count("before"), foreign.count("after")) == (2, 1, 2)
     stage.egress.release(egress.netns_cookie(stage.client.path), stage.app.id)
     until(lambda: on(cgroup) == ["after"], "ours has left")  # the kernel lets go of a link some milliseconds after its pin
     stage.talk(stage.other.ip, 9000)
-    assert (stage.captured(), foreign.count("after")) == (2, 3)
+    assert (stage.taken_out(), foreign.count("after")) == (2, 3)
     assert stage.outside.peers == [stage.client.ip]
     foreign.detach("after", cgroup)
 
@@ -108,7 +108,7 @@ def test_a_program_of_an_ancestor_runs_beside_ours(stage: Stage, foreign: Foreig
     foreign.attach("above", stage.app.path, "multi")
     capture_in(stage, below)
     stage.talk(VIP, TCP_PORT, cgroup=below)
-    assert (stage.captured(), foreign.count("above")) == (1, 1)
+    assert (stage.taken_out(), foreign.count("above")) == (1, 1)
     stage.egress.release(egress.netns_cookie(stage.client.path), below.id)
     until(lambda: (on(stage.app.path), on(below.path)) == (["above"], []), "ours has left")
 
@@ -126,7 +126,7 @@ def test_a_program_that_allows_no_other_keeps_its_place_and_is_told_and_nothing_
     foreign.detach("alone", stage.app.path)
     capture_in(stage, pod)
     stage.talk(VIP, cgroup=pod)
-    assert stage.captured() == 1
+    assert stage.taken_out() == 1
 
 
 def test_a_failure_half_way_leaves_links_that_were_there_before(stage: Stage, foreign: Foreign) -> None:

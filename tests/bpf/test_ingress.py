@@ -1,7 +1,6 @@
 """Connections to a pod captured by sk_lookup, with a real worker: what both ends see, and what the kernel says."""
 from __future__ import annotations
 
-import hashlib
 import socket
 import struct
 from pathlib import Path
@@ -13,6 +12,7 @@ from agent.capture import bpf_call
 from agent.capture.egress import NETNS_KEY
 from agent.capture.ingress import FWMARK_ACCEPT, INSIDE_VALUE
 from tests.support import conntrack
+from tests.support.hooks import MANY, digest
 from tests.support.ingress import Inward
 from tests.support.mesh import receive, receive_all
 from tests.support.netns import Netns
@@ -28,7 +28,7 @@ def test_bytes_arrive_unchanged_with_the_clients_address_and_no_connection_is_tr
     address, own = (inward.server.ip6, inward.client.ip6) if family == 6 else (inward.server.ip, inward.client.ip)
     assert inward.talk(address, size=size) == {"peer": [address, 8080], "own": own}
     assert inward.own.peers == [own]
-    assert inward.taken() == 1
+    assert inward.taken_in() == 1
     assert conntrack.count(inward.server) == 0
 
 
@@ -52,7 +52,7 @@ def test_an_application_is_reached_however_it_is_bound(inward: Inward, where: st
                     assert receive(taken, 8) == b"question"
                     taken.sendall(b"answer")
                     assert receive(dialled, 6) == b"answer"
-    assert inward.taken() == len(families)
+    assert inward.taken_in() == len(families)
 
 
 def test_an_application_on_loopback_alone_stays_out_of_reach(inward: Inward) -> None:
@@ -72,7 +72,7 @@ def test_who_listens_on_any_address_gets_no_udp_through_us(inward: Inward) -> No
         here.sendto(b"x", (inward.server.ip, 8080))
         data, peer = there.recvfrom(10)
         assert (data, peer[0]) == (b"x", inward.client.ip)
-    assert inward.taken() == 0
+    assert inward.taken_in() == 0
 
 
 def test_what_a_pod_dials_at_itself_is_not_captured(inward: Inward) -> None:
@@ -85,7 +85,7 @@ def test_what_a_pod_dials_at_itself_is_not_captured(inward: Inward) -> None:
     with bound:
         bound.sendall(b"x")
         assert receive(bound, 1) == b"x"
-    assert inward.taken() == 0
+    assert inward.taken_in() == 0
     assert inward.via_proxy("10.244.1.200", 8080)  # from outside it is
 
 
@@ -102,7 +102,7 @@ def test_a_link_local_client_is_captured_and_its_address_ends_at_its_link(inward
     with inward.mesh.dial(f"{place}%eth0", 8080, inward.client) as one:
         one.sendall(b"x")
         assert receive(one, 1) == b"x"
-    assert inward.taken() == 1
+    assert inward.taken_in() == 1
     assert inward.own.peers == [place]  # the pod's own: the proxy dialled without a source
 
 
@@ -131,12 +131,12 @@ def test_without_a_listener_a_connection_is_refused_and_does_not_reach_the_appli
 def test_what_is_connected_before_capture_and_after_it_goes_on(inward: Inward) -> None:
     with inward.mesh.dial(inward.server.ip, 8080, inward.client) as before:
         inward.capture()
-        assert inward.taken() == 0
+        assert inward.taken_in() == 0
         with inward.mesh.dial(inward.server.ip, 8080, inward.client) as captured:
             for one in (before, captured):
                 one.sendall(b"x")
                 assert receive(one, 1) == b"x"
-            assert inward.taken() == 1
+            assert inward.taken_in() == 1
             inward.ingress.release(inward.ingress.captured()[0], inward.server.path)
             for one in (before, captured):
                 one.sendall(b"y" * 100_000)
@@ -184,35 +184,10 @@ def test_no_last_hop_has_the_numbers_of_a_live_connection_of_its_client(inward: 
 def test_many_connections_at_once_each_reach_what_they_dialled(inward: Inward) -> None:
     """Two applications that answer differently, both families: an original that was mixed up would be heard."""
     inward.capture()
-    code = """if True:
-        import hashlib, os, socket, sys, threading
-        wrong = []
-        def work(number):
-            for turn in range(130):
-                port = 8080 if (number + turn) % 2 else 9002
-                try:
-                    with socket.create_connection((sys.argv[1 + turn % 2], port), timeout=60) as s:
-                        said = os.urandom(3000)
-                        s.sendall(said)
-                        s.shutdown(socket.SHUT_WR)
-                        heard = b""
-                        while data := s.recv(65536):
-                            heard += data
-                    if heard != (said if port != 9002 else hashlib.sha256(said).digest()):
-                        wrong.append((port, len(heard)))
-                except OSError as error:
-                    wrong.append((port, str(error)))
-        threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
-        [t.start() for t in threads]
-        [t.join() for t in threads]
-        print(wrong)"""
-
-    def digest(connection: socket.socket) -> None:
-        connection.sendall(hashlib.sha256(receive_all(connection)).digest())
-
     inward.mesh.origin(9002, digest, inward.server)
-    assert inward.client.python(code, inward.server.ip, inward.server.ip6, timeout=300).stdout.strip() == "[]"
-    assert inward.taken() == 16 * 130
+    places = [f"{address} {port}" for address in (inward.server.ip, inward.server.ip6) for port in (8080, 9002)]
+    assert inward.client.python(MANY, "130", *places, timeout=300).stdout.strip() == "[]"
+    assert inward.taken_in() == 16 * 130
     assert conntrack.count(inward.server) == 0
 
 
@@ -228,7 +203,7 @@ def test_a_client_that_resets_and_one_that_dials_again_from_its_port_are_served(
             one.connect((inward.server.ip, 8080))
             one.sendall(b"x")
             assert receive(one, 1) == b"x"
-    assert inward.taken() == 30
+    assert inward.taken_in() == 30
 
 
 def test_nothing_about_the_listener_can_be_claimed_from_inside_the_pod(inward: Inward) -> None:

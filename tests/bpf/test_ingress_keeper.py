@@ -3,12 +3,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,14 +21,13 @@ from agent.capture.pins import Pins
 from agent.capture.plan import plan
 from agent.capture.reconcile import Reconciler
 from agent.dataplane import blobs
-from agent.dataplane.client import KeeperClient, connect
-from agent.dataplane.protocol import WorkerChange, WorkerState
+from agent.dataplane.client import KeeperClient
 from agent.model.pod import CaptureSettings
-from agent.model.settings import ProxySettings
 from tests.support.cgroup import Cgroup, Cgroups
 from tests.support.egress import TRY
-from tests.support.keeper import Keeper, running
-from tests.support.mesh import SCOPE, Origin, echo, receive, workload
+from tests.support.hooks import enrolled, keeping, replace_worker
+from tests.support.keeper import Keeper
+from tests.support.mesh import Origin, echo, receive, workload
 from tests.support.netns import Netns, Node
 from tests.support.wait import until
 
@@ -63,28 +60,9 @@ class Mesh:
             return len(client) == 1 and len(ends) > 1 and all(self.other.ip in end for end in ends)
 
 
-@contextmanager
-def keeping(mesh: Mesh, run_dir: Path) -> Iterator[Keeper]:
-    with mesh.proxy.visited():
-        context = running(run_dir, workers=1)
-        keeper = context.__enter__()
-    try:
-        yield keeper
-    finally:
-        context.__exit__(None, None, None)
-
-
-async def enrolled(keeper: Keeper, pod: Netns) -> KeeperClient:
-    """As an agent does it."""
-    made = await connect(keeper.path)
-    await made.commit([blobs.put_settings(ProxySettings()), blobs.put_pod("pod-s", 1, "w-server", SCOPE, (ip_address(pod.ip),)),
-                       blobs.put_workload(1, workload("w-server", pod), lambda _: 0)])  # nobody else's connections are let in
-    fd = netlink.open_namespace(pod.path)
-    try:
-        await made.add_pod(1, "pod-s", (4, 6), fd)
-    finally:
-        os.close(fd)
-    return made
+async def known(keeper: Keeper, pod: Netns) -> KeeperClient:
+    return await enrolled(keeper, pod, "w-server",
+                          blobs.put_workload(1, workload("w-server", pod), lambda _: 0))  # nobody else's connections are let in
 
 
 @pytest.fixture
@@ -103,8 +81,8 @@ def mesh(node: Node, cgroups: Cgroups, pins: Pins, cache: Path) -> Iterator[Mesh
 @pytest.fixture
 async def client(mesh: Mesh, tmp_path: Path) -> AsyncIterator[KeeperClient]:
     mesh.ingress.serve(mesh.proxy.path)
-    with keeping(mesh, tmp_path / "run") as keeper:
-        one = await enrolled(keeper, mesh.pod)
+    with keeping(mesh.proxy, tmp_path / "run") as keeper:
+        one = await known(keeper, mesh.pod)
         mesh.capture()
         yield one
         await one.close()
@@ -112,12 +90,7 @@ async def client(mesh: Mesh, tmp_path: Path) -> AsyncIterator[KeeperClient]:
 
 async def test_a_killed_worker_is_replaced_and_capture_goes_on(mesh: Mesh, client: KeeperClient) -> None:
     assert mesh.through_the_proxy()
-    (worker,) = await client.workers()
-    os.kill(worker.pid, signal.SIGKILL)
-    async with asyncio.timeout(60):
-        async for event in client.events():
-            if isinstance(event, WorkerChange) and event.state is WorkerState.REPLACED:
-                break
+    await replace_worker(client)
     assert mesh.through_the_proxy()
 
 
@@ -129,15 +102,15 @@ async def test_a_keeper_that_went_is_a_refused_connect_until_the_next_one_listen
     until(lambda: ":15006" not in mesh.pod.run("ss", "-Hltn").stdout, "the listeners have gone")
     assert mesh.attempt() == "ECONNREFUSED"
     assert len(mesh.origin.peers) == seen
-    with keeping(mesh, tmp_path / "next") as keeper:
-        again = await enrolled(keeper, mesh.pod)
+    with keeping(mesh.proxy, tmp_path / "next") as keeper:
+        again = await known(keeper, mesh.pod)
         assert mesh.through_the_proxy()
         await again.close()
 
 
 async def test_listeners_of_a_keeper_that_was_there_first_are_taken_over(mesh: Mesh, tmp_path: Path) -> None:
-    with keeping(mesh, tmp_path / "run") as keeper:
-        one = await enrolled(keeper, mesh.pod)
+    with keeping(mesh.proxy, tmp_path / "run") as keeper:
+        one = await known(keeper, mesh.pod)
         mesh.ingress.serve(mesh.proxy.path)
         with pytest.raises(IngressError, match="no listener on port 15006 is known"):
             mesh.capture()

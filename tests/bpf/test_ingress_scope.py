@@ -22,6 +22,7 @@ from agent.capture.unhook import unhook
 from agent.model.pod import CaptureSettings
 from tests.support import conntrack
 from tests.support.egress import TALK
+from tests.support.hooks import connecting
 from tests.support.ingress import Inward
 from tests.support.mesh import echo, receive
 from tests.support.wait import until
@@ -83,7 +84,7 @@ def test_probes_reach_the_application_directly(inward: Inward, family: int, know
         probe.sendall(b"x")
         assert receive(probe, 1) == b"x"
     assert inward.own.peers == [source]
-    assert inward.taken() == 0
+    assert inward.taken_in() == 0
 
 
 def test_capture_stays_when_whoever_captured_has_gone(inward: Inward, cache: Path) -> None:
@@ -175,9 +176,9 @@ def test_hooks_of_both_directions_have_pins_side_by_side(inward: Inward, cache: 
     inward.mesh.origin(9000, echo, inward.other)
     for place, outside in ((inward.server.ip, inward.other.ip), (inward.server.ip6, inward.other.ip6)):
         assert inward.via_proxy(place, 8080)
-        out = sum(values["opened"] for key, values in inward.mesh.worker.series() if key["reporter"] == "source")
+        out = inward.taken_out()
         inward.app.python(inward.server, TALK, outside, "9000", "1000", str(ip_address(outside).version), "")
-        assert sum(values["opened"] for key, values in inward.mesh.worker.series() if key["reporter"] == "source") == out + 1
+        assert inward.taken_out() == out + 1
     assert conntrack.count(inward.server) == 0
     egress.release(taken.cookie, taken.cgroup)
     assert inward.via_proxy(inward.server.ip, 8080)
@@ -233,7 +234,7 @@ def test_programs_are_replaced_during_connects_and_none_fails_or_escapes(inward:
     out, err = client.communicate(timeout=100)
     assert client.returncode == 0, err
     assert len(tags) == 6
-    assert inward.taken() == int(out)
+    assert inward.taken_in() == int(out)
 
 
 @pytest.mark.parametrize("backend", ["iptables", "nftables"])
@@ -242,14 +243,14 @@ def test_what_goes_out_by_rules_and_what_comes_in_by_sk_lookup_are_each_captured
     inward.capture()
     outside = inward.mesh.origin(9000, echo, inward.other)
     for place, own in ((inward.server.ip, inward.other.ip), (inward.server.ip6, inward.other.ip6)):
-        before = inward.taken()
+        before = inward.taken_in()
         inward.talk(place, size=100_000, netns=inward.other)
         assert inward.own.peers[-1] == own
-        assert inward.taken() == before + 1
-        out = sum(values["opened"] for key, values in inward.mesh.worker.series() if key["reporter"] == "source")
+        assert inward.taken_in() == before + 1
+        out = inward.taken_out()
         inward.talk(own, 9000, netns=inward.server)
-        assert sum(values["opened"] for key, values in inward.mesh.worker.series() if key["reporter"] == "source") == out + 1
-        assert inward.taken() == before + 1
+        assert inward.taken_out() == out + 1
+        assert inward.taken_in() == before + 1
         for port in (15001, 15006):
             assert inward.attempt(place, port) == "ECONNREFUSED"
     assert len(outside.peers) == 2
@@ -258,48 +259,18 @@ def test_what_goes_out_by_rules_and_what_comes_in_by_sk_lookup_are_each_captured
 def test_a_pod_changes_between_the_two_ways_and_no_connect_fails_or_escapes(inward: Inward, tmp_path: Path) -> None:
     """The order: sk_lookup lets 15006 pass and takes the rest, the redirect goes, 15006 is closed; and back."""
     inward.rules(redirect=False, hooks=True)
-    code = """if True:
-        import socket, sys
-        from pathlib import Path
-        kept = socket.create_connection((sys.argv[1], 8080), timeout=30)
-        done = 0
-        while not Path(sys.argv[3]).exists():
-            for s in (kept, socket.create_connection((sys.argv[1 + done % 2], 8080), timeout=30)):
-                s.sendall(b"x")
-                assert s.recv(1) == b"x"
-            s.close()
-            done += 1
-            Path(sys.argv[4]).write_text(str(done))
-        print(done)"""
-    stop, told = tmp_path / "stop", tmp_path / "told"
-    client = inward.client.start(sys.executable, "-c", code, inward.server.ip, inward.server.ip6, str(stop), str(told),
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def more() -> None:
-        """Ten connections have been made since."""
-        def count() -> int:
-            assert client.poll() is None, client.stderr and client.stderr.read()
-            return int(told.read_text() or 0) if told.exists() else 0
-
-        before = count()
-        until(lambda: count() >= before + 10, "connects go on", timeout=30)
-
-    try:
-        more()
+    with connecting(inward.client.start, tmp_path, 8080, inward.server.ip, inward.server.ip6) as client:
+        client.more()
         for _ in range(2):
             cookie = inward.capture(redirected=True)
-            more()
+            client.more()
             inward.no_redirects()
             inward.capture()
-            more()
+            client.more()
             inward.capture(redirected=True)
             inward.rules(redirect=False, hooks=True)
-            more()
+            client.more()
             inward.ingress.release(cookie, inward.server.path)
-            more()
-    finally:
-        stop.touch()
-        out, err = client.communicate(timeout=60)
-    assert client.returncode == 0, err
-    assert inward.taken() == int(out) + 1
+            client.more()
+    assert inward.taken_in() == client.done + 1
     assert conntrack.count(inward.server) > 0  # by rules again

@@ -1,9 +1,6 @@
 """Egress capture with the real keeper and its confined workers: what lives on when a process of ours ends."""
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -14,18 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from agent import netlink
 from agent.capture.egress import Egress
 from agent.capture.pins import Pins
-from agent.dataplane import blobs
-from agent.dataplane.client import KeeperClient, connect
-from agent.dataplane.protocol import WorkerChange, WorkerState
+from agent.dataplane.client import KeeperClient
 from agent.dataplane.readers import Readers, seccomp
 from agent.model.pod import CaptureSettings
-from agent.model.settings import ProxySettings
 from tests.support.cgroup import Cgroup, Cgroups
-from tests.support.keeper import Keeper, running
-from tests.support.mesh import SCOPE, Origin, echo
+from tests.support.hooks import enrolled, keeping, replace_worker
+from tests.support.mesh import Origin, echo
 from tests.support.netns import Netns, Node
 from tests.support.wait import until
 
@@ -84,27 +77,10 @@ def mesh(node: Node, cgroups: Cgroups, loaded: Pins) -> Iterator[Mesh]:
 
 @pytest.fixture
 async def client(mesh: Mesh, tmp_path: Path) -> AsyncIterator[KeeperClient]:
-    with mesh.proxy.visited():
-        context = running(tmp_path / "run", workers=1)
-        keeper = context.__enter__()
-    try:
-        one = await enrolled(keeper, mesh.pod)
+    with keeping(mesh.proxy, tmp_path / "run") as keeper:
+        one = await enrolled(keeper, mesh.pod, "w-client")
         yield one
         await one.close()
-    finally:
-        context.__exit__(None, None, None)
-
-
-async def enrolled(keeper: Keeper, pod: Netns) -> KeeperClient:
-    """As an agent does it."""
-    made = await connect(keeper.path)
-    await made.commit([blobs.put_settings(ProxySettings()), blobs.put_pod("pod-c", 1, "w-client", SCOPE, (ip_address(pod.ip),))])
-    fd = netlink.open_namespace(pod.path)
-    try:
-        await made.add_pod(1, "pod-c", (4, 6), fd)
-    finally:
-        os.close(fd)
-    return made
 
 
 async def test_confined_workers_learn_where_a_connection_was_meant_to_go(mesh: Mesh, client: KeeperClient) -> None:
@@ -117,12 +93,7 @@ async def test_confined_workers_learn_where_a_connection_was_meant_to_go(mesh: M
 
 async def test_a_killed_worker_is_replaced_and_capture_goes_on(mesh: Mesh, client: KeeperClient) -> None:
     assert mesh.through_the_proxy()
-    (worker,) = await client.workers()
-    os.kill(worker.pid, signal.SIGKILL)
-    async with asyncio.timeout(60):
-        async for event in client.events():
-            if isinstance(event, WorkerChange) and event.state is WorkerState.REPLACED:
-                break
+    await replace_worker(client)
     assert mesh.through_the_proxy()
 
 
@@ -132,13 +103,8 @@ async def test_a_keeper_that_went_is_a_refused_connect_until_the_next_one(mesh: 
     until(lambda: mesh.pod.run("ss", "-Hltn").stdout == "", "the listeners have gone")
     with mesh.talking() as said:
         assert said == "ECONNREFUSED"
-    with mesh.proxy.visited():
-        context = running(tmp_path / "next", workers=1)
-        keeper = context.__enter__()
-    try:
-        again = await enrolled(keeper, mesh.pod)
+    with keeping(mesh.proxy, tmp_path / "next") as keeper:
+        again = await enrolled(keeper, mesh.pod, "w-client")
         assert mesh.through_the_proxy()
         await again.close()
-    finally:
-        context.__exit__(None, None, None)
     assert len(mesh.origin.peers) == 2

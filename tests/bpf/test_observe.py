@@ -357,7 +357,7 @@ def test_of_a_captured_pod_the_proxys_leg_is_told_and_nothing_that_stays_in_the_
         watch.unlink(stage.proxy.id)
         until(lambda: attached(stage.proxy) == ["nw_sockops"], "the link is gone, a moment after its pin")
         assert stage.talk(VIP)["peer"] == [VIP, TCP_PORT]
-        assert stage.captured() == 2
+        assert stage.taken_out() == 2
         assert records.read(100) == []
     finally:
         records.close()

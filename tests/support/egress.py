@@ -14,14 +14,12 @@ from agent.capture.egress import Egress
 from agent.capture.pins import Pins
 from agent.capture.plan import plan
 from agent.capture.reconcile import Reconciler
-from agent.dataplane import blobs
 from agent.model.pod import CaptureSettings
-from agent.model.settings import ProxySettings
 from agent.model.workload import Protocol
 from tests.support.cgroup import Cgroup, Cgroups
-from tests.support.mesh import TCP_PORT, Mesh, Origin, Pods, echo, everything
+from tests.support.hooks import Hooked, serving
+from tests.support.mesh import TCP_PORT, Origin, Pods, echo, everything
 from tests.support.netns import Namespaces, Netns, Node
-from tests.support.worker import Worker
 
 # What runs in the pod. Connects as told, sends random bytes, half-closes, compares what came back, and tells what it saw.
 TALK = """if True:
@@ -62,25 +60,9 @@ TRY = """if True:
 
 
 @dataclass
-class Stage:
-    mesh: Mesh
+class Stage(Hooked):
     egress: Egress
-    pins: Pins
-    app: Cgroup
-    proxy: Cgroup
     outside: Origin  # of a pod without capture, port 9000
-
-    @property
-    def client(self) -> Netns:
-        return self.mesh.pods.client
-
-    @property
-    def server(self) -> Netns:
-        return self.mesh.pods.server
-
-    @property
-    def other(self) -> Netns:
-        return self.mesh.pods.other
 
     def capture(self, **settings: Any) -> None:
         self.egress.capture(self.client.path, self.app.path, (ip_address(self.client.ip), ip_address(self.client.ip6)),
@@ -98,10 +80,6 @@ class Stage:
     def attempt(self, address: str, port: int) -> str:
         return self.app.python(self.client, TRY, address, str(port))
 
-    def captured(self) -> int:
-        """Connections from the pod that the worker took, so far."""
-        return sum(values["opened"] for key, values in self.mesh.worker.series() if key["reporter"] == "source")
-
 
 @contextmanager
 def staged(namespaces: Namespaces, cgroups: Cgroups, loaded: Pins) -> Iterator[Stage]:
@@ -112,16 +90,9 @@ def staged(namespaces: Namespaces, cgroups: Cgroups, loaded: Pins) -> Iterator[S
     app, proxy = cgroups.make("app"), cgroups.make("proxy")
     capture = Egress(loaded)
     capture.serve(proxy.path)
-    with proxy.visited(), Worker() as worker:
-        mesh = Mesh(pods, worker)
-        made = Stage(mesh, capture, loaded, app, proxy, mesh.origin(9000, echo, pods.other))
-        worker.commit(blobs.put_settings(ProxySettings()))
+    with serving(pods, proxy) as mesh:
+        outside = mesh.origin(9000, echo, pods.other)
         mesh.attach()
         mesh.configure(*everything(mesh), protocol=Protocol.TCP)
         mesh.origin(8080, echo)
-        try:
-            yield made
-            assert not worker.ended(), f"the worker died: status {worker.status}"
-        finally:
-            for one in (*mesh.sockets, *mesh.origins):
-                one.close()
+        yield Stage(mesh, loaded, app, proxy, capture, outside)

@@ -15,39 +15,21 @@ from agent.capture.loader import Loaded
 from agent.capture.pins import Pins
 from agent.capture.plan import plan
 from agent.capture.reconcile import Reconciler
-from agent.dataplane import blobs
 from agent.model.pod import CaptureSettings
-from agent.model.settings import ProxySettings
 from agent.model.workload import Protocol
-from tests.support.cgroup import Cgroup, Cgroups
+from tests.support.cgroup import Cgroups
 from tests.support.egress import TALK, TRY
-from tests.support.mesh import Mesh, Origin, Pods, echo
+from tests.support.hooks import Hooked, serving
+from tests.support.mesh import Origin, Pods, echo
 from tests.support.netns import Namespaces, Netns, Node
-from tests.support.worker import Worker
 
 
 @dataclass
-class Inward:
-    mesh: Mesh
+class Inward(Hooked):
     ingress: Ingress
-    pins: Pins
     loaded: Loaded
-    app: Cgroup
-    proxy: Cgroup
     own: Origin  # the captured pod's application, port 8080
     instance: str
-
-    @property
-    def client(self) -> Netns:
-        return self.mesh.pods.client
-
-    @property
-    def server(self) -> Netns:
-        return self.mesh.pods.server
-
-    @property
-    def other(self) -> Netns:
-        return self.mesh.pods.other
 
     def rules(self, *, backend: str = "iptables", **how: bool) -> None:
         """Of the captured pod."""
@@ -73,14 +55,10 @@ class Inward:
     def attempt(self, address: str, port: int, netns: Netns | None = None) -> str:
         return (netns or self.client).python(TRY, address, str(port)).stdout.strip()
 
-    def taken(self) -> int:
-        """Connections that the worker took at an inbound listener, so far."""
-        return sum(values["opened"] for key, values in self.mesh.worker.series() if key["reporter"] == "destination")
-
     def via_proxy(self, address: str, port: int, netns: Netns | None = None) -> bool:
-        before = self.taken()
+        before = self.taken_in()
         self.talk(address, port, netns=netns)
-        return self.taken() > before
+        return self.taken_in() > before
 
 
 @contextmanager
@@ -91,18 +69,11 @@ def staged_inward(namespaces: Namespaces, cgroups: Cgroups, pins: Pins, loaded: 
     assert loaded.lookup is not None
     ingress = Ingress(pins, loaded.lookup)
     ingress.serve(proxy.path)
-    with proxy.visited(), Worker() as worker:
-        mesh = Mesh(pods, worker)
+    with serving(pods, proxy) as mesh:
         with app.visited():
             own = mesh.origin(8080, echo)
-        made = Inward(mesh, ingress, pins, loaded, app, proxy, own, uuid.uuid4().hex[:8])
-        worker.commit(blobs.put_settings(ProxySettings()))
+        made = Inward(mesh, pins, app, proxy, ingress, loaded, own, uuid.uuid4().hex[:8])
         mesh.attach()
         mesh.configure(protocol=Protocol.TCP)
         made.rules(redirect=False, hooks=True, inbound=False)
-        try:
-            yield made
-            assert not worker.ended(), f"the worker died: status {worker.status}"
-        finally:
-            for one in (*mesh.sockets, *mesh.origins):
-                one.close()
+        yield made
