@@ -75,15 +75,15 @@ def manifests(services: int) -> str:
 
 
 @contextlib.contextmanager
-def lab(services: int) -> Iterator[tuple[str, float]]:
+def lab(services: int, options: tuple[str, ...]) -> Iterator[tuple[str, float]]:
     name = f"growth-{os.getpid()}"
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(manifests(services))
         file.flush()
         began = time.monotonic()
         try:
-            subprocess.run([NARROWS, "lab", "up", file.name, "--name", name, "--nodes", "1", "--workers", "1", "--no-tunnels",
-                            "--access-log", "off", "--detach"], check=True,
+            subprocess.run([NARROWS, "lab", "up", file.name, "--name", name, "--nodes", "1", "--workers", "1",
+                            "--access-log", "off", "--detach", *options], check=True,
                            capture_output=True, timeout=240)
             yield name, time.monotonic() - began
         finally:
@@ -106,8 +106,8 @@ def inside(name: str, *argv: str, **options: Any) -> subprocess.Popen[str]:
                             stdout=subprocess.PIPE, **options)
 
 
-def measure(services: int, changes: int) -> dict[str, Any]:
-    with lab(services) as (name, opened):
+def measure(services: int, changes: int, options: tuple[str, ...]) -> dict[str, Any]:
+    with lab(services, options) as (name, opened):
         toucher = inside(name, TOUCH, str(services))
         said, _ = toucher.communicate(timeout=240)
         if toucher.returncode != 0:
@@ -155,9 +155,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--services", default="50,500,5000")
     parser.add_argument("--changes", type=int, default=50)
+    parser.add_argument("--no-tunnels", action="store_true", help="pods have no certificates")
     asked = parser.parse_args()
     for services in map(int, asked.services.split(",")):
-        print(json.dumps(measure(services, asked.changes)), flush=True)
+        print(json.dumps(measure(services, asked.changes, ("--no-tunnels",) if asked.no_tunnels else ())), flush=True)
     return 0
 
 

@@ -161,12 +161,12 @@ def anonymous(pid: int) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), 0)
 
 
-def soak(minutes: float, kill_every: float) -> int:
+def soak(minutes: float, kill_every: float, options: tuple[str, ...] = ()) -> int:
     build()
     with tempfile.TemporaryDirectory(prefix="narrows-soak-") as made:
         file = Path(made) / "lab.yaml"
         file.write_text("\n---\n".join(map(json.dumps, manifests())))
-        with lab(file, prefix="soak", options=("--workers", "2", "--access-log", "off", "--no-tunnels")) as mesh:
+        with lab(file, prefix="soak", options=("--workers", "2", "--access-log", "off", *options)) as mesh:
             this = Soak(mesh, Path(made), kill_every)
             put(this.routes, routes(0))
             ask = ("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "http://web/1k")
@@ -221,8 +221,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--kill-every", type=float, default=20.0, help="seconds between two kills of a worker; 0: none")
+    parser.add_argument("--no-tunnels", action="store_true", help="what pods send each other is plain text")
     asked = parser.parse_args()
-    return soak(asked.minutes, asked.kill_every)
+    return soak(asked.minutes, asked.kill_every, ("--no-tunnels",) if asked.no_tunnels else ())
 
 
 if __name__ == "__main__":
