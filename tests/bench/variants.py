@@ -3,6 +3,7 @@
     python -m tests.bench.variants seccomp [--rounds 15] [--seconds 1]   http1k and pingpong, `--seccomp required` and `off`
     python -m tests.bench.variants workers [--rounds 7] [--seconds 2]    http1k on four pods, 1, 2 and 4 workers
     python -m tests.bench.variants near [--rounds 7] [--seconds 1]       two pods of one worker: joined in memory, and by way of 15006
+    python -m tests.bench.variants log [--rounds 15] [--seconds 1]       tcpconnect and http1k: access log off, on, and with TCP figures
 
 A pod has one worker, so several workers need several pods: four namespaces, each with 16 connections in a load process of its own,
 which a keeper spreads evenly (or the run stops). Workers float over all cores; loads and origin keep the load core. On a machine of
@@ -12,12 +13,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import mmap
 import os
 import shutil
 import statistics
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -26,9 +30,10 @@ from agent import netlink
 from agent.capture.plan import plan
 from agent.capture.reconcile import Reconciler
 from agent.dataplane import blobs
-from agent.dataplane.client import connect
+from agent.dataplane.client import Segments, connect
 from agent.model.pod import CaptureSettings
 from agent.model.workload import Protocol, WorkloadPort, spiffe
+from ext.core import ring
 from tests.bench import ends, pairs, proxies, report
 from tests.bench.__main__ import foremost
 from tests.bench.cases import CASES, Case, Sample, request
@@ -197,6 +202,79 @@ def near(ground: Ground, rounds: int, seconds: float) -> str:
     return "\n".join(lines)
 
 
+class Drain(threading.Thread):
+    """An agent that only takes the log records away, without reading them: on two cores a real one would take the load's."""
+
+    def __init__(self, segments: Segments) -> None:
+        super().__init__(daemon=True)
+        with closing(segments):
+            self._log = mmap.mmap(segments.log, ring.log_bytes())
+        self._over = threading.Event()
+        self.start()
+
+    def written(self) -> int:
+        """Bytes of records, ever; LogHeader.head (ext/core/ring.pxd)."""
+        return int.from_bytes(self._log[16:24], "little")
+
+    def run(self) -> None:
+        while not self._over.wait(0.02):
+            self._log[24:32] = self._log[16:24]
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
+        self._log.close()
+
+
+async def log_settings(keeper: Keeper, **settings: bool) -> Segments:
+    client = await connect(keeper.path)
+    try:
+        await client.commit([blobs.put_settings(replace(proxies.SETTINGS, **settings))])
+        (one,) = await client.shm()
+        return one
+    finally:
+        await client.close()
+
+
+LOGS = {"off": {"access_log": False}, "on": {"access_log": True}, "tcp": {"access_log": True, "access_log_tcp": True}}
+
+
+def log(ground: Ground, rounds: int, seconds: float) -> str:
+    """Every turn is checked: records were written, or none."""
+    lines = ["| case | off | on | with TCP figures | on / off | with TCP figures / on |", "|---|---|---|---|---|---|"]
+    for case in (CASES["tcpconnect"], CASES["http1k"]):
+        ready, drains = {}, {}
+        for how, settings in LOGS.items():
+            keeper, sites = ground.keeper(f"{case.name}-log-{how}", case.mode, case.port, 1)
+            drains[how] = Drain(asyncio.run(log_settings(keeper, **settings)))
+            ready[how] = proxies.Proxy("narrows", sites[0], case.port, keeper.pid, lambda: None)
+            pin(ready[how].pids(), PROXY_CORE)
+            case.measure(ready[how], 0.5)
+        found: dict[str, list[Sample]] = {how: [] for how in LOGS}
+        for number in range(rounds):
+            for at in range(len(LOGS)):
+                how = list(LOGS)[(at + number) % len(LOGS)]
+                before = drains[how].written()
+                found[how].append(case.measure(ready[how], seconds))
+                if (drains[how].written() > before) != (how != "off"):
+                    raise BenchError(f"{case.name}: {how} wrote {drains[how].written() - before} bytes of records")
+        for drain in drains.values():
+            drain.stop()
+        cells = [f"{statistics.median(one.rate for one in samples):,.0f}/s, {statistics.median(one.figure or 0 for one in samples):.3f}"
+                 for samples in found.values()]
+        for ours, other in (("on", "off"), ("tcp", "on")):
+            ratio = report.ratio({"narrows": found[ours], other: found[other]}, other)
+            rates = report.ratio({"narrows": [Sample(one.rate, one.rate) for one in found[ours]],
+                                  other: [Sample(one.rate, one.rate) for one in found[other]]}, other)
+            assert ratio is not None
+            assert rates is not None
+            cells.append(f"rate {rates['ratio']:.3f} ({rates['low']:.3f} - {rates['high']:.3f}), "
+                         f"{case.unit} {ratio['ratio']:.3f} ({ratio['low']:.3f} - {ratio['high']:.3f})")
+        lines.append(f"| {case.title} | {' | '.join(cells)} |")
+        print(f"log: {case.name} done", file=sys.stderr, flush=True)
+    return "\n".join(lines)
+
+
 def passed(server: Site) -> int:
     """SYNs that were redirected to 15006 so far."""
     rules = server.netns.run("iptables-legacy-save", "-c", "-t", "nat").stdout.splitlines()
@@ -205,15 +283,17 @@ def passed(server: Site) -> int:
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("what", choices=("seccomp", "workers", "near"))
-    options.add_argument("--rounds", type=int, default=0, help="default: 15, 7, 7")
-    options.add_argument("--seconds", type=float, default=0, help="of load in each turn; default: 1, 2, 1")
+    options.add_argument("what", choices=("seccomp", "workers", "near", "log"))
+    options.add_argument("--rounds", type=int, default=0, help="default: 15, 7, 7, 15")
+    options.add_argument("--seconds", type=float, default=0, help="of load in each turn; default: 1, 2, 1, 1")
     given = options.parse_args()
     ground = Ground()
     try:
         with foremost():
             if given.what == "seccomp":
                 print(seccomp(ground, given.rounds or 15, given.seconds or 1.0))
+            elif given.what == "log":
+                print(log(ground, given.rounds or 15, given.seconds or 1.0))
             elif given.what == "near":
                 print(near(ground, given.rounds or 7, given.seconds or 1.0))
             else:
