@@ -14,6 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from controlplane.app.security import SecurityOptions
+    from protos.kubernetes.configuration import Configuration
 
 EX_DATAERR, EX_UNAVAILABLE = 65, 69
 
@@ -32,8 +33,12 @@ def _version() -> str:
 
 
 @click.command("control-plane")
-@click.option("--config", "paths", type=click.Path(path_type=Path), multiple=True, required=True,
+@click.option("--config", "paths", type=click.Path(path_type=Path), multiple=True,
               help="A folder of manifests, or one file. May be given several times; watched.")
+@click.option("--kubernetes", is_flag=True,
+              help="Follow Kubernetes' API server, as the pod that this is. An object that --config has too is that of --config.")
+@click.option("--kubeconfig", type=click.Path(path_type=Path), help="Follow the API server of this kubeconfig.")
+@click.option("--kube-context", default="", metavar="NAME", help="Of --kubeconfig. [default: its current context]")
 @click.option("--listen", "places", required=True, multiple=True, metavar="unix:PATH|HOST:PORT",
               help="Where to serve. May be given several times. A port is TLS, and needs a certificate authority.")
 @click.option("--admin", metavar="unix:PATH", help="Where to serve the admin pages.")
@@ -51,11 +56,13 @@ def _version() -> str:
 @click.option("--server-name", "names", multiple=True, metavar="NAME", help="A host name or address under which agents call our ports.")
 @click.option("--root-namespace", default="istio-system", show_default=True, help="Policies of this namespace are for the whole mesh.")
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), show_default=True)
-def command(paths: tuple[Path, ...], places: tuple[str, ...], admin: str | None, ca_dir: Path | None, ca_cert: Path | None,
+def command(paths: tuple[Path, ...], kubernetes: bool, kubeconfig: Path | None, kube_context: str,
+            places: tuple[str, ...], admin: str | None, ca_dir: Path | None, ca_cert: Path | None,
             ca_key: Path | None, ca_chain: Path | None, ca_root: Path | None, trust_domain: str, node_tokens: Path | None,
             certificate_lifetime: float, audit_log: Path | None, names: tuple[str, ...], root_namespace: str,
             log_level: str) -> None:
-    """Serve the mesh's configuration over gRPC (ADS) from manifests, and certificates to its workloads."""
+    """Serve the mesh's configuration over gRPC (ADS) from manifests and Kubernetes, and certificates to its workloads."""
+    cluster = _kubernetes(paths, kubernetes, kubeconfig, kube_context)
     for place in places:
         host, colon, port = place.rpartition(":")
         if not place.startswith("unix:") and (not colon or not host or not port.isdecimal() or int(port) > 65535):
@@ -80,8 +87,26 @@ def command(paths: tuple[Path, ...], places: tuple[str, ...], admin: str | None,
 
     set_up(log_level)
     try:
-        run(paths, places, admin, _version(), security, root_namespace)
+        run(paths, places, admin, _version(), security, root_namespace, cluster)
     except (ListenError, StoreError, MaterialError) as error:
+        raise _Failed(str(error)) from None
+
+
+def _kubernetes(paths: tuple[Path, ...], here: bool, kubeconfig: Path | None, context: str) -> Configuration | None:
+    if here and kubeconfig:
+        raise click.UsageError("--kubernetes and --kubeconfig are two API servers; give one of them")
+    if context and not kubeconfig:
+        raise click.UsageError("--kube-context is of a --kubeconfig; give that too")
+    if not paths and not here and not kubeconfig:
+        raise click.UsageError("nothing to serve; give --config, --kubernetes or --kubeconfig")
+    if not here and not kubeconfig:
+        return None
+    from protos.kubernetes import configuration
+    from protos.kubernetes.errors import ConfigurationError
+
+    try:
+        return configuration.kubeconfig(kubeconfig, context) if kubeconfig else configuration.in_cluster()
+    except ConfigurationError as error:
         raise _Failed(str(error)) from None
 
 

@@ -12,6 +12,7 @@ from controlplane.app.plane import Plane
 from controlplane.ca.service import REFUSALS, CertificateService
 from controlplane.model.problems import Severity
 from controlplane.model.routing import DestinationRule, VirtualService
+from controlplane.sources.cluster import Cluster
 from controlplane.translate.names import SHORT, TypeUrl
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -41,6 +42,8 @@ class _Figures(Collector):
             count = sum(problem.severity is severity for problem in plane.problems())
             problems.add_sample(problems.name, {"severity": str(severity)}, count)
         yield problems
+        if plane.cluster is not None:
+            yield from _of_cluster(plane.cluster)
         # istiod's counters have no _total; prometheus_client would add it to a counter, so their type is left open
         pushes = Metric("pilot_xds_pushes", "Responses sent to clients, by type.", "unknown")
         for type_url in TypeUrl:
@@ -52,6 +55,20 @@ class _Figures(Collector):
         yield rejects
         if self._authority is not None:
             yield from _of_authority(self._authority)
+
+
+def _of_cluster(cluster: Cluster) -> Iterator[Metric]:
+    stale = Metric("narrows_kubernetes_stale_seconds", "Since when a kind is not followed; 0 while it is.", "gauge")
+    held = Metric("narrows_kubernetes_objects", "Objects of the API server that are known, by kind.", "gauge")
+    lists = Metric("narrows_kubernetes_lists", "How often a kind was listed as a whole.", "unknown")
+    failures = Metric("narrows_kubernetes_failures", "Lists and watches that were refused or got no answer.", "unknown")
+    now = time.monotonic()
+    for kind, state in cluster.states():
+        stale.add_sample(stale.name, {"kind": kind}, 0.0 if state.stale_since is None else now - state.stale_since)
+        held.add_sample(held.name, {"kind": kind}, state.objects)
+        lists.add_sample(lists.name, {"kind": kind}, state.lists)
+        failures.add_sample(failures.name, {"kind": kind}, state.failures)
+    yield from (stale, held, lists, failures)
 
 
 def _of_authority(service: CertificateService) -> Iterator[Metric]:

@@ -18,31 +18,39 @@ from controlplane.app.security import Security, SecurityOptions
 from controlplane.ca.identity import DEFAULT_TRUST_DOMAIN
 from controlplane.model.security import ROOT_NAMESPACE
 from controlplane.server.grpc_server import Server
+from controlplane.sources.cluster import Cluster
 from controlplane.sources.watch import Watch
+from protos.kubernetes.client import Client
+from protos.kubernetes.configuration import Configuration
+
+SYNC_LOOK = 0.05  # s between looks whether the cluster was read, at the start
 
 log = logging.getLogger("narrows.controlplane")
 
 
 def run(config: Iterable[Path], listen: Iterable[str], admin: str | None, version: str, security: SecurityOptions | None = None,
-        root_namespace: str = ROOT_NAMESPACE) -> None:
+        root_namespace: str = ROOT_NAMESPACE, kubernetes: Configuration | None = None) -> None:
     """Returns when it was told to end. Raises ListenError when a place to listen at is taken; StoreError and MaterialError when the
     certificate authority cannot start."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a client is a descriptor; the usual 1,024 are fewer than hub.CLIENTS_BOUND
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(tuple(config), tuple(listen), admin, version, security, root_namespace))
+        runner.run(_run(tuple(config), tuple(listen), admin, version, security, root_namespace, kubernetes))
 
 
 async def _run(config: tuple[Path, ...], listen: tuple[str, ...], admin: str | None, version: str, options: SecurityOptions | None,
-               root_namespace: str) -> None:
+               root_namespace: str, kubernetes: Configuration | None) -> None:
     loop = asyncio.get_running_loop()
     end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
     # the name of Istio's trust domain is told by saying nothing, as istiod does
     domain = options.trust_domain if options and options.trust_domain != DEFAULT_TRUST_DOMAIN else ""
-    plane = Plane(config, domain, root_namespace)
     async with AsyncExitStack() as stack:
+        cluster = None
+        if kubernetes is not None:
+            cluster = Cluster(await stack.enter_async_context(Client(kubernetes, f"narrows-control-plane/{version}")))
+        plane = Plane(config, domain, root_namespace, cluster)
         security = None
         if options is not None:
             security = Security(options, plane)
@@ -56,6 +64,14 @@ async def _run(config: tuple[Path, ...], listen: tuple[str, ...], admin: str | N
             await door.start(Path(admin.removeprefix("unix:")))
             stack.push_async_callback(door.stop)
         plane.load()
+        following: list[asyncio.Task[None]] = []
+        ending = asyncio.create_task(end.wait(), name="end")
+        stack.push_async_callback(_cancel, following, ending)
+        if cluster is not None:
+            following += [asyncio.create_task(cluster.run(), name="cluster"),
+                          asyncio.create_task(_follow_cluster(plane, cluster), name="objects")]
+            if not await _synced(plane, following, ending):
+                return
         ports = [one for one in listen if not one.startswith("unix:")]
         network = security.network(ports) if security and ports else None
         for one in listen:
@@ -63,21 +79,38 @@ async def _run(config: tuple[Path, ...], listen: tuple[str, ...], admin: str | N
             stack.push_async_callback(server.stop)
             where = await server.start(one)
             log.info("serving", extra={"listen": where, "admin": admin or "", "config": [str(path) for path in config]})
-        following = [asyncio.create_task(_follow(plane, watch), name="follow")]
+        following.append(asyncio.create_task(_follow(plane, watch), name="follow"))
         if security is not None:
             following.append(asyncio.create_task(security.follow(), name="authority"))
-        ending = asyncio.create_task(end.wait(), name="end")
-        try:
-            done, _ = await asyncio.wait({*following, ending}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {ending}:
-                task.result()  # they never return: this raises
-        finally:
-            for task in (*following, ending):
-                task.cancel()
-            await asyncio.gather(*following, ending, return_exceptions=True)
+        done, _ = await asyncio.wait({*following, ending}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {ending}:
+            task.result()  # they never return: this raises
         log.info("ending", extra={"clients": len(plane.hub)})
 
 
 async def _follow(plane: Plane, watch: Watch) -> None:
     while True:
         plane.follow(await watch.changes())
+
+
+async def _follow_cluster(plane: Plane, cluster: Cluster) -> None:
+    while True:
+        await cluster.changes()
+        plane.follow_cluster()
+
+
+async def _synced(plane: Plane, following: list[asyncio.Task[None]], ending: asyncio.Task[bool]) -> bool:
+    """Whether the cluster was read, before anybody is served: what is missing from half a cluster would be taken from agents."""
+    while not plane.loaded:
+        done, _ = await asyncio.wait({*following, ending}, timeout=SYNC_LOOK, return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {ending}:
+            task.result()
+        if ending in done:
+            return False
+    return True
+
+
+async def _cancel(following: list[asyncio.Task[None]], ending: asyncio.Task[bool]) -> None:
+    for task in (*following, ending):
+        task.cancel()
+    await asyncio.gather(*following, ending, return_exceptions=True)
