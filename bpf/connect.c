@@ -61,14 +61,14 @@ static inline int keep(struct bpf_sock_addr *ctx, const struct narrows_pod *pod,
 
 /* A socket that is bound to another address than the pod's own is sent to loopback: sk_lookup.c takes no other address but that for one of
  * inside, and a connection that is not bound has to have the pod's own as its source. */
-static inline void turn4(struct bpf_sock_addr *ctx, const struct narrows_pod *pod)
+static inline u32 inside4(struct bpf_sock *sk, const struct narrows_pod *pod)
 {
-	u32 bound = ctx->sk->src_ip4;
+	u32 bound = sk->src_ip4;
 
-	ctx->user_ip4 = bound && bound != pod->ip4 ? bpf_htonl(0x7f000001) : pod->ip4;
+	return bound && bound != pod->ip4 ? bpf_htonl(0x7f000001) : pod->ip4;
 }
 
-static inline void turn6(struct bpf_sock_addr *ctx, const struct narrows_pod *pod)
+static inline void inside6(struct bpf_sock_addr *ctx, const struct narrows_pod *pod)
 {
 	struct bpf_sock *sk = ctx->sk;
 	u32 bound[4] = {sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3]};
@@ -103,7 +103,7 @@ int narrows_connect4(struct bpf_sock_addr *ctx)
 	}
 	if (!keep(ctx, pod, NARROWS_HAS_IP4, &to))
 		return CONNECT_REFUSE;
-	turn4(ctx, pod);
+	ctx->user_ip4 = inside4(ctx->sk, pod);
 	ctx->user_port = bpf_htons(NARROWS_OUTBOUND_PORT);
 	return CONNECT_ALLOW;
 }
@@ -128,13 +128,10 @@ int narrows_connect6(struct bpf_sock_addr *ctx)
 	}
 	if (!keep(ctx, pod, mapped ? NARROWS_HAS_IP4 : NARROWS_HAS_IP6, &to))
 		return CONNECT_REFUSE;
-	if (mapped) {
-		u32 bound = ctx->sk->src_ip4;
-
-		ctx->user_ip6[3] = bound && bound != pod->ip4 ? bpf_htonl(0x7f000001) : pod->ip4;
-	} else {
-		turn6(ctx, pod);
-	}
+	if (mapped)
+		ctx->user_ip6[3] = inside4(ctx->sk, pod);
+	else
+		inside6(ctx, pod);
 	ctx->user_port = bpf_htons(NARROWS_OUTBOUND_PORT);
 	return CONNECT_ALLOW;
 }

@@ -463,22 +463,24 @@ def test_addresses_and_identities_do_not_meet_in_a_pool(mesh: Mesh) -> None:
         client.run("ip", "address", "del", f"{second}/32", "dev", "lo")
 
 
-@pytest.mark.parametrize(("service", "of", "prefix"), [(VIP, "ip", 32), (VIP6, "ip6", 128)])
-def test_an_address_that_is_not_the_pods_is_not_passed_on(mesh: Mesh, service: str, of: str, prefix: int) -> None:
+@pytest.mark.parametrize(("service", "of", "mapped"), [(VIP, "ip", ""), (VIP, "ip", "::ffff:"), (VIP6, "ip6", "")])
+def test_an_address_that_is_not_the_pods_is_not_passed_on(mesh: Mesh, service: str, of: str, mapped: str) -> None:
     """Whoever may bind to any address (CAP_NET_RAW) is seen under the pod's own by the destination."""
     start(mesh, Protocol.TCP)
     origin = mesh.origin(8080, echo)
     client, own = mesh.pods.client, getattr(mesh.pods.client, of)
     false = str(ip_address(own) + 60)
-    client.run("ip", "address", "add", f"{false}/{prefix}", "dev", "lo", *(["nodad"] if prefix == 128 else []))
+    extra = [f"{false}/128", "dev", "lo", "nodad"] if of == "ip6" else [f"{false}/32", "dev", "lo"]
+    client.run("ip", "address", "add", *extra)
     try:
-        connection = netlink.in_netns(client.path, lambda: socket.create_connection((service, TCP_PORT), 10, (false, 0)))
+        connection = netlink.in_netns(client.path, lambda: socket.create_connection(
+            (mapped + service, TCP_PORT), 10, (mapped + false, 0)))
         connection.sendall(b"x")
-        assert receive(connection, 1) == b"x" and connection.getsockname()[0] == false
+        assert receive(connection, 1) == b"x" and connection.getsockname()[0] == mapped + false
         connection.close()
         assert origin.peers == [own]
     finally:
-        client.run("ip", "address", "del", f"{false}/{prefix}", "dev", "lo")
+        client.run("ip", "address", "del", *extra[:3])
 
 
 # ---- ends ------------------------------------------------------------------------------------------------------------
