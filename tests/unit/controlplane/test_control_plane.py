@@ -214,7 +214,7 @@ def test_sockets_of_one_that_was_killed_are_taken_over_and_those_of_a_living_one
             [*START, "control-plane", "--config", str(plane.config), "--listen", f"unix:{plane.socket}"],
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=60,
             check=False,
         )
         assert second.returncode == 69 and f"another process serves {plane.socket}" in second.stderr
@@ -248,7 +248,7 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path: Path, arguments: list[str]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         fill = {"tmp": str(tmp_path), "port": str(taken.getsockname()[1])}
         done = subprocess.run(
-            [*START, "control-plane", *(one.format(**fill) for one in arguments)], capture_output=True, text=True, timeout=20, check=False
+            [*START, "control-plane", *(one.format(**fill) for one in arguments)], capture_output=True, text=True, timeout=60, check=False
         )
     assert done.returncode == code and said.format(**fill) in done.stderr, done.stderr
 
@@ -257,7 +257,7 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path: Path, arguments: list[str]
 
 
 def validate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*START, "validate", *arguments], capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run([*START, "validate", *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_validate_accepts_what_would_be_applied(tmp_path: Path) -> None:
