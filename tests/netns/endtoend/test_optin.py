@@ -95,9 +95,9 @@ class Choice:
 
 
 @pytest.fixture(params=["iptables", pytest.param("nftables", marks=pytest.mark.redirects("the same as the other one, with hooks"))])
-def choice(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Choice]:
-    """On nodes of both kinds; the second ones have no legacy tables."""
-    this = Choice(request.getfixturevalue({"iptables": "servers", "nftables": "nft_only"}[request.param]), tmp_path)
+def choice(request: pytest.FixtureRequest, servers: Lab, nft_only: Lab, tmp_path: Path) -> Iterator[Choice]:
+    """On nodes of both kinds; the second ones have no legacy tables. Both stand before the leak check of a test looks."""
+    this = Choice({"iptables": servers, "nftables": nft_only}[request.param], tmp_path)
     assert this.lab.pod("caller")["method"] == (CAPTURE or request.param)
     yield this
     this.reset()
