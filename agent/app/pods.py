@@ -271,10 +271,12 @@ class Pods:
         self._present()
         choice = await self._capture.choose(pod, method)
         captured, before = one.state is State.CAPTURED, one.way
+        stands = captured or (one.state is State.NEW and pod.uid in self._attached)  # by an earlier agent
         if not captured:
             one.step(State.ENTERING, "being captured")
         await self._listen(one)
-        self._know(one, settings.exclude_inbound_ports)
+        # pods of this node connect to it in memory only when the way to its application stands: marks, routes, a sysctl
+        self._know(one, settings.exclude_inbound_ports if stands else None)
         refused = await one.unless_changed(self._committer.in_force())
         if said := next((text for key, text in refused.items() if key[1] == pod.uid), None):
             raise CaptureError(f"the data path refuses the pod: {said}")
@@ -289,6 +291,9 @@ class Pods:
             raise
         finally:
             one.moving = False
+        if not stands:
+            self._know(one, settings.exclude_inbound_ports)
+            await one.unless_changed(self._committer.in_force())
         one.way = way = entered.way
         one.seen, one.looked = b"", time.monotonic()
         one.step(State.CAPTURED, way.reason)

@@ -170,10 +170,12 @@ cdef bint handle(Worker* w, const char* data, uint32_t size, const int* fds, uin
     if pod == NULL:
         return False
     if kind == MSG_POD_DETACH:
+        end_idle(pod, True)
         pod_detach(pod)
         return False
     if kind == MSG_POD_GO:
         tunnels_retire(pod)
+        end_idle(pod, True)
         pool_close(pod)
         return False
     if kind == MSG_SOCKETS and size >= 5:
@@ -233,11 +235,20 @@ cdef void control_apply(Worker* w) noexcept nogil:
 
 # ---- the end ---------------------------------------------------------------------------------------------------------------------
 
+cdef void end_idle(Captured* pod, bint joined) noexcept nogil:
+    """Connections of HTTP between two requests. `joined`: those in memory alone, which nobody outside sees that this pod has."""
+    cdef Conn* c = pod.first_conn
+    cdef Conn* after
+    while c != NULL:
+        after = c.next
+        if c.state == C_HTTP and c.x.state == X_IDLE and (not joined or (c.near != NULL and not c.source.readable)):
+            conn_end(c, 0, 0, False)
+        c = after
+
+
 cdef void control_drain(Worker* w, unsigned int milliseconds) noexcept nogil:
     cdef Captured* pod = w.first_pod
     cdef Captured* after
-    cdef Conn* c
-    cdef Conn* behind
     w.draining = 1
     while pod != NULL:
         after = pod.next
@@ -246,12 +257,7 @@ cdef void control_drain(Worker* w, unsigned int milliseconds) noexcept nogil:
     pod = w.first_pod
     while pod != NULL:
         after = pod.next
-        c = pod.first_conn
-        while c != NULL:
-            behind = c.next
-            if c.state == C_HTTP and c.x.state == X_IDLE:
-                conn_end(c, 0, 0, False)
-            c = behind
+        end_idle(pod, False)
         pod = after
     timer_set(&w.loop.timers, &w.drain_timer, w.loop.now_ns + <uint64_t>milliseconds * 1000000)
     control_check_drained(w)
