@@ -291,9 +291,6 @@ class Pods:
             raise
         finally:
             one.moving = False
-        if not stands:
-            self._know(one, settings.exclude_inbound_ports)
-            await one.unless_changed(self._committer.in_force())
         one.way = way = entered.way
         one.seen, one.looked = b"", time.monotonic()
         one.step(State.CAPTURED, way.reason)
@@ -303,6 +300,9 @@ class Pods:
         if not captured or entered.changed:
             self._events.add("Captured", one.about, f"captured by {way.name} in {entered.seconds * 1000:.0f} ms: "
                              f"{len(entered.changed)} changes")
+        if not stands:
+            self._know(one, settings.exclude_inbound_ports)
+            await one.unless_changed(self._committer.in_force())
 
     async def _listen(self, one: Tracked) -> None:
         """Have the keeper hold listeners inside the pod's namespace, once: for both families, since IPv6 may be switched on later.

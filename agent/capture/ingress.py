@@ -32,6 +32,8 @@ INSIDE_VALUE = struct.Struct("=4sI16sII")  # bpf/narrows.h; a test holds it agai
 REDIRECTED, ACCEPT_KEPT, REFLECT4_KEPT, REFLECT6_KEPT = 8, 16, 32, 64
 FWMARK_ACCEPT = "net.ipv4.tcp_fwmark_accept"  # of IPv6 too
 FWMARK_REFLECT = "net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect"
+# by name the flag of an entry of `inbound` that says that it was set before us
+_SYSCTLS = {FWMARK_ACCEPT: ACCEPT_KEPT, FWMARK_REFLECT[0]: REFLECT4_KEPT, FWMARK_REFLECT[1]: REFLECT6_KEPT}
 _KEPT = ACCEPT_KEPT | REFLECT4_KEPT | REFLECT6_KEPT
 
 _PIDFD_GETFD = 438  # asm-generic/unistd.h
@@ -113,19 +115,18 @@ class Ingress:
             with bpf_call.opened(self._pins.maps / "inbound") as inbound:
                 before = bpf_call.lookup(inbound, NETNS_KEY.pack(cookie), INSIDE_VALUE.size)
                 kept = _set_sysctls(netns, before)
-                wanted = {PORT_KEY.pack(cookie, port) for port in settings.exclude_inbound_ports}
-                self._excluded.set(_EXCLUDED, cookie, wanted)
                 try:
+                    self._excluded.set(_EXCLUDED, cookie, {PORT_KEY.pack(cookie, port) for port in settings.exclude_inbound_ports})
                     self._attach(netns, cookie)
+                    value = _value(own, (REDIRECTED if redirected else 0) | kept)
+                    old = INSIDE_VALUE.unpack(before) if before is not None else (b"", 0, b"", 0, 0)
+                    if old[:3] != value:
+                        turn = (old[3] + _AHEAD) & 0xFFFFFFFF
+                        bpf_call.update(inbound, NETNS_KEY.pack(cookie), INSIDE_VALUE.pack(*value, turn, 0))
                 except (OSError, IngressError):
                     if before is None:
                         _put_back_sysctls(netns, kept)
                     raise
-                value = _value(own, (REDIRECTED if redirected else 0) | kept)
-                old = INSIDE_VALUE.unpack(before) if before is not None else (b"", 0, b"", 0, 0)
-                if old[:3] != value:
-                    turn = (old[3] + _AHEAD) & 0xFFFFFFFF
-                    bpf_call.update(inbound, NETNS_KEY.pack(cookie), INSIDE_VALUE.pack(*value, turn, 0))
         except OSError as error:
             raise IngressError(f"{netns}: {error.strerror}; it takes root, a pod that lives, and pins that nobody removed") from None
         return cookie
@@ -214,15 +215,10 @@ class Ingress:
             os.close(namespace)
 
 
-def _sysctls() -> dict[str, int]:
-    """By name the flag of an entry of `inbound` that says that it was set before us."""
-    return {FWMARK_ACCEPT: ACCEPT_KEPT, FWMARK_REFLECT[0]: REFLECT4_KEPT, FWMARK_REFLECT[1]: REFLECT6_KEPT}
-
-
 def _set_sysctls(netns: str, before: bytes | None) -> int:
     """Sees to them. Returns the flags of those that were set before us, as when the pod was captured first."""
     kept = _KEPT
-    for name, flag in _sysctls().items():
+    for name, flag in _SYSCTLS.items():
         try:
             if netlink.read_sysctl(netns, name) != "1":
                 netlink.write_sysctl(netns, name, 1)
@@ -238,7 +234,7 @@ def _set_sysctls(netns: str, before: bytes | None) -> int:
 
 
 def _put_back_sysctls(netns: str, kept: int) -> None:
-    for name, flag in _sysctls().items():
+    for name, flag in _SYSCTLS.items():
         if not kept & flag:
             netlink.write_sysctl(netns, name, 0)
 
@@ -246,7 +242,7 @@ def _put_back_sysctls(netns: str, kept: int) -> None:
 def _unset_here() -> tuple[str, ...]:
     """Of the namespace that this thread is in."""
     found = []
-    for name in _sysctls():
+    for name in _SYSCTLS:
         path = Path("/proc/sys", *name.split("."))
         if path.exists() and path.read_text().strip() != "1":
             found.append(name)

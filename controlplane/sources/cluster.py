@@ -109,9 +109,10 @@ class Cluster:
         if found.object is None and key in self._current:
             problems = [replace(one, hint=f"{one.hint}; {KEPT}" if one.hint else KEPT) if one.severity is Severity.ERROR else one
                         for one in problems]
-        self._refused[key] = problems
-        if not problems:
-            del self._refused[key]
+        if problems:
+            self._refused[key] = problems
+        else:
+            self._refused.pop(key, None)
         if found.object is not None and found.object != self._current.get(key):
             self._current[key] = found.object
             changes.puts.append(found.object)
@@ -143,6 +144,7 @@ class Together:
 
     def __init__(self) -> None:
         self._held: dict[ObjectKey, dict[int, Object]] = {}
+        self._twice: set[ObjectKey] = set()
 
     def take(self, rank: int, changes: Changes) -> Changes:
         """What differs for all of them when this differs for one."""
@@ -152,6 +154,7 @@ class Together:
             before = held[min(held)] if held else None
             held.pop(rank, None) if one is None else held.update({rank: one})
             after = held[min(held)] if held else None
+            (self._twice.add if len(held) > 1 else self._twice.discard)(key)
             if not held:
                 del self._held[key]
             if after is None:
@@ -163,7 +166,7 @@ class Together:
     def problems(self, names: tuple[str, ...]) -> list[Problem]:
         return [Problem(held[rank].meta.place, str(key), Severity.WARNING, f"is also in {names[min(held)]}, whose version is in force",
                         "remove one of them")
-                for key, held in self._held.items() if len(held) > 1 for rank in held if rank != min(held)]
+                for key in self._twice for held in (self._held[key],) for rank in held if rank != min(held)]
 
 
 def _named(resource: Resource, key: Key) -> ObjectKey:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from agent.dataplane import blobs
 from agent.model.routing import MatchKind, Route, RouteMatch, StringMatch, VirtualHost, WeightedCluster
-from ext.route import door
+from ext.route import asked_door, door
 from tests.support.blobs import DESTINATION, POD, PUTS, V1, VIP, transaction
 
 ALIKE, BOUND = "regex, beginnings alike", 100  # IN_TURN_MAX of ext/route/index.pxd
@@ -34,7 +34,7 @@ def microseconds(name: str, count: int) -> float:
     put = blobs.put_destination(replace(DESTINATION, http=(VirtualHost("h", ("*",), routes),), tcp=None))
     tables = door.Tables()
     tables.load(transaction(PUTS["service"], PUTS["pod"], put))
-    request = door.Request(path.format(count - 1), "h")
+    request = asked_door.Request(path.format(count - 1), "h")
     assert tables.route(POD, VIP, 9080, request)["route"] == f"r{count - 1}"
     calls, best = max(20, 100_000 // count), float("inf")
     for _ in range(10):

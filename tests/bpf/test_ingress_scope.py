@@ -130,7 +130,7 @@ def test_a_sysctl_that_was_set_before_us_stays_set(inward: Inward, name: str) ->
 
 
 def test_a_kernel_without_the_sysctl_is_said_and_nothing_is_captured(inward: Inward, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingress_room, "FWMARK_ACCEPT", "net.ipv4.tcp_no_such_thing")
+    monkeypatch.setattr(ingress_room, "_SYSCTLS", {"net.ipv4.tcp_no_such_thing": ingress_room.ACCEPT_KEPT})
     with pytest.raises(IngressError, match=r"tcp_no_such_thing: .*does not find the proxy"):
         inward.capture()
     assert not inward.via_proxy(inward.server.ip, 8080)

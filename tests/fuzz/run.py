@@ -139,7 +139,11 @@ def unroll(tape: Path, into: Path) -> list[Path]:
 
 
 def repeated(harness: str, files: list[Path]) -> bool:
-    done = subprocess.run(command(harness, *map(str, files)), env=environment(), capture_output=True, check=False, timeout=300)
+    """Whether anything ends badly, a time-out included."""
+    try:
+        done = subprocess.run(command(harness, *map(str, files)), env=environment(), capture_output=True, check=False, timeout=300)
+    except subprocess.TimeoutExpired:
+        return True
     return done.returncode != 0
 
 

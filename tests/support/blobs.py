@@ -141,7 +141,7 @@ def with_routes(*routes: Route, domains: tuple[str, ...] = ("*",)) -> blobs.Put:
 
 def dump(tables: Any) -> dict[str, Any]:
     """What the tables answer about the small mesh: equal dumps mean that nobody could tell them apart."""
-    from ext.route import door
+    from ext.route import asked_door
 
     answers: dict[str, Any] = {
         "counts": tables.counts, "settings": tables.settings, "service": tables.service_by_index(11),
@@ -159,7 +159,7 @@ def dump(tables: Any) -> dict[str, Any]:
         for port in (9080, 6379):
             answers[f"destination {port}"] = tables.destination(POD, VIP, port)
         for target, headers in (("/", ()), ("/reviews/1?page=2", (("End-User", "jason"),))):
-            answers[f"route {target}"] = tables.route(POD, VIP, 9080, door.Request(target, HOST, headers=headers))
+            answers[f"route {target}"] = tables.route(POD, VIP, 9080, asked_door.Request(target, HOST, headers=headers))
     except LookupError as error:
         answers["lookup"] = str(error)
     return answers

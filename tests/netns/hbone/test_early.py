@@ -256,6 +256,41 @@ class Leaver:
         self.listener.close()
 
 
+class Clients:
+    """Four of them ask, each on one connection, as long as the block lasts. Each answer was 200 when it ends without an exception."""
+
+    def __init__(self, pair: Mesh) -> None:
+        self.answers: list[int] = []
+        self._broken: list[BaseException] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(pair.dial(),)) for _ in range(4)]
+
+    def _ask(self, connection: socket.socket) -> None:
+        try:
+            while not self._stop.is_set():
+                connection.sendall(request())
+                self.answers.append(read_message(connection).status)
+        except BaseException as error:
+            self._broken.append(error)
+
+    def go_on(self, many: int) -> None:
+        """So many more answers come."""
+        wanted = len(self.answers) + many
+        until(lambda: self._broken or len(self.answers) > wanted, "requests flow", timeout=20)
+
+    def __enter__(self) -> Clients:
+        for one in self._threads:
+            one.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stop.set()
+        for one in self._threads:
+            one.join(timeout=20)
+        if kind is None:
+            assert self._broken == [] and set(self.answers) == {200}
+
+
 @pytest.mark.parametrize("tunnels", [0, 8])
 def test_no_request_waits_for_the_handshake_that_follows_a_goaway(pair: Mesh, tmp_path: Path, tunnels: int) -> None:
     other = pair.pods.other
@@ -263,34 +298,16 @@ def test_no_request_waits_for_the_handshake_that_follows_a_goaway(pair: Mesh, tm
     configure(pair)
     early(pair, tunnels)
     leaver = Leaver(other, tmp_path, together=4)
-    stop = threading.Event()
-    answers: list[int] = []
-    broken: list[BaseException] = []
-
-    def client(connection: socket.socket) -> None:
-        try:
-            while not stop.is_set():
-                connection.sendall(request())
-                answers.append(read_message(connection).status)
-        except BaseException as error:
-            broken.append(error)
-
-    clients = [threading.Thread(target=client, args=(pair.dial(),)) for _ in range(4)]
     try:
-        for one in clients:
-            one.start()
-        until(lambda: len(answers) > 100 and pair.worker.header["sockets_ready"] >= 4, "requests flow", timeout=20)
-        waited = pair.worker.header["tunnels_waited"]
-        leaver.leave.set()
-        until(lambda: leaver.tunnels == 2, "another tunnel is dialled", timeout=20)
-        so_far = len(answers)
-        until(lambda: len(answers) > so_far + 200, "requests flow", timeout=20)
+        with Clients(pair) as clients:
+            clients.go_on(100)
+            until(lambda: pair.worker.header["sockets_ready"] >= 4, "sockets are ready", timeout=20)
+            waited = pair.worker.header["tunnels_waited"]
+            leaver.leave.set()
+            until(lambda: leaver.tunnels == 2, "another tunnel is dialled", timeout=20)
+            clients.go_on(200)
     finally:
-        stop.set()
-        for one in clients:
-            one.join(timeout=20)
         leaver.close()
-    assert broken == [] and set(answers) == {200}
     since = pair.worker.header["tunnels_waited"] - waited
     assert since == 0 if tunnels else since > 0
 
@@ -302,7 +319,7 @@ def test_a_pod_whose_peers_are_to_go_elsewhere_ends_its_tunnels_with_their_last_
     configure(pair)
     early(pair, 8)
 
-    rest, stop = threading.Event(), threading.Event()
+    rest = threading.Event()
 
     class Slow(Web):
         def __call__(self, connection: socket.socket) -> None:
@@ -318,38 +335,17 @@ def test_a_pod_whose_peers_are_to_go_elsewhere_ends_its_tunnels_with_their_last_
     long = pair.dial()
     long.sendall(request("/long"))
     receive_until(long, b"x" * 100)
-    answers: list[int] = []
-    broken: list[BaseException] = []
-
-    def client(connection: socket.socket) -> None:
-        try:
-            while not stop.is_set():
-                connection.sendall(request())
-                answers.append(read_message(connection).status)
-        except BaseException as error:
-            broken.append(error)
-
-    def goes_on() -> None:
-        so_far = len(answers)
-        until(lambda: broken or len(answers) > so_far + 100, "requests flow", timeout=20)
-
-    clients = [threading.Thread(target=client, args=(pair.dial(),)) for _ in range(4)]
     try:
-        for one in clients:
-            one.start()
-        goes_on()
-        before = pair.worker.header
-        pair.worker.send(POD_GO, struct.pack("<I", 2))
-        until(lambda: pair.worker.header["tunnels_opened"] >= before["tunnels_opened"] + 2, "another tunnel in its place", timeout=20)
-        goes_on()
-        assert pair.worker.header["tunnels_open"] > before["tunnels_open"], "the old one has a stream"
-        rest.set()
-        assert receive(long, 900) == b"x" * 900
-        until(lambda: pair.worker.header["tunnels_open"] == before["tunnels_open"], "it ends with its last stream", timeout=20)
-        goes_on()
+        with Clients(pair) as clients:
+            clients.go_on(100)
+            before = pair.worker.header
+            pair.worker.send(POD_GO, struct.pack("<I", 2))
+            until(lambda: pair.worker.header["tunnels_opened"] >= before["tunnels_opened"] + 2, "another tunnel in its place", timeout=20)
+            clients.go_on(100)
+            assert pair.worker.header["tunnels_open"] > before["tunnels_open"], "the old one has a stream"
+            rest.set()
+            assert receive(long, 900) == b"x" * 900
+            until(lambda: pair.worker.header["tunnels_open"] == before["tunnels_open"], "it ends with its last stream", timeout=20)
+            clients.go_on(100)
     finally:
         rest.set()
-        stop.set()
-        for one in clients:
-            one.join(timeout=20)
-    assert broken == [] and set(answers) == {200}

@@ -7,22 +7,21 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import Any
 
 import pytest
 
 from agent import netlink
 from agent.dataplane import blobs
-from agent.model.policy import Action, Policy, Rule, Scope
+from agent.model.policy import Action
 from agent.model.settings import ProxySettings
-from agent.model.workload import Protocol, Tunnel, WorkloadPort, spiffe
+from agent.model.workload import Protocol, Tunnel, spiffe
+from tests.netns.proxy.near import BOTH, CLIENT_ID, counted, hops, opened, put, put_pod, records, start, talks
 from tests.support.mesh import (
     AUTO_PORT,
     CLIENT,
     HTTP_PORT,
     SCOPE,
     SERVER,
-    SERVICE,
     SERVICE_INDEX,
     TCP_PORT,
     VIP,
@@ -30,8 +29,6 @@ from tests.support.mesh import (
     Mesh,
     Web,
     echo,
-    entered,
-    everything,
     read_message,
     receive,
     receive_all,
@@ -39,83 +36,10 @@ from tests.support.mesh import (
     response,
     workload,
 )
-from tests.support.netns import Netns
 from tests.support.policies import EMPTY, rule
 from tests.support.wait import until
 
 pytestmark = pytest.mark.netns
-
-CLIENT_ID, SERVER_ID = (spiffe("cluster.local", "default", name) for name in ("client", "server"))
-
-
-def put_pod(mesh: Mesh, index: int, *, identity: str | None = None, excluded: tuple[int, ...] | None = ()) -> blobs.Put:
-    pod, uid, who = ((mesh.pods.client, "w-client", CLIENT_ID) if index == CLIENT else (mesh.pods.server, "w-server", SERVER_ID))
-    return blobs.put_pod(f"pod-{uid}", index, uid, SCOPE, (ip_address(pod.ip), ip_address(pod.ip6)), who if identity is None else identity,
-                         excluded)
-
-
-def start(mesh: Mesh, protocol: Protocol = Protocol.HTTP, *, excluded: tuple[int, ...] | None = (), tunnel: Tunnel = Tunnel.NONE) -> None:
-    mesh.configure(*everything(mesh), protocol=protocol)
-    declared = WorkloadPort(SERVICE, HTTP_PORT, 8080, protocol)
-    server = replace(workload("w-server", mesh.pods.server, declared), service_account="server", tunnel=tunnel)
-    client = replace(workload("w-client", mesh.pods.client), service_account="client")
-    mesh.worker.commit(blobs.Delete(blobs.Kind.POD, "pod-c"), blobs.Delete(blobs.Kind.POD, "pod-s"),
-                       put_pod(mesh, CLIENT), put_pod(mesh, SERVER, excluded=excluded),
-                       blobs.put_workload(CLIENT, client, lambda _: SERVICE_INDEX),
-                       blobs.put_workload(SERVER, server, lambda _: SERVICE_INDEX))
-
-
-def put(action: Action, *rules: Rule, dry_run: bool = False) -> blobs.Put:
-    return blobs.put_policy(Policy("default", "p", Scope.NAMESPACE, action, rules, dry_run))
-
-
-def hops(mesh: Mesh, pod: Netns) -> list[int]:
-    """Open connections to our own listeners: none when two pods are connected directly."""
-    return entered(pod, mesh.worker)
-
-
-def opened(mesh: Mesh, address: str = VIP, port: int = TCP_PORT) -> socket.socket:
-    connection = mesh.dial(address, port)
-    connection.sendall(b"x")
-    assert receive(connection, 1) == b"x"
-    return connection
-
-
-def talks(mesh: Mesh, address: str = VIP, port: int = TCP_PORT) -> bool:
-    try:
-        opened(mesh, address, port).close()
-        return True
-    except (ConnectionError, AssertionError):
-        return False
-
-
-def ended(connection: socket.socket) -> bool:
-    connection.settimeout(10)
-    try:
-        return connection.recv(1) == b""
-    except ConnectionResetError:
-        return True
-
-
-def records(mesh: Mesh, many: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    until(lambda: found.extend(mesh.worker.records()) or len(found) >= many, f"{many} log records")
-    assert len(found) == many, found
-    return sorted(found, key=lambda one: str(one["reporter"]))
-
-
-def counted(mesh: Mesh, field: str) -> dict[tuple[str, bool], int]:
-    """By (reporter, mutual TLS), where there are any."""
-    found: dict[tuple[str, bool], int] = {}
-    for key, values in mesh.worker.series():
-        if values[field]:
-            place = (key["reporter"], key["mutual_tls"])
-            found[place] = found.get(place, 0) + values[field]
-    return found
-
-
-BOTH = {("source", True), ("destination", True)}
-
 
 # ---- it is one connection, and it says who it is from ----------------------------------------------------------------
 
@@ -281,87 +205,6 @@ def test_a_reader_that_sleeps_stops_the_writer(mesh: Mesh) -> None:
     connection.shutdown(socket.SHUT_WR)
     assert receive_all(connection) == str(sent).encode()
     mesh.quiet()
-
-
-# ---- who may ---------------------------------------------------------------------------------------------------------
-
-CASES: list[tuple[str, Callable[[Mesh], blobs.Put], bool]] = [
-    ("strict", lambda _: put(Action.DENY, rule(not_principals=["*"])), True),
-    ("by principal", lambda _: put(Action.ALLOW, rule(principals=["cluster.local/ns/default/sa/client"])), True),
-    ("by another principal", lambda _: put(Action.ALLOW, rule(principals=["cluster.local/ns/default/sa/server"])), False),
-    ("by address", lambda mesh: put(Action.ALLOW, rule(sources=[mesh.pods.client.ip])), True),
-    ("by another address", lambda mesh: put(Action.ALLOW, rule(sources=[mesh.pods.other.ip])), False),
-    ("by port", lambda _: put(Action.ALLOW, rule(ports=[8080])), True),
-    ("by another port", lambda _: put(Action.DENY, rule(ports=[8080])), False),
-    ("by destination", lambda mesh: put(Action.DENY, rule(destinations=[mesh.pods.server.ip])), False),
-    ("nobody", lambda _: put(Action.ALLOW), False),
-]
-
-
-@pytest.mark.parametrize(("policy", "allowed"), [(one[1], one[2]) for one in CASES], ids=[one[0] for one in CASES])
-def test_the_destinations_policies_decide(mesh: Mesh, policy: Callable[[Mesh], blobs.Put], allowed: bool) -> None:
-    start(mesh, Protocol.TCP)
-    origin = mesh.origin(8080, echo)
-    mesh.worker.commit(policy(mesh))
-    assert talks(mesh) == allowed
-    assert len(origin.peers) == allowed
-    assert mesh.worker.header["policy_denied"] == (not allowed)
-
-
-def test_a_denied_connection_is_told_of_at_both_ends(mesh: Mesh) -> None:
-    start(mesh, Protocol.TCP)
-    mesh.worker.commit(put(Action.DENY, EMPTY))
-    assert not talks(mesh)
-    destination, source = records(mesh, 2)
-    assert (destination["flag"], destination["failure"]) == ("DENY", "rbac_access_denied_matched_policy[ns[default]-policy[p]-rule[0]]")
-    assert (source["flag"], source["failure"]) == ("UF", "the destination's policy denies this identity")
-    assert counted(mesh, "failed") == dict.fromkeys(BOTH, 1)
-
-
-def test_a_denied_request_is_answered_by_the_clients_proxy(mesh: Mesh) -> None:
-    start(mesh)
-    origin = mesh.origin(8080, Web())
-    mesh.worker.commit(put(Action.DENY, EMPTY))
-    connection = mesh.dial()
-    connection.sendall(request())
-    assert read_message(connection).status == 503
-    assert origin.peers == []
-    mesh.worker.commit(put(Action.ALLOW, EMPTY))
-    connection.sendall(request())
-    assert read_message(connection).status == 200
-
-
-def test_what_a_policy_on_trial_would_deny_is_said(mesh: Mesh) -> None:
-    start(mesh, Protocol.TCP)
-    mesh.origin(8080, echo)
-    mesh.worker.commit(put(Action.DENY, rule(principals=["*"]), dry_run=True))
-    assert talks(mesh)
-    destination, _ = records(mesh, 2)
-    assert destination["failure"] == "rbac_dry_run_access_denied_matched_policy[ns[default]-policy[p]-rule[0]]"
-    assert (mesh.worker.header["policy_dry_denied"], mesh.worker.header["policy_denied"]) == (1, 0)
-
-
-def test_a_change_of_policy_cuts_open_connections(mesh: Mesh) -> None:
-    start(mesh, Protocol.TCP)
-    origin = mesh.origin(8080, echo)
-    connections = [opened(mesh) for _ in range(20)]
-    mesh.worker.commit(put(Action.ALLOW, rule(principals=["cluster.local/ns/default/sa/other"])))
-    assert all(map(ended, connections))
-    assert mesh.worker.header["policy_cut"] == 20
-    until(lambda: origin.open == 0, "the server's ends are gone too")
-    mesh.quiet()
-
-
-def test_and_pooled_ones_between_requests(mesh: Mesh) -> None:
-    start(mesh)
-    mesh.origin(8080, Web())
-    connection = mesh.dial()
-    connection.sendall(request())
-    assert read_message(connection).status == 200
-    mesh.worker.commit(put(Action.DENY, EMPTY))
-    until(lambda: mesh.worker.header["policy_cut"] == 1, "the kept connection is cut")
-    connection.sendall(request())
-    assert read_message(connection).status == 503
 
 
 # ---- what is not known for certain takes the other way ---------------------------------------------------------------
@@ -539,10 +382,3 @@ def test_clients_that_go_away_at_any_moment_leave_nothing(mesh: Mesh) -> None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
     mesh.quiet()
-
-
-def test_policies_are_of_the_destination_even_when_each_pod_has_its_own(mesh: Mesh) -> None:
-    start(mesh, Protocol.TCP)
-    mesh.origin(8080, echo)
-    mesh.worker.commit(blobs.put_policy(Policy("elsewhere", "q", Scope.NAMESPACE, Action.DENY, (EMPTY,), False)))
-    assert talks(mesh)

@@ -13,7 +13,7 @@ import pytest
 
 from agent.dataplane import blobs
 from agent.model.settings import ProxySettings
-from ext.route import door
+from ext.route import asked_door, door
 from tests.support.blobs import CERTIFICATE, CLUSTER, HOST, POD, PUTS, SCOPE, TRUST, V1, V2, VIP, everything, transaction
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,10 +62,10 @@ def test_the_decoder_reads_what_the_golden_bytes_say() -> None:
         11, 10_000, 2, [("10.244.1.5", 9080, 1, True, 21), ("fd00:10:244:2::6", 9080, 3, False, 0)])
     assert (tables.destination(POD, VIP, 9080), tables.destination(POD, VIP, 6379)) == ("http+tcp", "unknown")
     assert tables.tcp(POD, VIP, 9080) == CLUSTER.key
-    jason = door.Request("/reviews/0?page=1", HOST, headers=[("End-User", "jason")])
+    jason = asked_door.Request("/reviews/0?page=1", HOST, headers=[("End-User", "jason")])
     assert tables.route(POD, VIP, 9080, jason) == {
         "route": "jason", "cluster": f"{SCOPE}|{V2}", "there": False, "timeout_ms": 1500, "request": [], "response": []}
-    assert tables.route(POD, VIP, 9080, door.Request("/", HOST)) == {
+    assert tables.route(POD, VIP, 9080, asked_door.Request("/", HOST)) == {
         "route": "main", "cluster": f"{SCOPE}|{V1}", "there": True, "timeout_ms": 0,
         "request": [("remove", "x-secret"), ("set", "x-route", "main"), ("add", "via", "narrows")],
         "response": [("add", "x-version", "v1")]}

@@ -22,7 +22,7 @@ from agent.model.routing import (
     VirtualHost,
     WeightedCluster,
 )
-from ext.route import door
+from ext.route import asked_door, door
 from tests.support.blobs import DESTINATION, HOST, POD, PUTS, SCOPE, V1, V2, VIP, transaction, with_routes
 
 EXACT, PREFIX, SUFFIX, REGEX = MatchKind.EXACT, MatchKind.PREFIX, MatchKind.SUFFIX, MatchKind.REGEX
@@ -37,7 +37,7 @@ def tables_with(put: blobs.Put) -> Any:
     return tables
 
 
-def answer(match: RouteMatch, request: door.Request) -> bool:
+def answer(match: RouteMatch, request: asked_door.Request) -> bool:
     found = tables_with(with_routes(Route("r", match, TO_V1))).route(POD, VIP, 9080, request)
     return bool(found != "NR")
 
@@ -69,16 +69,16 @@ def answer(match: RouteMatch, request: door.Request) -> bool:
     ],
 )
 def test_path_match(kind: MatchKind, value: str, path: str, expected: bool) -> None:
-    assert answer(RouteMatch(StringMatch(kind, value)), door.Request(path, "x")) is expected
+    assert answer(RouteMatch(StringMatch(kind, value)), asked_door.Request(path, "x")) is expected
 
 
 @pytest.mark.parametrize("kind", [EXACT, PREFIX, PATH])
 def test_a_path_match_may_ignore_case(kind: MatchKind) -> None:
-    assert answer(RouteMatch(StringMatch(kind, "/AbC", ignore_case=True)), door.Request("/aBc", "x"))
+    assert answer(RouteMatch(StringMatch(kind, "/AbC", ignore_case=True)), asked_door.Request("/aBc", "x"))
 
 
 def test_a_regex_is_not_touched_by_ignore_case() -> None:
-    assert not answer(RouteMatch(StringMatch(REGEX, "/ABC", ignore_case=True)), door.Request("/abc", "x"))
+    assert not answer(RouteMatch(StringMatch(REGEX, "/ABC", ignore_case=True)), asked_door.Request("/abc", "x"))
 
 
 def match(kind: MatchKind, value: str = "", ignore_case: bool = False, invert: bool = False) -> StringMatch:
@@ -129,7 +129,7 @@ def test_header_match(
     wanted: StringMatch, missing_is_empty: bool, headers: list[tuple[str, str]], expected: bool
 ) -> None:
     named = NamedMatch("X-A", wanted, missing_is_empty)
-    assert answer(RouteMatch(ANY, (named,)), door.Request("/", "x", headers=headers)) is expected
+    assert answer(RouteMatch(ANY, (named,)), asked_door.Request("/", "x", headers=headers)) is expected
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_header_match(
     ],
 )
 def test_pseudo_header_match(name: str, wanted: StringMatch, expected: bool) -> None:
-    request = door.Request("/a?b=c", "reviews:9080", "POST")
+    request = asked_door.Request("/a?b=c", "reviews:9080", "POST")
     assert answer(RouteMatch(ANY, (NamedMatch(name, wanted),)), request) is expected
 
 
@@ -175,24 +175,24 @@ def test_pseudo_header_match(name: str, wanted: StringMatch, expected: bool) -> 
     ],
 )
 def test_query_match(wanted: StringMatch, target: str, expected: bool) -> None:
-    assert answer(RouteMatch(ANY, query=(NamedMatch("q", wanted),)), door.Request(target, "x")) is expected
+    assert answer(RouteMatch(ANY, query=(NamedMatch("q", wanted),)), asked_door.Request(target, "x")) is expected
 
 
 def test_every_part_of_a_match_has_to_agree() -> None:
     rule = RouteMatch(StringMatch(EXACT, "/a"), (NamedMatch("h", match(EXACT, "1")),), (NamedMatch("q", match(EXACT, "2")),))
-    assert answer(rule, door.Request("/a?q=2", "x", headers=[("h", "1")]))
-    assert not answer(rule, door.Request("/b?q=2", "x", headers=[("h", "1")]))
-    assert not answer(rule, door.Request("/a?q=3", "x", headers=[("h", "1")]))
-    assert not answer(rule, door.Request("/a?q=2", "x", headers=[("h", "2")]))
+    assert answer(rule, asked_door.Request("/a?q=2", "x", headers=[("h", "1")]))
+    assert not answer(rule, asked_door.Request("/b?q=2", "x", headers=[("h", "1")]))
+    assert not answer(rule, asked_door.Request("/a?q=3", "x", headers=[("h", "1")]))
+    assert not answer(rule, asked_door.Request("/a?q=2", "x", headers=[("h", "2")]))
 
 
 def test_the_first_route_that_matches_wins_even_if_a_later_one_is_closer() -> None:
     routes = [Route(name, RouteMatch(StringMatch(kind, path)), TO_V1)
               for name, kind, path in (("wide", PREFIX, "/a"), ("exact", EXACT, "/a/b"), ("rest", PREFIX, "/"))]
     tables = tables_with(with_routes(*routes))
-    assert [tables.route(POD, VIP, 9080, door.Request(path, "x"))["route"] for path in ("/a/b", "/c")] == ["wide", "rest"]
+    assert [tables.route(POD, VIP, 9080, asked_door.Request(path, "x"))["route"] for path in ("/a/b", "/c")] == ["wide", "rest"]
     tables = tables_with(with_routes(*reversed(routes)))
-    assert tables.route(POD, VIP, 9080, door.Request("/a/b", "x"))["route"] == "rest"
+    assert tables.route(POD, VIP, 9080, asked_door.Request("/a/b", "x"))["route"] == "rest"
 
 
 HOSTS = ("foo.com", "*.foo.com", "*-bar.foo.com", "*.a.foo.com", "foo.*", "foo.c*", "[::1]")
@@ -238,12 +238,12 @@ def test_exact_hosts_are_found_among_many(names: list[str], asked: str) -> None:
 
 def test_no_virtual_host_and_no_route_are_nr_and_no_table_is_nc() -> None:
     tables = tables_with(with_routes(Route("r", RouteMatch(StringMatch(EXACT, "/a")), TO_V1), domains=("x",)))
-    assert tables.route(POD, VIP, 9080, door.Request("/a", "y")) == "NR"
-    assert tables.route(POD, VIP, 9080, door.Request("/b", "x")) == "NR"
+    assert tables.route(POD, VIP, 9080, asked_door.Request("/a", "y")) == "NR"
+    assert tables.route(POD, VIP, 9080, asked_door.Request("/b", "x")) == "NR"
     tables.load(transaction(blobs.put_destination(replace(DESTINATION, http=()))))
-    assert tables.route(POD, VIP, 9080, door.Request("/a", "x")) == "NR"
+    assert tables.route(POD, VIP, 9080, asked_door.Request("/a", "x")) == "NR"
     tables.load(transaction(blobs.put_unknown_destination(SCOPE, f"{HOST}:9080")))
-    assert tables.route(POD, VIP, 9080, door.Request("/a", "x")) == "NC"
+    assert tables.route(POD, VIP, 9080, asked_door.Request("/a", "x")) == "NC"
 
 
 # ---- clusters by weight
@@ -253,7 +253,7 @@ def shares(weights: list[int], draws: list[int]) -> list[int]:
     clusters = tuple(WeightedCluster(f"c{i}", weight) for i, weight in enumerate(weights))
     tables = tables_with(with_routes(Route("r", RouteMatch(ANY), clusters)))
     counts = [0] * len(weights)
-    request = door.Request("/", "x")
+    request = asked_door.Request("/", "x")
     for random in draws:
         counts[int(tables.route(POD, VIP, 9080, request, random)["cluster"].rpartition("c")[2])] += 1
     return counts
@@ -298,7 +298,7 @@ def test_edits_come_in_envoys_order_first_the_clusters_then_the_routes() -> None
     edit = HeaderEdit(remove=("A",), set=(("B", "1"),), add=(("C", "2"), ("C", "3")))
     route = Route("r", RouteMatch(ANY), (WeightedCluster(V1, 1, HeaderEdit(set=(("b", "0"),)), edit),), 0, edit,
                   HeaderEdit(remove=("z",)))
-    found = tables_with(with_routes(route)).route(POD, VIP, 9080, door.Request("/", "x"))
+    found = tables_with(with_routes(route)).route(POD, VIP, 9080, asked_door.Request("/", "x"))
     ops = [("remove", "a"), ("set", "b", "1"), ("add", "c", "2"), ("add", "c", "3")]
     assert found["request"] == [("set", "b", "0"), *ops]
     assert found["response"] == [*ops, ("remove", "z")]
@@ -306,7 +306,7 @@ def test_edits_come_in_envoys_order_first_the_clusters_then_the_routes() -> None
 
 def test_a_requests_host_may_be_set() -> None:
     route = Route("r", RouteMatch(ANY), TO_V1, request=HeaderEdit(set=(("Host", "other.example"),)))
-    found = tables_with(with_routes(route)).route(POD, VIP, 9080, door.Request("/", "x"))
+    found = tables_with(with_routes(route)).route(POD, VIP, 9080, asked_door.Request("/", "x"))
     assert found["request"] == [("set", "host", "other.example")]
 
 

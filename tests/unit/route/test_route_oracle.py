@@ -23,7 +23,7 @@ from agent.model.routing import (
     WeightedCluster,
 )
 from agent.model.workload import Protocol, Service, ServicePort, WorkloadPort
-from ext.route import door
+from ext.route import asked_door, door
 from tests.support.blobs import DESTINATION, POD, PUTS, SCOPE, V1, VIP, WORKLOAD, transaction
 
 U16, U32 = st.integers(0, 2**16 - 1), st.integers(1, 2**32 - 1)
@@ -177,7 +177,7 @@ def test_any_request_finds_the_route_that_the_rules_say(
         PUTS["service"], PUTS["pod"], blobs.put_destination(replace(DESTINATION, http=tuple(hosts), tcp=None))))
     path = "/" + path
     target = path + ("?" + "&".join(f"{n}={v}" for n, v in query) if query else "")
-    found = tables.route(POD, VIP, 9080, door.Request(target, host, headers=headers))
+    found = tables.route(POD, VIP, 9080, asked_door.Request(target, host, headers=headers))
     answer = found if isinstance(found, str) else found["route"]
     assert answer == expected_route(hosts, host, path, query, headers)
 
@@ -207,7 +207,7 @@ def answer_of(path: str, matches: list[RouteMatch]) -> str | None:
     tables = door.Tables()
     tables.load(transaction(PUTS["service"], PUTS["pod"], blobs.put_destination(
         replace(DESTINATION, http=(VirtualHost("h", ("*",), routes),), tcp=None))))
-    found = tables.route(POD, VIP, 9080, door.Request(path, "h"))
+    found = tables.route(POD, VIP, 9080, asked_door.Request(path, "h"))
     return None if isinstance(found, str) else str(found["route"])
 
 

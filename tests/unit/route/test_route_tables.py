@@ -22,7 +22,7 @@ from agent.model.routing import (
     WeightedCluster,
 )
 from agent.model.workload import Protocol, Service, ServicePort, Workload
-from ext.route import door
+from ext.route import asked_door, door
 from tests.support.blobs import (
     CLUSTER,
     DESTINATION,
@@ -136,7 +136,7 @@ def test_a_pod_learns_its_workload_when_that_comes_later() -> None:
 def test_a_route_finds_its_cluster_when_that_comes_later() -> None:
     tables = door.Tables()
     tables.load(transaction(PUTS["service"], PUTS["pod"], PUTS["destination"]))
-    request = door.Request("/", HOST)
+    request = asked_door.Request("/", HOST)
     assert tables.route(POD, VIP, 9080, request)["there"] is False
     tables.load(transaction(PUTS["cluster"]))
     assert tables.route(POD, VIP, 9080, request)["there"] is True
@@ -148,7 +148,7 @@ def test_a_cluster_of_another_scope_is_another_cluster() -> None:
     tables = door.Tables()
     other = blobs.put_cluster(replace(CLUSTER, scope="ns=other"), index_of)
     tables.load(transaction(PUTS["service"], PUTS["pod"], PUTS["destination"], other))
-    assert tables.route(POD, VIP, 9080, door.Request("/", HOST))["there"] is False
+    assert tables.route(POD, VIP, 9080, asked_door.Request("/", HOST))["there"] is False
 
 
 # ---- on demand
@@ -270,7 +270,7 @@ def test_five_thousand_services_load_at_once_and_change_one_by_one(capsys: pytes
     for i in (0, 2500, 4999):
         vip = ip_address(0x0A600000 + i)
         assert tables.service_at(vip, 80)[0] == i + 1
-        assert tables.route(POD, vip, 80, door.Request("/", f"s{i}"))["there"] is True
+        assert tables.route(POD, vip, 80, asked_door.Request("/", f"s{i}"))["there"] is True
     host = "s7.ns7.svc.cluster.local"
     change = [
         transaction(blobs.put_cluster(Cluster(
