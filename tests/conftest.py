@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-pytest_plugins = ["tests.support.netns", "tests.support.cgroup", "tests.support.capture"]
+pytest_plugins = ["tests.support.netns", "tests.support.cgroup", "tests.support.capture", "tests.support.kubepods"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
