@@ -6,7 +6,7 @@ SANITIZE ?= address,undefined
 # meson calls `cython` by name when an import rebuilds what changed
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo test test-unit test-netns test-bpf test-ebpf test-mixed test-sanitize coverage fuzz lint build bench soak clean
+.PHONY: help setup demo test test-unit test-netns test-bpf test-ebpf test-mixed test-kubernetes test-sanitize coverage fuzz lint build bench soak clean
 
 help:
 	@echo "make demo        bring up Bookinfo in a mesh on this machine, show what it sees (root)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-bpf    the BPF tool chain: compile and load (root)"
 	@echo "make test-ebpf   tests in which pods are captured, once more with hooks instead of redirects: EBPF= (root)"
 	@echo "make test-mixed  a part of them with hooks in one direction and redirects in the other, both ways (root)"
+	@echo "make test-kubernetes  against the real API server and controllers, which it builds once a machine: about ten minutes (root)"
 	@echo "make test-sanitize  ext/ and its processes under AddressSanitizer and UBSan, or SANITIZE=thread (root; tests/README.md)"
 	@echo "make coverage    lines of ext/ that run in tests, by file; fails below 90 % (root)"
 	@echo "make bench       our proxy beside Envoy, HAProxy and nginx: CASES= PROXIES= ROUNDS= SECONDS= OPENSSL= (root; tests/bench/README.md)"
@@ -59,6 +60,11 @@ MIXED = $(addprefix tests/netns/,agent/test_life.py agent/test_reuse.py $(addpre
 test-mixed: setup
 	NARROWS_TEST_CAPTURE=ebpf+iptables $(PYTEST) $(MIXED)
 	NARROWS_TEST_CAPTURE=iptables+ebpf $(PYTEST) $(MIXED)
+
+# not a part of `make test`: its set-up compiles Kubernetes
+test-kubernetes: setup
+	@/usr/bin/python3 tools/kubernetes.py
+	NARROWS_TEST_APISERVER=built $(PYTEST) tests/unit/kubernetes/test_contract.py tests/kubernetes
 
 test-sanitize: setup
 	@$(PY) tests/instrumented/sanitize.py --sanitize $(SANITIZE)

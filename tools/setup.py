@@ -29,10 +29,10 @@ def fail(step: str, what: str, hint: str) -> NoReturn:
     raise SystemExit(69)
 
 
-def run(step: str, argv: list[str], hint: str, **env: str) -> None:
+def run(step: str, argv: list[str], hint: str, cwd: Path = ROOT, /, **env: str) -> None:
     """Runs a command quietly; on failure shows the end of its output."""
     try:
-        done = subprocess.run(argv, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True,
+        done = subprocess.run(argv, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True,
                               timeout=1800, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         fail(step, f"{' '.join(argv)}: {error}", hint)
@@ -49,24 +49,24 @@ def digest(*parts: str | bytes) -> str:
     return total.hexdigest()
 
 
-def wanted_packages() -> list[str]:
-    lines = APT_LIST.read_text().splitlines()
+def wanted_packages(list_: Path = APT_LIST) -> list[str]:
+    lines = list_.read_text().splitlines()
     return [name for line in lines if (name := line.split("#")[0].strip())]
 
 
-def missing_packages() -> list[str]:
+def missing_packages(list_: Path = APT_LIST) -> list[str]:
     """Packages of the list that dpkg does not have installed."""
-    names = wanted_packages()
+    names = wanted_packages(list_)
     done = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *names],
                           capture_output=True, text=True, check=False)
     installed = {line.split()[0] for line in done.stdout.splitlines() if line.endswith(" installed")}
     return [name for name in names if name not in installed]
 
 
-def apt() -> None:
+def apt(list_: Path = APT_LIST) -> None:
     if shutil.which("dpkg-query") is None:
-        fail("apt", "this is not a Debian system (no dpkg-query)", f"install by hand: {', '.join(wanted_packages())}")
-    missing = missing_packages()
+        fail("apt", "this is not a Debian system (no dpkg-query)", f"install by hand: {', '.join(wanted_packages(list_))}")
+    missing = missing_packages(list_)
     if not missing:
         return
     if os.geteuid() != 0:

@@ -47,7 +47,7 @@ class TooLarge(ApiError):
 
 
 class BadRequest(ApiError):
-    """400, 405, 406, 415, 422: we asked for what the server does not do, or the object is not valid."""
+    """400, 405, 406, 413, 415, 422: we asked for what the server does not do, or the object is not valid."""
 
     advice = "correct the object; a field or selector that this server does not know may be newer than the server"
 
@@ -98,7 +98,7 @@ class Unavailable(ApiError):
 
 _KINDS: dict[int, type[ApiError]] = {
     400: BadRequest, 401: Unauthorized, 403: Forbidden, 404: NotFound, 405: BadRequest, 406: BadRequest, 409: Conflict, 410: Gone,
-    415: BadRequest, 422: BadRequest, 429: TooManyRequests,
+    413: BadRequest, 415: BadRequest, 422: BadRequest, 429: TooManyRequests,
 }
 _STATUS = msgspec.json.Decoder(Status)
 

@@ -107,14 +107,14 @@ class Namespaces:
 
 
 class Node:
-    """A node namespace with a bridge, `10.244.1.1/24` and `fd00:244:1::1/64` on it, that routes between its pods."""
+    """A node namespace with a bridge, `10.244.1.1/24` and `fd00:244:1::1/64` on it (for `number` 1), that routes between its pods."""
 
-    def __init__(self, namespaces: Namespaces) -> None:
-        self._namespaces = namespaces
-        self.netns = namespaces.make("node")
+    def __init__(self, namespaces: Namespaces, number: int = 1) -> None:
+        self._namespaces, self.number = namespaces, number
+        self.netns = namespaces.make("node" if number == 1 else f"node{number}")
         self.pods: dict[str, Netns] = {}
         netlink.add_bridge(self.netns.path, "br0")
-        self.netns.ip, self.netns.ip6 = "10.244.1.1", "fd00:244:1::1"
+        self.netns.ip, self.netns.ip6 = f"10.244.{number}.1", f"fd00:244:{number}::1"
         netlink.add_address(self.netns.path, "br0", f"{self.netns.ip}/24")
         netlink.add_address(self.netns.path, "br0", f"{self.netns.ip6}/64")
         netlink.write_sysctl(self.netns.path, "net.ipv4.ip_forward", 1)
@@ -124,7 +124,7 @@ class Node:
         """A pod namespace with eth0 on the bridge and a default route through the node. `number`: the address's end."""
         number = number or len(self.pods) + 10
         pod = self._namespaces.make(label)
-        pod.ip, pod.ip6 = f"10.244.1.{number}", f"fd00:244:1::{number}"
+        pod.ip, pod.ip6 = f"10.244.{self.number}.{number}", f"fd00:244:{self.number}::{number}"
         port = f"p{number}"
         netlink.add_veth(pod.path, "eth0", port, self.netns.path)
         netlink.set_link(self.netns.path, port, master="br0", up=True)

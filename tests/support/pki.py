@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography import x509
@@ -67,13 +68,15 @@ class Authority:
         return str(path)
 
     def issue(self, *names: str, days: tuple[float, float] = (-1, 1), usages: Iterable[ObjectIdentifier] | None = BOTH,
-              dns: tuple[str, ...] = ()) -> Issued:
-        """A leaf with these URIs in its SAN, valid from days[0] to days[1] counted from now."""
+              dns: tuple[str, ...] = (), addresses: tuple[str, ...] = (), subject: tuple[str, str] | None = None) -> Issued:
+        """A leaf with these URIs in its SAN, valid from days[0] to days[1] counted from now. `subject`: common name and organization."""
         private = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(x509.Name([]), self.name, private.public_key(), days)
+        who = zip((NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME), subject or (), strict=False)
+        builder = _builder(x509.Name([x509.NameAttribute(*one) for one in who]), self.name, private.public_key(), days)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        if names or dns:
-            sans = [*map(x509.UniformResourceIdentifier, names), *map(x509.DNSName, dns)]
+        sans = [*map(x509.UniformResourceIdentifier, names), *map(x509.DNSName, dns),
+                *(x509.IPAddress(ip_address(one)) for one in addresses)]
+        if sans:
             builder = builder.add_extension(x509.SubjectAlternativeName(sans), critical=True)
         if usages is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)

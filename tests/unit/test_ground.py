@@ -102,15 +102,15 @@ def test_a_step_that_fails_shows_why_and_says_what_to_do(setup: ModuleType, caps
         assert said.startswith("setup: build failed: ") and why in said and "what to do: ask the compiler" in said
 
 
-def test_a_package_that_is_not_there_is_named(setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_package_that_is_not_there_is_named(setup: ModuleType, tmp_path: Path) -> None:
     listed = tmp_path / "apt-packages.txt"
     listed.write_text("# comment\nbash   # there\nno-such-package-at-all\n")
-    monkeypatch.setattr(setup, "APT_LIST", listed)
-    assert setup.missing_packages() == ["no-such-package-at-all"]
+    assert setup.missing_packages(listed) == ["no-such-package-at-all"]
 
 
-def test_every_debian_package_has_its_reason(setup: ModuleType) -> None:
-    lines = [line for line in setup.APT_LIST.read_text().splitlines() if line and not line.startswith("#")]
+@pytest.mark.parametrize("name", ["apt-packages.txt", "apt-kubernetes.txt"])
+def test_every_debian_package_has_its_reason(name: str) -> None:
+    lines = [line for line in (ROOT / "tools" / name).read_text().splitlines() if line and not line.startswith("#")]
     assert lines
     bare = [line for line in lines if not line.partition("#")[2].strip()]
     assert set(bare) <= {"redis-tools", "postgresql-client"}, "the line above gives theirs"

@@ -20,25 +20,16 @@ from typing import Any
 from aiohttp import web
 
 from protos.kubernetes.configuration import Configuration, Given, Source
-from tests.support.kubernetes import selectors
+from tests.support.kubernetes import selectors, tokens
 from tests.support.kubernetes.chaos import Chaos
 from tests.support.kubernetes.store import HISTORY, Refused, Store
 from tests.support.kubernetes.table import TABLE, Object, Served
+from tests.support.kubernetes.tokens import Token
 
 MERGES = {"application/merge-patch+json", "application/strategic-merge-patch+json"}
 APPLY = {"application/apply-patch+yaml"}
+BODY_BOUND = 3 << 20
 PLAIN = {"content_type": "text/plain"}
-
-
-@dataclass(frozen=True)
-class Token:
-    """What a TokenReview says of it."""
-
-    username: str
-    groups: tuple[str, ...] = ("system:serviceaccounts", "system:authenticated")
-    uid: str = "u"
-    audiences: tuple[str, ...] = ("https://kubernetes.default.svc",)
-    extra: Mapping[str, tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +121,7 @@ class ApiServer:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        app = web.Application(client_max_size=16 << 20)
+        app = web.Application(client_max_size=BODY_BOUND)
         app.router.add_route("*", "/{path:.*}", self._serve)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
         try:
@@ -160,6 +151,8 @@ class ApiServer:
             return _status(refused)
         except selectors.SelectorError as error:
             return _status(Refused(400, "BadRequest", str(error)))
+        except web.HTTPRequestEntityTooLarge:
+            return _status(Refused(413, "RequestEntityTooLarge", f"Request entity too large: limit is {BODY_BOUND}"))
         except (ValueError, UnicodeDecodeError) as error:
             return _status(Refused(400, "BadRequest", f"the body or a parameter is not valid: {error}"))
 
@@ -180,7 +173,8 @@ class ApiServer:
         if not rest:
             return self._discover(parts)
         if group == "authentication.k8s.io" and rest == ["tokenreviews"] and request.method == "POST":
-            return await self._review(request)
+            told = tokens.review(self.store, self.tokens, json.loads(await request.read()), self.audience_aware)
+            return web.json_response(told, status=201)
         namespace = ""
         if rest[0] == "namespaces" and len(rest) > 2 and rest[2] not in ("status", "finalize"):
             namespace, rest = rest[1], rest[2:]
@@ -226,6 +220,8 @@ class ApiServer:
         if verb in ("create", "update") and media != "application/json":
             raise Refused(415, "UnsupportedMediaType", f"the body of the request was in an unknown format: {media}")
         body = json.loads(data) if data else {}
+        if verb == "create" and (served.resource.plural, subresource) == ("serviceaccounts", "token"):
+            return web.json_response(tokens.request(store, self.tokens, namespace, name, body), status=201)
         if verb == "create":
             return web.json_response(store.create(served, namespace, body, manager), status=201)
         if verb == "update":
@@ -323,20 +319,6 @@ class ApiServer:
         raise asyncio.CancelledError
 
     # -- others -----------------------------------------------------------------------------------------------------
-
-    async def _review(self, request: web.Request) -> web.Response:
-        spec = json.loads(await request.read()).get("spec") or {}
-        token, wanted = self.tokens.get(spec.get("token", "")), spec.get("audiences") or ["https://kubernetes.default.svc"]
-        status: Object = {"authenticated": False, "user": {}, "error": "[invalid bearer token]"}
-        if token is not None:
-            common = [one for one in wanted if one in token.audiences]
-            if common or not self.audience_aware:
-                user = {"username": token.username, "uid": token.uid, "groups": list(token.groups)}
-                if token.extra:
-                    user["extra"] = {key: list(values) for key, values in token.extra.items()}
-                status = {"authenticated": True, "user": user, **({"audiences": common} if self.audience_aware else {})}
-        return web.json_response({"kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "metadata": {}, "spec": spec,
-                                  "status": status}, status=201)
 
     def _discover(self, parts: list[str]) -> web.Response:
         groups: dict[str, set[str]] = {}

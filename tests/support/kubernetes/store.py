@@ -16,6 +16,8 @@ from tests.support.kubernetes.selectors import Selector
 from tests.support.kubernetes.table import TABLE, Object, Served
 
 Key = tuple[str, str]
+DATA_BOUND = 1 << 20  # of a ConfigMap's or Secret's data together
+OBJECT_BOUND = 3 << 19  # of what etcd takes in one request
 HISTORY = 1_000  # changes; real servers remember minutes
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
@@ -278,9 +280,11 @@ class Store:
         return self._store(served, live, one)
 
     def _store(self, served: Served, before: Object | None, after: Object | None) -> Object:
-        self.revision += 1
         of = after or before
         assert of is not None
+        if after is not None:
+            _must_fit(served, after)
+        self.revision += 1
         key = (of["metadata"].get("namespace", "") if served.resource.namespaced else "", of["metadata"]["name"])
         if after is None:
             del self._objects[served][key]
@@ -293,6 +297,15 @@ class Store:
         for listener in list(self.listeners):
             listener()
         return of
+
+
+def _must_fit(served: Served, one: Object) -> None:
+    data = one.get("data")
+    if isinstance(data, dict) and served.resource.kind in ("ConfigMap", "Secret") and sum(map(len, map(str, data.values()))) > DATA_BOUND:
+        raise Refused(422, "Invalid", f"{served.resource.kind} {one['metadata']['name']!r} is invalid: []: Too long: must have at most "
+                                      f"{DATA_BOUND} characters")
+    if len(json.dumps(one)) > OBJECT_BOUND:
+        raise Refused(500, "", "etcdserver: request is too large")
 
 
 def _now() -> str:

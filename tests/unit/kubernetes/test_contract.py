@@ -1,13 +1,16 @@
 """What we rely on of an API server. Our own is held to it always; a real one when NARROWS_TEST_APISERVER names it.
 
-The variable is the URL of a server that takes us for an administrator, or the path of a kubeconfig. The real one needs Istio's CRDs with
-the status subresource, and, for the Pod, no ServiceAccount admission (`--disable-admission-plugins=ServiceAccount`).
+The variable is `built` for the one of `make test-kubernetes`, or the path of an administrator's kubeconfig. A server of one's own needs
+Istio's CRDs with the status subresource, and, for the Pod, no ServiceAccount admission (`--disable-admission-plugins=ServiceAccount`); what
+it has forgotten is not tried on it.
 """
 from __future__ import annotations
 
+import json
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +18,53 @@ import pytest
 
 from protos.kubernetes.client import Client
 from protos.kubernetes.configuration import Configuration, kubeconfig
-from protos.kubernetes.errors import AlreadyExists, BadRequest, Conflict, Gone, NotFound, NotServed
+from protos.kubernetes.errors import AlreadyExists, ApiError, BadRequest, Conflict, Gone, NotFound, NotServed
 from protos.kubernetes.objects import Head, Key
-from protos.kubernetes.resources import CONFIG_MAPS, NAMESPACES, PODS, VIRTUAL_SERVICES, Resource
-from protos.kubernetes.stream import Changed, Failed, Stream
+from protos.kubernetes.resources import CONFIG_MAPS, NAMESPACES, PODS, SERVICE_ACCOUNTS, VIRTUAL_SERVICES, Resource
+from protos.kubernetes.stream import Bookmark, Changed, Failed, Stream
+from tests.support.kubernetes.crds import install
+from tests.support.kubernetes.real import Cluster
 from tests.support.kubernetes.server import ApiServer
 
 REAL = os.environ.get("NARROWS_TEST_APISERVER", "")
 Object = dict[str, Any]
 
 
-@pytest.fixture(params=["ours", *(["real"] if REAL else [])])
-def configuration(request: pytest.FixtureRequest) -> Iterator[Configuration]:
-    if request.param == "real":
-        yield Configuration(REAL.rstrip("/")) if REAL.startswith("http") else kubeconfig(Path(REAL))
+@dataclass(frozen=True)
+class Server:
+    configuration: Configuration
+    forget: Callable[[], None] | None  # its history
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[Server]:
+    if REAL != "built":
+        yield Server(kubeconfig(Path(REAL)), None)
         return
-    with ApiServer() as server:
-        yield server.configuration()
+    with Cluster() as cluster:
+        install(cluster)
+        yield Server(cluster.configuration(), cluster.forget)
+
+
+@pytest.fixture(params=["ours", *(["real"] if REAL else [])])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    if request.param == "real":
+        yield request.getfixturevalue("real")
+        return
+    with ApiServer() as one:
+        yield Server(one.configuration(), one.store.compact)
 
 
 @pytest.fixture
-async def client(configuration: Configuration) -> AsyncIterator[Client]:
-    async with Client(configuration, "contract/1") as one:
+def forget(server: Server) -> Callable[[], None]:
+    if server.forget is None:
+        pytest.skip("nobody tells somebody else's server to forget")
+    return server.forget
+
+
+@pytest.fixture
+async def client(server: Server) -> AsyncIterator[Client]:
+    async with Client(server.configuration, "contract/1") as one:
         yield one
 
 
@@ -309,13 +337,85 @@ async def test_a_watch_ends_when_it_was_asked_to(client: Client, namespace: str)
 
 async def test_a_watch_from_long_ago_is_gone(client: Client, namespace: str) -> None:
     with pytest.raises(Gone) as error:
-        await watch(client, CONFIG_MAPS, namespace, "1", 1)
+        await watch(client, VIRTUAL_SERVICES, namespace, "1", 1)  # from before their definition: also a new server remembers no more
     assert error.value.reason in ("Expired", "Gone")
 
 
 async def test_a_token_that_is_none_is_nobodys(client: Client) -> None:
     told = await client.review_token("nonsense", ["istio-ca"])
     assert not told.authenticated and not told.user.username
+
+
+async def token(client: Client, namespace: str, account: str, seconds: int, *audiences: str, pod: Object | None = None) -> str:
+    spec: Object = {"audiences": list(audiences), "expirationSeconds": seconds}
+    if pod is not None:
+        meta = pod["metadata"]
+        spec["boundObjectRef"] = {"apiVersion": "v1", "kind": "Pod", "name": meta["name"], "uid": meta["uid"]}
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+    path = SERVICE_ACCOUNTS.path(namespace, account, "token")
+    return str(json.loads(await client._ask("create", "POST", path, body))["status"]["token"])
+
+
+async def test_a_token_is_for_its_audience_and_says_account_and_pod(client: Client, namespace: str) -> None:
+    account = await client.create(SERVICE_ACCOUNTS, {"metadata": {"name": "web"}}, namespace)
+    spec = {"serviceAccountName": "web", "containers": [{"name": "c", "image": "i"}]}
+    pod = await client.create(PODS, {"metadata": {"name": "web-0"}, "spec": spec}, namespace)
+    one = await token(client, namespace, "web", 3600, "istio-ca", pod=pod)
+    told = await client.review_token(one, ["istio-ca"])
+    assert told.authenticated and told.user.username == f"system:serviceaccount:{namespace}:web" and told.audiences == ["istio-ca"]
+    assert told.user.uid == account["metadata"]["uid"]
+    assert set(told.user.groups or ()) == {"system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"}
+    assert told.user.extra == {"authentication.kubernetes.io/pod-name": ["web-0"],
+                               "authentication.kubernetes.io/pod-uid": [pod["metadata"]["uid"]]}
+    assert (await client.review_token(one, ["other", "istio-ca"])).audiences == ["istio-ca"]
+    for audiences in (["other"], []):  # none: for the API server itself
+        assert not (await client.review_token(one, audiences)).authenticated
+    with pytest.raises(BadRequest, match="10 minutes"):
+        await token(client, namespace, "web", 60, "istio-ca")
+    with pytest.raises(NotFound, match='serviceaccounts "other" not found'):
+        await token(client, namespace, "other", 600, "istio-ca")
+
+
+async def test_a_token_ends_with_its_pod_and_its_account(client: Client, namespace: str) -> None:
+    await client.create(SERVICE_ACCOUNTS, {"metadata": {"name": "web"}}, namespace)
+    spec = {"serviceAccountName": "web", "containers": [{"name": "c", "image": "i"}]}
+    pod = await client.create(PODS, {"metadata": {"name": "web-0"}, "spec": spec}, namespace)
+    bound, free = await token(client, namespace, "web", 3600, "istio-ca", pod=pod), await token(client, namespace, "web", 3601, "istio-ca")
+    await client.delete(PODS, "web-0", namespace, grace_seconds=0)
+    assert not (await client.review_token(bound, ["istio-ca"])).authenticated
+    await client.delete(SERVICE_ACCOUNTS, "web", namespace)
+    assert not (await client.review_token(free, ["istio-ca"])).authenticated  # asked for the first time: an answer is kept for 10 s
+
+
+async def test_a_page_from_long_ago_is_gone(client: Client, namespace: str, forget: Callable[[], None]) -> None:
+    for name in "ab":
+        await client.create(CONFIG_MAPS, config_map(name, namespace), namespace)
+    first = await client.page(CONFIG_MAPS, namespace, limit=1)
+    await client.create(CONFIG_MAPS, config_map("c", namespace), namespace)
+    forget()
+    with pytest.raises(Gone) as error:
+        await client.page(CONFIG_MAPS, namespace, limit=1, continue_=first.continue_)
+    assert error.value.reason == "Expired"
+
+
+async def test_a_watch_is_told_how_far_it_is_by_what_it_does_not_want(client: Client, namespace: str) -> None:
+    since = (await client.list(CONFIG_MAPS, namespace)).resource_version
+    async with client.watch(CONFIG_MAPS, namespace, resource_version=since, seconds=6, labels="t=1") as watching:
+        other = await client.create(CONFIG_MAPS, config_map("x", namespace), namespace)
+        stream, told = Stream(watching.path, dict), []
+        while data := await watching.read():
+            told += stream.feed(data)
+    assert told and all(isinstance(one, Bookmark) for one in told), told
+    assert int(told[-1].resource_version) >= version(other)
+
+
+async def test_what_is_too_large_is_refused(client: Client, namespace: str) -> None:
+    with pytest.raises(BadRequest, match="Too long"):
+        await client.create(CONFIG_MAPS, config_map("x", namespace, a="x" * 1_100_000), namespace)
+    with pytest.raises(BadRequest, match="Request entity too large"):
+        await client.create(CONFIG_MAPS, config_map("x", namespace, a="x" * 3_200_000), namespace)
+    with pytest.raises(ApiError, match="request is too large"):  # for what keeps it; how the server says so has changed over time
+        await client.create(VIRTUAL_SERVICES, virtual_service("x", namespace, "x" * 2_000_000), namespace)
 
 
 async def test_an_event_is_taken(client: Client, namespace: str) -> None:
