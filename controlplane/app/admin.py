@@ -17,7 +17,7 @@ from controlplane.model.routing import DestinationRule, VirtualService
 from controlplane.server.grpc_server import free_socket
 from controlplane.server.hub import Client
 from controlplane.translate.catalog import MAKERS
-from controlplane.translate.names import SHORT, full_name, short_name
+from controlplane.translate.names import SHORT, full_name, is_workload, short_name
 from protos.gen.envoy.config.cluster.v3 import cluster_pb2
 from protos.gen.envoy.config.endpoint.v3 import endpoint_pb2
 from protos.gen.envoy.config.listener.v3 import listener_pb2
@@ -97,9 +97,9 @@ class Admin:
                 "hostname": one.hostname, "namespace": one.meta.key.namespace, "addresses": [str(ip) for ip in one.addresses],
                 "ports": [{"name": port.name, "port": port.port, "targetPort": port.target, "protocol": str(port.protocol)}
                           for port in one.ports],
-                "pods": [pod.uid for pod in mesh.selected(one.meta.key.namespace, one.selector)],
+                "pods": [pod.uid for pod in mesh.pods_of(one)], "slices": [str(each.meta.key) for each in mesh.slices(one)],
                 "place": str(one.meta.place)} for one in sorted(mesh.services(), key=lambda one: one.hostname)],
-            "workloads": [_address(self._plane, name) for name in self._plane.catalog.addresses() if "//" in name]})
+            "workloads": [_address(self._plane, name) for name in self._plane.catalog.addresses() if is_workload(name)]})
 
     async def _configz(self, _: web.Request) -> web.Response:
         """Every object that is held, with its place, and whether it is in force."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from controlplane.model.endpoints import Behind, Endpoints
 from controlplane.model.hosts import HostIndex, matches
 from controlplane.model.objects import (
     IPAddress,
@@ -21,13 +22,14 @@ from controlplane.model.objects import (
     ServiceAccount,
     ServicePort,
     full_host,
+    hostname_of,
 )
 from controlplane.model.problems import ObjectKey, Problem, error, warning
 from controlplane.model.routing import DestinationRule, RouteDestination, VirtualService
 from controlplane.model.security import ROOT_NAMESPACE, AuthorizationPolicy, PeerAuthentication, Policies
 
 Object = (Namespace | Node | ServiceAccount | Service | Pod | VirtualService | DestinationRule | AuthorizationPolicy
-          | PeerAuthentication)
+          | PeerAuthentication | Endpoints)
 Rule = VirtualService | DestinationRule
 K = TypeVar("K")
 V = TypeVar("V")
@@ -55,6 +57,7 @@ class Mesh:
 
     def __init__(self, root: str = ROOT_NAMESPACE) -> None:
         self.policies = Policies(root)
+        self.behind = Behind()
         self._objects: dict[ObjectKey, Object] = {}
         self._claims: dict[IPAddress, list[ObjectKey]] = {}  # the first one has it
         self._out: set[ObjectKey] = set()  # held, not in force: another has their address
@@ -79,6 +82,11 @@ class Mesh:
         for key, new in pending:
             old = self._objects.get(key)
             if old == new:
+                continue
+            recheck |= {ObjectKey("Service", key.namespace, one.service) for one in (old, new) if isinstance(one, Endpoints)}
+            if isinstance(old, Endpoints) and isinstance(new, Endpoints) and old.service == new.service:
+                self._objects[key] = new
+                self._replace_endpoints(old, new, touched)
                 continue
             claims = set(_claimed(new)) if new is not None else set()
             if old is not None:
@@ -160,8 +168,11 @@ class Mesh:
                 (self.policies.add if add else self.policies.remove)(one)
                 touched.policies |= self.policies.touched(one)
                 touched.addresses |= {uid for uid, pod in self._pods.items() if self.policies.concerns(one, pod)}
+            case Endpoints():
+                self._index_endpoints(one, touched, add)
             case Node():
                 touched.addresses |= self._pods_by_node.get(one.meta.key.name, set())
+                touched.hosts |= {hostname_of(each.meta.key.namespace, each.service) for each in self.behind.on_node(one.meta.key.name)}
                 for uid in self._pods_by_node.get(one.meta.key.name, ()):
                     touched.hosts |= {service.hostname for service in self.services_of(self._pods[uid])}
 
@@ -176,6 +187,7 @@ class Mesh:
         touched.hosts.add(host)
         touched.addresses.add(one.address_name)
         touched.addresses |= {pod.uid for pod in self.selected(one.meta.key.namespace, one.selector)}
+        touched.addresses |= {uid for each in self.behind.of(one.meta.key.namespace, one.meta.key.name) for uid in each.uids()}
         for key in self._referring(host):  # a route to this host may depend on its ports
             rule = self._objects[key]
             if isinstance(rule, VirtualService):
@@ -196,6 +208,21 @@ class Mesh:
         _put(self._pods_by_node, one.node, one.uid, add)
         touched.addresses.add(one.uid)
         touched.hosts |= {service.hostname for service in self.services_of(one)}
+
+    def _index_endpoints(self, one: Endpoints, touched: Touched, add: bool) -> None:
+        namespace, host = one.meta.key.namespace, hostname_of(one.meta.key.namespace, one.service)
+        (self.behind.add if add else self.behind.remove)(one)
+        touched.hosts.add(host)
+        touched.addresses |= one.uids()
+        service = self._services.get(host)
+        if service and len(self.behind.of(namespace, one.service)) == add:  # the first came, or the last went: others decide from now on
+            touched.addresses |= {pod.uid for pod in self.selected(namespace, service.selector)}
+
+    def _replace_endpoints(self, old: Endpoints, new: Endpoints, touched: Touched) -> None:
+        self.behind.remove(old)
+        self.behind.add(new)
+        touched.hosts.add(hostname_of(new.meta.key.namespace, new.service))
+        touched.addresses |= old.differing(new)
 
     def _refer(self, rule: Rule, add: bool) -> None:
         for name in _named_hosts(rule):
@@ -257,11 +284,28 @@ class Mesh:
         sets = [self._pods_by_label.get((namespace, *one), set()) for one in selector]
         return [self._pods[uid] for uid in sorted(min(sets, key=len).intersection(*sets))]
 
+    def slices(self, service: Service) -> list[Endpoints]:
+        """What its own source says of who is behind the service: when it says anything, that counts, else the selector does. (A cluster
+        knows nothing of who is behind a service that files have in place of its own.)"""
+        key = service.meta.key
+        return [one for one in self.behind.of(key.namespace, key.name) if one.meta.place.file == service.meta.place.file]
+
+    def pods_of(self, service: Service) -> list[Pod]:
+        """Living pods behind the service, ready or not, by name."""
+        if slices := self.slices(service):
+            return [self._pods[uid] for uid in sorted({uid for one in slices for uid in one.uids()} & self._pods.keys())]
+        return self.selected(service.meta.key.namespace, service.selector)
+
     def services_of(self, pod: Pod) -> list[Service]:
-        """Services that select the pod, by host name."""
-        labels = set(pod.meta.labels)
-        found = {host for one in labels for host in self._services_by_label.get((pod.meta.key.namespace, *one), ())}
-        return [self._services[host] for host in sorted(found) if labels.issuperset(self._services[host].selector)]
+        """Services that the pod is behind, by host name."""
+        namespace, labels = pod.meta.key.namespace, set(pod.meta.labels)
+        found = {host for one in labels for host in self._services_by_label.get((namespace, *one), ())
+                 if labels.issuperset(self._services[host].selector) and not self.slices(self._services[host])}
+        for one in self.behind.holding(pod.uid):
+            service = self._services.get(hostname_of(namespace, one.service))
+            if service and one in self.slices(service):
+                found.add(service.hostname)
+        return [self._services[host] for host in sorted(found)]
 
     def virtual_service(self, host: str) -> VirtualService | None:
         """The one that speaks for `host`."""
@@ -288,6 +332,9 @@ class Mesh:
         match one:
             case Service() | Pod():
                 found = self._check_addresses(one)
+                if isinstance(one, Service) and not one.selector and not self.slices(one):
+                    found.append(warning(one.meta.place, str(key), "selects nothing and no EndpointSlice is its, so it has no endpoints",
+                                         "EndpointSlices are read from a cluster, not from files"))
             case VirtualService():
                 found = self._check_virtual_service(one)
             case DestinationRule():

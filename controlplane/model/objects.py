@@ -27,12 +27,13 @@ class Protocol(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """`created` is metadata.creationTimestamp as it stands there (RFC 3339 in UTC sorts as text); may be empty."""
+    """`created` is metadata.creationTimestamp as it stands there (RFC 3339 in UTC sorts as text), `uid` the API server's; may be empty."""
 
     key: ObjectKey
     place: Place
     created: str
     labels: Labels
+    uid: str = ""
 
     @property
     def age(self) -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from controlplane.server.session import WILDCARD, Heard, Interest, Named, TypeStatus
 from controlplane.translate.catalog import ORDER, Catalog
-from controlplane.translate.names import TypeUrl
+from controlplane.translate.names import TypeUrl, is_workload
 
 OPEN_BOUND = 8  # responses of a type that are not acknowledged yet; more wait as names that are due
 RESPONSE_BYTES = 2 << 20  # a response is closed when it is larger; gRPC's default bound for a message is 4 MiB
@@ -169,4 +169,4 @@ class DeltaSession:
 
 def _ordered(type_url: str, names: Iterable[str]) -> list[str]:
     """Services before workloads, which refer to them."""
-    return sorted(names, key=lambda name: ("//" in name, name)) if type_url == TypeUrl.ADDRESS else sorted(names)
+    return sorted(names, key=lambda name: (is_workload(name), name)) if type_url == TypeUrl.ADDRESS else sorted(names)

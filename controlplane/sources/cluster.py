@@ -13,7 +13,8 @@ from typing import Any
 from controlplane.model.mesh import Object
 from controlplane.model.problems import ObjectKey, Place, Problem, Severity, error
 from controlplane.sources.folder import KEPT, Changes
-from controlplane.sources.kinds import read
+from controlplane.sources.follow_endpoints import EndpointsFollower
+from controlplane.sources.kinds import CLUSTER_KINDS, read
 from controlplane.sources.text import DEPTH_BOUND, Items, Map
 from protos.kubernetes import resources
 from protos.kubernetes.client import Client
@@ -35,7 +36,9 @@ class Cluster:
     half a cluster would take from agents what they have."""
 
     def __init__(self, client: Client) -> None:
-        self._followers = [Follower(client, one, Body, partial(self._take, one), optional=one in OPTIONAL) for one in ALWAYS + OPTIONAL]
+        self._followers: list[Follower[Body] | EndpointsFollower] = [
+            *(Follower(client, one, Body, partial(self._take, one), optional=one in OPTIONAL) for one in ALWAYS + OPTIONAL),
+            EndpointsFollower(client, self._take)]
         self._pending: dict[ObjectKey, tuple[Resource, Body | None]] = {}
         self._current: dict[ObjectKey, Object] = {}
         self._refused: dict[ObjectKey, list[Problem]] = {}
@@ -45,7 +48,7 @@ class Cluster:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             for one in self._followers:
-                group.create_task(one.run(), name=f"follow {one.resource}")
+                group.create_task(one.run(), name=f"follow {one.resource.kind}")
             group.create_task(self._look(), name="look at followers")
 
     def states(self) -> list[tuple[str, State]]:
@@ -101,7 +104,7 @@ class Cluster:
         if resource in OPTIONAL:
             body.pop("status", None)
         try:
-            found = read(FILE, as_map(body))
+            found = read(FILE, as_map(body), CLUSTER_KINDS)
         except RecursionError:
             self._refused[key] = [error(Place(FILE), str(key), f"nested deeper than {DEPTH_BOUND} levels", KEPT)]
             return

@@ -1,13 +1,13 @@
 """Which kinds there are, and what becomes of a document: an object, nothing, or problems."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from controlplane.model.mesh import Object
 from controlplane.model.objects import Metadata
 from controlplane.model.problems import ObjectKey, Place, Problem, Severity
-from controlplane.sources import kubernetes, security
+from controlplane.sources import endpoints, kubernetes, security
 from controlplane.sources.destination_rule import destination_rule
 from controlplane.sources.fields import Fields, Notes, did_you_mean
 from controlplane.sources.text import Map
@@ -38,6 +38,12 @@ KINDS = {
     "AuthorizationPolicy": Kind(SECURITY, SECURITY_VERSIONS, security.authorization_policy),
     "PeerAuthentication": Kind(SECURITY, SECURITY_VERSIONS, security.peer_authentication),
 }
+# of a cluster only, whose controllers say who is behind a service; of files the selector does
+CLUSTER_KINDS = {
+    **KINDS,
+    "EndpointSlice": Kind("discovery.k8s.io", ("v1", "v1beta1"), endpoints.endpoint_slice),
+    "Endpoints": Kind("", ("v1",), endpoints.endpoints),
+}
 # kinds that a cluster has and that change nothing here; Deployments and the like speak through their Pods
 IGNORED = frozenset([
     "ClusterRole", "ClusterRoleBinding", "ConfigMap", "ControllerRevision", "CronJob", "CustomResourceDefinition",
@@ -54,7 +60,7 @@ NOT_YET = frozenset([
 ])
 _METADATA = [
     "annotations", "creationTimestamp", "deletionGracePeriodSeconds", "deletionTimestamp", "finalizers", "generateName",
-    "generation", "managedFields", "ownerReferences", "resourceVersion", "selfLink", "uid",
+    "generation", "managedFields", "ownerReferences", "resourceVersion", "selfLink",
 ]
 
 
@@ -69,8 +75,8 @@ class Read:
     ignored: bool = False
 
 
-def read(file: str, body: Map) -> Read:
-    """One document of `file`. Never raises for what is in it."""
+def read(file: str, body: Map, kinds: Mapping[str, Kind] = KINDS) -> Read:
+    """One document of `file`, whose source has these `kinds`. Never raises for what is in it."""
     notes = Notes(file)
     top = Fields(notes, body)
     place = Place(file, body.line)
@@ -79,9 +85,9 @@ def read(file: str, body: Map) -> Read:
     if not name or not version:
         return Read(None, None, tuple(notes.problems), place)
     notes.object = name
-    if name in IGNORED and not version.startswith((ISTIO, SECURITY)):
+    if name in IGNORED and name not in kinds and not version.startswith((ISTIO, SECURITY)):
         return Read(None, None, (), place, ignored=True)
-    kind = KINDS.get(name)
+    kind = kinds.get(name)
     group, _, short = version.rpartition("/")
     if kind is None or group != kind.group:
         _refuse_kind(top, name, version)
@@ -125,7 +131,7 @@ def _metadata(top: Fields, name: str, kind: Kind, notes: Notes) -> Metadata | No
     if not kind.namespaced:
         one.ignore("namespace")
     labels = one.labels("labels")
-    created = one.text("creationTimestamp")
+    created, uid = one.text("creationTimestamp"), one.text("uid")
     one.ignore(*_METADATA)
     one.finish(severity=Severity.WARNING)
-    return Metadata(key, one.place("name"), created, labels)
+    return Metadata(key, one.place("name"), created, labels, uid)

@@ -64,8 +64,6 @@ def service(top: Fields, meta: Metadata) -> Service | None:
     families = tuple(4 if text == "IPv4" else 6 for text, _ in spec.texts("ipFamilies") if text in ("IPv4", "IPv6"))
     if len(families) < len(spec.take("ipFamilies") or ()):
         spec.error("ipFamilies", "has an entry that is neither IPv4 nor IPv6")
-    if not selector:
-        spec.warn("selector", "selects nothing, so the service has no endpoints", "Endpoints objects are not read")
     if spec.choice("sessionAffinity", ("None", "ClientIP"), "None") != "None":
         spec.warn("sessionAffinity", "is not honoured in the mesh; each connection is balanced anew")
     if spec.choice("internalTrafficPolicy", ("Cluster", "Local"), "Cluster") != "Cluster":
@@ -86,7 +84,7 @@ def _cluster_addresses(spec: Fields) -> tuple[IPAddress, ...]:
     texts = given or ([first] if first else [])
     if texts == ["None"]:
         return ()
-    return _addresses(spec, "clusterIPs" if given else "clusterIP", texts)
+    return addresses_of(spec, "clusterIPs" if given else "clusterIP", texts)
 
 
 def _service_ports(spec: Fields) -> tuple[ServicePort, ...]:
@@ -154,7 +152,7 @@ def _status(top: Fields) -> tuple[tuple[IPAddress, ...], str, bool]:
     if not texts and "podIP" in status:
         texts = [status.text("podIP")]
     ready = any(one.text("type") == "Ready" and one.text("status") == "True" for one in status.list_of_fields("conditions"))
-    return _addresses(status, key, texts), status.text("phase"), ready
+    return addresses_of(status, key, texts), status.text("phase"), ready
 
 
 def _redirected(metadata: Fields | None) -> bool:
@@ -170,7 +168,7 @@ def _owner(metadata: Fields) -> tuple[str, str]:
     return "", ""
 
 
-def _addresses(holder: Fields, key: str, texts: list[str]) -> tuple[IPAddress, ...]:
+def addresses_of(holder: Fields, key: str, texts: list[str]) -> tuple[IPAddress, ...]:
     found: list[IPAddress] = []
     for text in texts:
         try:

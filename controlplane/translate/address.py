@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 
 from controlplane.model.mesh import Mesh
-from controlplane.model.objects import CLUSTER, Pod, Protocol, Service, ServicePort, WorkloadType
+from controlplane.model.objects import CLUSTER, Pod, Protocol, Service, ServicePort, WorkloadType, hostname_of
 from controlplane.model.security import Mode
 from protos.gen.istio import workload_pb2 as wire
 
@@ -53,7 +53,7 @@ def workload_address(pod: Pod, mesh: Mesh, trust_domain: str = "") -> wire.Addre
         authorization_policies=mesh.policies.of(pod),
         cluster_id=CLUSTER,
         status=wire.HEALTHY if pod.ready else wire.UNHEALTHY,
-        services={service.address_name: port_list(service, pod) for service in mesh.services_of(pod)},
+        services={service.address_name: port_list(service, pod, mesh) for service in mesh.services_of(pod)},
         locality=wire.Locality(region=node.region, zone=node.zone) if node and (node.region or node.zone) else None,
         network_mode=wire.HOST_NETWORK if pod.host_network else wire.STANDARD,
     ))
@@ -64,11 +64,44 @@ def tunnel(pod: Pod, mesh: Mesh) -> wire.TunnelProtocol:
     return wire.HBONE if pod.redirected and mesh.policies.strictness(pod).mode is not Mode.DISABLE else wire.NONE
 
 
-def port_list(service: Service, pod: Pod) -> wire.PortList:
+def outsider_address(uid: str, mesh: Mesh, trust_domain: str = "") -> wire.Address | None:
+    """An endpoint that is no pod, as istiod tells it: others may have its address too, so nobody looks it up by that (HOST_NETWORK), and
+    nobody is known to run there. None: no service has it."""
+    for one in mesh.behind.holding(uid):
+        service = mesh.service(hostname_of(one.meta.key.namespace, one.service))
+        if service is None or one not in mesh.slices(service):
+            continue
+        found = one.of(uid)
+        return wire.Address(workload=wire.Workload(
+            uid=uid,
+            name=one.meta.key.name,
+            namespace=one.meta.key.namespace,
+            addresses=[found[0][1].address.packed],
+            trust_domain=trust_domain,
+            workload_type=wire.POD,
+            workload_name=one.meta.key.name,
+            cluster_id=CLUSTER,
+            status=wire.HEALTHY if any(each.ready for _, each in found) else wire.UNHEALTHY,
+            services={service.address_name: _ports_of(service, [dict(group.ports) for group, _ in found])},
+            network_mode=wire.HOST_NETWORK,
+        ))
+    return None
+
+
+def port_list(service: Service, pod: Pod, mesh: Mesh) -> wire.PortList:
     """The ports of the service that this pod serves."""
+    if slices := mesh.slices(service):
+        return _ports_of(service, [dict(group.ports) for one in mesh.behind.holding(pod.uid) if one in slices
+                                   for group, _ in one.of(pod.uid)])
     return wire.PortList(ports=[
         wire.Port(service_port=port.port, target_port=number, app_protocol=APP_PROTOCOLS[port.protocol])
         for port in service.ports if (number := target_port(port, pod))])
+
+
+def _ports_of(service: Service, groups: list[dict[str, int]]) -> wire.PortList:
+    return wire.PortList(ports=[
+        wire.Port(service_port=port.port, target_port=number, app_protocol=APP_PROTOCOLS[port.protocol])
+        for port in service.ports if (number := next((group[port.name] for group in groups if port.name in group), 0))])
 
 
 def target_port(port: ServicePort, pod: Pod) -> int:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from controlplane.model.mesh import Mesh, Touched
-from controlplane.translate.address import service_address, workload_address
+from controlplane.translate.address import outsider_address, service_address, workload_address
 from controlplane.translate.authorization import authorization
 from controlplane.translate.cluster import cluster, endpoints
 from controlplane.translate.listener import listener
-from controlplane.translate.names import TypeUrl, Wanted
+from controlplane.translate.names import TypeUrl, Wanted, is_workload
 from controlplane.translate.route import routes
 
 MAKERS: dict[TypeUrl, Callable[[Mesh, Wanted], Any]] = {
@@ -75,7 +75,7 @@ class Catalog:
 
     def addresses(self) -> Iterable[str]:
         """Every name, services before workloads."""
-        return sorted(self._addresses, key=lambda name: ("//" in name, name))
+        return sorted(self._addresses, key=lambda name: (is_workload(name), name))
 
     def address(self, name: str) -> Made | None:
         return self._addresses.get(name)
@@ -109,8 +109,10 @@ class Catalog:
             self._by_host.pop(wanted.host, None)
 
     def _make_address(self, name: str) -> Made | None:
-        if "//" in name:
+        if is_workload(name):
             pod = self._mesh.pod(name)
-            return made(workload_address(pod, self._mesh, self._trust_domain)) if pod else None
+            found = (workload_address(pod, self._mesh, self._trust_domain) if pod
+                     else outsider_address(name, self._mesh, self._trust_domain))
+            return made(found) if found else None
         service = self._mesh.service(name.partition("/")[2])
         return made(service_address(service)) if service and service.address_name == name else None

@@ -4,9 +4,9 @@ from __future__ import annotations
 from google.protobuf.duration_pb2 import Duration
 
 from controlplane.model.mesh import Mesh
-from controlplane.model.objects import IPAddress, Pod, Service
+from controlplane.model.objects import IPAddress, Service
 from controlplane.model.routing import Balancer, DestinationRule, Subset
-from controlplane.translate.address import target_port
+from controlplane.translate.backends import backends
 from controlplane.translate.listener import ADS
 from controlplane.translate.names import TypeUrl, Wanted
 from protos.gen.envoy.config.cluster.v3 import cluster_pb2
@@ -49,7 +49,7 @@ def cluster(mesh: Mesh, wanted: Wanted) -> cluster_pb2.Cluster | None:
 
 
 def endpoints(mesh: Mesh, wanted: Wanted) -> endpoint_pb2.ClusterLoadAssignment | None:
-    """Ready pods of the service and subset, by locality. No pod is an empty list, no service is None."""
+    """Who is behind the service and of the subset, by locality. Nobody is an empty list, no service is None."""
     found = _found(mesh, wanted)
     if found is None:
         return None
@@ -59,11 +59,9 @@ def endpoints(mesh: Mesh, wanted: Wanted) -> endpoint_pb2.ClusterLoadAssignment 
     result = endpoint_pb2.ClusterLoadAssignment(cluster_name=wanted.named(TypeUrl.ENDPOINTS))
     groups: dict[tuple[str, str], list[tuple[IPAddress, int]]] = {}
     needed = set(subset.labels) if subset else set()
-    for pod in mesh.selected(service.meta.key.namespace, service.selector):
-        number, address = target_port(port, pod), _address(service, pod)
-        if (pod.ready or service.publish_not_ready) and number and address and needed <= set(pod.meta.labels):
-            node = mesh.node(pod.node)
-            groups.setdefault((node.region, node.zone) if node else ("", ""), []).append((address, number))
+    for one in backends(mesh, service, port):
+        if needed <= one.labels:
+            groups.setdefault((one.region, one.zone), []).append((one.address, one.port))
     for (region, zone), members in sorted(groups.items()):
         locality = result.endpoints.add(locality=core_pb2.Locality(region=region, zone=zone))
         locality.load_balancing_weight.value = len(members)
@@ -72,10 +70,3 @@ def endpoints(mesh: Mesh, wanted: Wanted) -> endpoint_pb2.ClusterLoadAssignment 
             locality.lb_endpoints.add(endpoint=endpoint_pb2.Endpoint(address=core_pb2.Address(socket_address=socket)),
                                       health_status=core_pb2.HEALTHY)
     return result
-
-
-def _address(service: Service, pod: Pod) -> IPAddress | None:
-    """The pod's address of the service's first family that it has."""
-    if not service.families:
-        return pod.addresses[0] if pod.addresses else None
-    return next((address for family in service.families for address in pod.addresses if address.version == family), None)

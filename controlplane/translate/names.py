@@ -4,6 +4,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from controlplane.model.objects import CLUSTER
+
 
 class TypeUrl(StrEnum):
     ADDRESS = "type.googleapis.com/istio.workload.Address"
@@ -37,6 +39,11 @@ class Wanted:
         """The name of another resource, as this client asks for it; of the same host and port unless others are given."""
         short = short_name(type_url, host or self.host, port or self.port, self.subset if subset is None else subset)
         return full_name(type_url, short, self.scope) if self.xdstp else short
+
+
+def is_workload(name: str) -> bool:
+    """Of an Address: a workload's uid begins with the cluster's id, a service's name with a namespace, which has no capitals."""
+    return name.startswith(f"{CLUSTER}/")
 
 
 def short_name(type_url: TypeUrl, host: str, port: int, subset: str = "") -> str:

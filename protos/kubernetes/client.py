@@ -15,8 +15,18 @@ import msgspec
 from yarl import URL
 
 from protos.kubernetes.configuration import Configuration
-from protos.kubernetes.errors import ApiError, ConfigurationError, Gone, Malformed, TooLarge, Unauthorized, Unreachable, from_answer
-from protos.kubernetes.objects import Item, Page, TokenReview, TokenReviewStatus, page
+from protos.kubernetes.errors import (
+    ApiError,
+    ConfigurationError,
+    Gone,
+    Malformed,
+    NotFound,
+    TooLarge,
+    Unauthorized,
+    Unreachable,
+    from_answer,
+)
+from protos.kubernetes.objects import ApiResources, Item, Page, TokenReview, TokenReviewStatus, page
 from protos.kubernetes.resources import EVENTS, TOKEN_REVIEWS, Resource
 
 T = TypeVar("T")
@@ -121,6 +131,15 @@ class Client:
             yield Watching(path, answer)
         finally:
             answer.close()  # not given back: a stream that was not read to its end cannot be used again
+
+    async def serves(self, resource: Resource) -> bool:
+        """Whether the server has the resource in this version (API concepts, "Discovery")."""
+        path = f"/apis/{resource.api_version}" if resource.group else f"/api/{resource.version}"
+        try:
+            found = _decode("discover", path, await self._ask("discover", "GET", path), ApiResources)
+        except NotFound:
+            return False
+        return any(one.name == resource.plural for one in found.resources or ())
 
     # -- writing ----------------------------------------------------------------------------------------------------
 

@@ -77,6 +77,16 @@ class RawEvent(Struct, frozen=True):
     object: msgspec.Raw
 
 
+class ApiResource(Struct, frozen=True):
+    name: str = ""
+
+
+class ApiResources(Struct, frozen=True):
+    """APIResourceList (meta/v1): what is served of one group and version. Subresources stand in it as `name/subresource`."""
+
+    resources: list[ApiResource] | None = None
+
+
 class UserInfo(Struct, frozen=True):
     username: str = ""
     uid: str = ""

@@ -21,7 +21,7 @@ from aiohttp import web
 
 from protos.kubernetes.configuration import Configuration, Given, Source
 from tests.support.kubernetes import selectors, tokens
-from tests.support.kubernetes.chaos import Chaos
+from tests.support.kubernetes.chaos import Chaos, Fault
 from tests.support.kubernetes.store import HISTORY, Refused, Store
 from tests.support.kubernetes.table import TABLE, Object, Served
 from tests.support.kubernetes.tokens import Token
@@ -171,8 +171,15 @@ class ApiServer:
             return self._discover(parts)
         version, rest = rest[0], rest[1:]
         if not rest:
-            return self._discover(parts)
+            self.requests.append(Request("discover", f"{group}/{version}", "", "", "", {}))
+            fault = self.chaos.of("discover", f"{group}/{version}")
+            answer = await self._fault(request, fault)
+            return self._discover(parts) if answer is None else answer
         if group == "authentication.k8s.io" and rest == ["tokenreviews"] and request.method == "POST":
+            self.requests.append(Request("create", "tokenreviews", "", "", "", {}))
+            answer = await self._fault(request, self.chaos.of("create", "tokenreviews"))
+            if answer is not None:
+                return answer
             told = tokens.review(self.store, self.tokens, json.loads(await request.read()), self.audience_aware)
             return web.json_response(told, status=201)
         namespace = ""
@@ -187,17 +194,8 @@ class ApiServer:
                 "GET": "get" if name else "watch" if watching else "list"}.get(request.method, "")
         self.requests.append(Request(verb, rest[0], namespace, name, subresource, dict(request.query)))
         fault = self.chaos.of(verb, rest[0])
-        if fault is not None:
-            if fault.seconds:
-                await asyncio.sleep(fault.seconds)
-            if fault.drop:
-                assert request.transport is not None
-                request.transport.abort()
-                raise asyncio.CancelledError
-            if fault.refused is not None:
-                return _status(fault.refused, fault.retry_after)
-            if fault.text is not None or fault.large:
-                return web.Response(body=fault.text or b"x" * fault.large, content_type="application/json")
+        if (answer := await self._fault(request, fault)) is not None:
+            return answer
         if verb == "watch":
             return await self._watch(request, served, namespace)
         if verb == "list":
@@ -210,6 +208,21 @@ class ApiServer:
         if served.resource.namespaced and not namespace:
             return _status(Refused(405, "MethodNotAllowed", "the server does not allow this method on the requested resource"))
         return await self._object(request, verb, served, namespace, name, subresource)
+
+    async def _fault(self, request: web.Request, fault: Fault | None) -> web.Response | None:
+        if fault is None:
+            return None
+        if fault.seconds:
+            await asyncio.sleep(fault.seconds)
+        if fault.drop:
+            assert request.transport is not None
+            request.transport.abort()
+            raise asyncio.CancelledError
+        if fault.refused is not None:
+            return _status(fault.refused, fault.retry_after)
+        if fault.text is not None or fault.large:
+            return web.Response(body=fault.text or b"x" * fault.large, content_type="application/json")
+        return None
 
     async def _object(self, request: web.Request, verb: str, served: Served, namespace: str, name: str, subresource: str) -> web.Response:
         store, query = self.store, request.query

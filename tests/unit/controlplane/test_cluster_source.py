@@ -1,26 +1,22 @@
 """Kubernetes as a source: the same objects as from files, kept when they are refused or the API server is away."""
 from __future__ import annotations
 
-import asyncio
 import re
 import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from controlplane.cli import command
-from controlplane.model.mesh import Object
 from controlplane.model.objects import Metadata, Service
 from controlplane.model.problems import ObjectKey, Place
-from controlplane.sources.cluster import Cluster, Together
+from controlplane.sources.cluster import Together
 from controlplane.sources.folder import Changes
-from protos.kubernetes.client import Client
+from tests.support.cluster import followed, kubeconfig, put, remove
 from tests.support.controlplane import START, ControlPlane, control_plane
 from tests.support.kubernetes.server import ApiServer
 from tests.support.manifests import REVIEWS, good, service, virtual_service
@@ -37,64 +33,12 @@ def server() -> Iterator[ApiServer]:
         yield one
 
 
-def put(server: ApiServer, text: str) -> None:
-    """Make or change what the manifests say, status included, as a cluster would in the end."""
-    for body in filter(None, yaml.safe_load_all(text)):
-        (served,) = [one for one in server.store.served.values() if one.resource.kind == body["kind"]]
-        meta = body["metadata"]
-        namespace, name = meta.get("namespace", ""), meta["name"]
-        status = body.pop("status", None)
-        server.store.apply(served, namespace, name, body, "test", force=True)
-        if status:
-            server.store.merge(served, namespace, name, {"status": status}, "test", "status")
-
-
-def remove(server: ApiServer, kind: str, name: str) -> None:
-    (served,) = [one for one in server.store.served.values() if one.resource.kind == kind]
-    server.store.delete(served, "default", name)
-
-
-@dataclass
-class Followed:
-    cluster: Cluster
-    objects: dict[ObjectKey, Object] = field(default_factory=dict)
-    changes: list[Changes] = field(default_factory=list)
-
-    async def follow(self) -> None:
-        while True:
-            await self.cluster.changes()
-            found = self.cluster.refresh()
-            if found:
-                self.changes.append(found)
-            self.objects.update({one.meta.key: one for one in found.puts})
-            for key in found.deletes:
-                del self.objects[key]
-
-    @property
-    def said(self) -> str:
-        return "\n".join(str(one) for one in self.cluster.problems())
-
-
-@asynccontextmanager
-async def followed(server: ApiServer) -> AsyncIterator[Followed]:
-    async with Client(server.configuration()) as client:
-        one = Followed(Cluster(client))
-        tasks = [asyncio.create_task(one.cluster.run()), asyncio.create_task(one.follow())]
-        try:
-            yield one
-            assert not [task for task in tasks if task.done()]
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-
 def nowhere(value: Any) -> Any:
     """Without what only a file or only a server tells."""
     if isinstance(value, Place):
         return Place()
     if isinstance(value, Metadata):
-        return replace(value, place=Place(), created="")
+        return replace(value, place=Place(), created="", uid="")
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
         return tuple(nowhere(one) for one in value)
     if hasattr(value, "__dataclass_fields__"):
@@ -178,14 +122,6 @@ def test_of_two_sources_the_first_counts_until_it_gives_an_object_up() -> None:
     assert both.take(1, Changes(deletes=[key])).deletes == [key]
 
 
-def kubeconfig(server: ApiServer, folder: Path) -> Path:
-    path = folder / "kubeconfig"
-    path.write_text(yaml.safe_dump({
-        "current-context": "c", "clusters": [{"name": "c", "cluster": {"server": server.url}}],
-        "contexts": [{"name": "c", "context": {"cluster": "c"}}]}))
-    return path
-
-
 def services(plane: ControlPlane) -> dict[str, list[str]]:
     return {one["hostname"].partition(".")[0]: one["addresses"] for one in plane.debug("registryz")["services"]}
 
@@ -202,7 +138,7 @@ def test_the_control_plane_serves_a_cluster_and_goes_on_when_it_is_away(server: 
         (plane.config / "more.yaml").unlink()
         until(lambda: services(plane)["ratings"] == ["10.96.0.11"], "that of the cluster is back")
         server.stop()
-        until(lambda: plane.get("/debug/problems")[1].count("is not followed") == 9, "every kind says that it is stale", timeout=60)
+        until(lambda: plane.get("/debug/problems")[1].count("is not followed") == 10, "every kind says that it is stale", timeout=60)
         assert services(plane) == {"mine": ["10.96.0.9"], "ratings": ["10.96.0.11"], "reviews": ["10.96.0.10"]}
         metrics = plane.get("/metrics")[1]
         assert 'narrows_kubernetes_objects{kind="Pod"} 2.0' in metrics
