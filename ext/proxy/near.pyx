@@ -127,7 +127,8 @@ cdef void fail(Near* near, int end, int error) noexcept nogil:
     if source == NULL or near.errors[end] != 0:
         return
     near.errors[end] = error
-    source.failed = source.readable = source.writable = 1
+    # hung: who reads what came before must go on to the error
+    source.failed = source.hung = source.readable = source.writable = 1
     wake(near, end)
 
 

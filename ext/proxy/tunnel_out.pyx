@@ -74,6 +74,8 @@ cdef int carried_error(Source* source) noexcept nogil:
     cdef Stream* stream = <Stream*>source.stream
     if stream == NULL:
         return up.error if up.error != 0 else -ECONNREFUSED
+    if stream.error != 0 and stream.waiting > 0:
+        return 0                        # it was answered, spoke and was reset, all within a turn: the error is behind the bytes
     if stream.error != 0 and up.conn != NULL:
         tell_status(up.conn, stream)
     return stream.error

@@ -115,6 +115,8 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
     void* nghttp2_session_get_stream_user_data(nghttp2_session* session, int32_t id)
     int nghttp2_session_set_stream_user_data(nghttp2_session* session, int32_t id, void* data)
     int nghttp2_session_get_stream_remote_close(nghttp2_session* session, int32_t id)
+    int32_t nghttp2_session_get_stream_remote_window_size(nghttp2_session* session, int32_t id)
+    int32_t nghttp2_session_get_remote_window_size(nghttp2_session* session)
     int nghttp2_session_resume_data(nghttp2_session* session, int32_t id)
     int nghttp2_session_consume_connection(nghttp2_session* session, size_t n)
     int nghttp2_session_consume_stream(nghttp2_session* session, int32_t id, size_t n)

@@ -91,6 +91,7 @@ cdef struct Stream:
     uint8_t fin_in                  # the peer's end was received
     uint8_t fin_out                 # our end is to be sent behind `out`
     uint8_t fin_sent
+    uint8_t resets                  # RST_STREAM is to be sent behind `out`, or was
     uint8_t deferred                # nghttp2 waits to be told of bytes
     uint8_t wide
     uint8_t swept                   # let go, and seen by so many sweeps

@@ -2,7 +2,7 @@
 
 `source.readable` falls at -EAGAIN or at a read that got less than it had room for, and rises (with a wake) when bytes come; `writable`
 falls at -EAGAIN; `hung` says that the peer's end was received, `failed` that it is broken. Results are bytes, 0 at the end, -errno:
--EAGAIN, -ECONNRESET (reset, or the tunnel ended), -ENOMEM (the pod had no buffer for what came).
+-EAGAIN, and behind the bytes that came before it -ECONNRESET (reset, or the tunnel ended) or -ENOMEM (the pod had no buffer for more).
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from ext.core.buffer cimport Buffer, Buffers
@@ -27,7 +27,8 @@ cdef int64_t hbone_write(Stream* stream, const void* data, size_t size) noexcept
 cdef int64_t hbone_take(Stream* stream, Buffer* b) noexcept nogil
 cdef int64_t hbone_give(Stream* stream, Buffer* b) noexcept nogil
 cdef void hbone_shut(Stream* stream) noexcept nogil             # our end, behind what was written
-cdef void hbone_abort(Stream* stream) noexcept nogil            # reset, at once
+# Reset: behind what was written, as far as the peer's windows have room for it now; what they have not is dropped.
+cdef void hbone_abort(Stream* stream) noexcept nogil
 # Its user is gone: an end is sent behind what was written. The pointer is not to be used again.
 cdef void hbone_drop(Stream* stream, Pad* pad) noexcept nogil
 

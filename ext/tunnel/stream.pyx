@@ -61,6 +61,8 @@ cdef int stream_received(Stream* stream, const uint8_t* data, uint32_t size) noe
         if stream.fin_sent:
             hbone_abort(stream)         # nobody reads it: as a socket that is closed
         return 0
+    if stream.error != 0:
+        return 0                        # it is reset already; behind what had no room nothing may follow
     stream.waiting += size
     while size > 0:
         if chunk == NULL or chunk.end == chunk.size:
@@ -99,8 +101,6 @@ cdef int64_t hbone_read(Stream* stream, void* data, size_t size) noexcept nogil:
     cdef Chunk* chunk = stream.first
     cdef uint32_t n
     cdef size_t got = 0
-    if stream.error != 0:
-        return stream.error
     while chunk != NULL and got < size:
         n = chunk.end - chunk.start
         if n > size - got:
@@ -115,9 +115,16 @@ cdef int64_t hbone_read(Stream* stream, void* data, size_t size) noexcept nogil:
             chunk_free(stream.pool, chunk)
         chunk = stream.first
     if got == 0:
-        return 0 if stream.fin_in else -EAGAIN
+        return nothing(stream)
     taken(stream, <uint32_t>got)
     return <int64_t>got
+
+
+cdef inline int64_t nothing(const Stream* stream) noexcept nogil:
+    """Of one without bytes. An error comes behind what came before it, as the kernel says it."""
+    if stream.error != 0:
+        return stream.error
+    return 0 if stream.fin_in else -EAGAIN
 
 
 cdef void taken(Stream* stream, uint32_t n) noexcept nogil:
@@ -135,10 +142,8 @@ cdef void taken(Stream* stream, uint32_t n) noexcept nogil:
 
 cdef int64_t hbone_take(Stream* stream, Buffer* b) noexcept nogil:
     cdef Chunk* chunk = stream.first
-    if stream.error != 0:
-        return stream.error
     if chunk == NULL:
-        return 0 if stream.fin_in else -EAGAIN
+        return nothing(stream)
     stream.first = chunk.next
     if stream.first == NULL:
         stream.last = NULL
@@ -158,7 +163,7 @@ cdef ssize_t supply(nghttp2_session* h2, int32_t id, uint8_t* out, size_t size, 
     cdef Stream* stream = <Stream*>source.ptr
     cdef const Pad* pad = stream.session.pad
     cdef uint32_t n = buffer_used(&stream.out)
-    if n == 0 and not stream.fin_out:
+    if n == 0 and (stream.resets or not stream.fin_out):
         stream.deferred = 1
         return NGHTTP2_ERR_DEFERRED
     if pad.sink.size - pad.sink.n <= SINK_KEPT:
@@ -168,7 +173,7 @@ cdef ssize_t supply(nghttp2_session* h2, int32_t id, uint8_t* out, size_t size, 
         size = TLS_RECORD - FRAME_HEAD      # one record, with its head
     if n > size:
         return <ssize_t>size
-    if stream.fin_out:
+    if stream.fin_out and not stream.resets:
         flags[0] |= NGHTTP2_DATA_FLAG_EOF
         stream.fin_sent = 1
     return n
@@ -182,6 +187,8 @@ cdef uint32_t stream_out(Stream* stream, char** data) noexcept nogil:
 cdef void stream_sent(Stream* stream, uint32_t n) noexcept nogil:
     buffer_consume(stream.pool, &stream.out, n)
     stream.session.moved += n
+    if stream.resets and buffer_used(&stream.out) == 0:
+        nghttp2_submit_rst_stream(stream.session.h2, NGHTTP2_FLAG_NONE, stream.id, NGHTTP2_CANCEL)
     if stream.source != NULL and not stream.fin_out and not stream.source.writable and buffer_used(&stream.out) <= SEND_BYTES // 2:
         stream.source.writable = 1
         wake(stream)
@@ -416,18 +423,31 @@ cdef void stream_broken(Stream* stream, uint32_t code, int error) noexcept nogil
         stream.error = error
     if stream.state != STREAM_REFUSED:
         stream.state = STREAM_BROKEN
-    stream.source.failed = stream.source.readable = stream.source.writable = 1
+    # hung: who reads what came before must go on to the error
+    stream.source.failed = stream.source.hung = stream.source.readable = stream.source.writable = 1
     wake(stream)
-    forget_received(stream)
     buffer_drop(stream.pool, &stream.out)
     unlink(stream)
 
 
 cdef void hbone_abort(Stream* stream) noexcept nogil:
-    if stream.session == NULL or (stream.fin_in and stream.fin_sent):
+    """libnghttp2 sends RST_STREAM before any DATA that waits, so it is told of it behind the last byte (stream_sent). More bytes than
+    the peer's windows have room for now are not kept: they would be held for as long as it does not read."""
+    cdef int32_t most, whole
+    if stream.session == NULL or stream.resets or (stream.fin_in and stream.fin_sent):
         return
-    stream.fin_out = 1
+    stream.fin_out = stream.resets = 1
     stream.error = -ECONNRESET
+    if buffer_used(&stream.out) > 0:
+        most = nghttp2_session_get_stream_remote_window_size(stream.session.h2, stream.id)
+        whole = nghttp2_session_get_remote_window_size(stream.session.h2)
+        if whole < most:
+            most = whole
+        if most > 0:
+            if buffer_used(&stream.out) > <uint32_t>most:
+                stream.out.end = stream.out.start + <uint32_t>most
+            soil(stream.session)
+            return
     buffer_drop(stream.pool, &stream.out)
     nghttp2_submit_rst_stream(stream.session.h2, NGHTTP2_FLAG_NONE, stream.id, NGHTTP2_CANCEL)
     soil(stream.session)

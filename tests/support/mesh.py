@@ -349,6 +349,27 @@ class Web:
             connection.sendall(self.answers[min(len(self.seen), len(self.answers)) - 1])
 
 
+CUT = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly this"
+
+
+def cut(connection: socket.socket) -> None:
+    """Behaviour of an origin that leaves in the midst of its answer."""
+    read_message(connection)
+    connection.sendall(CUT)
+
+
+def ask_what_is_cut(mesh: Mesh) -> bytes:
+    """All that a client gets of it before its connection is reset."""
+    mesh.origin(8080, cut)
+    connection = mesh.dial()
+    connection.sendall(request())
+    got = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := connection.recv(65_536):
+            got += data
+    return got
+
+
 def start(mesh: Mesh, *answers: bytes, **route: Any) -> Web:
     """An origin with these answers, behind a route that `route` describes (`everything`)."""
     web = Web(*answers)

@@ -1,6 +1,6 @@
-"""One lab for the end-to-end tests of this folder: real programs of other people behind captured pods.
+"""One lab for the end-to-end tests of this folder: real programs of other people behind captured pods, with tunnels as labs have them.
 
-Without tunnels, so that 15006 is what most of them go through: Bookinfo, routing and faults have labs of their own, with tunnels.
+What is plain text, and comes in by 15006, has `nft_only`.
 """
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def postgres_bin() -> Path:
 
 @pytest.fixture(scope="session")
 def nft_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """peers.yaml alone on nodes whose kernel has no legacy tables."""
+    """peers.yaml alone on nodes whose kernel has no legacy tables, without tunnels."""
     path = tmp_path_factory.mktemp("nft") / "peers.yaml"
     path.write_text((HERE / "peers.yaml").read_text().replace("@PYTHON@", "/usr/bin/python3").replace("@HERE@", str(HERE)))
     with lab(path, hidden=True, options=("--no-tunnels",)) as running:
@@ -56,7 +56,7 @@ def servers() -> Iterator[Lab]:
     with tempfile.TemporaryDirectory(prefix="narrows-servers-") as folder:
         base = Path(folder)
         base.chmod(0o755)
-        with lab(*prepared(base), options=("--no-tunnels",)) as running:
+        with lab(*prepared(base)) as running:
             yield running
 
 

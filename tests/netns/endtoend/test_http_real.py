@@ -148,7 +148,6 @@ def test_malformed_requests_get_their_answer_and_reach_nobody(servers: Lab) -> N
     ("http://nobody/x-uh", "503", (503, "UH", "no_healthy_upstream"), None),
     ("http://plain:9999/x-uf", "503", (503, "UF", f"{RESET}{{remote_connection_failure}}"), None),
     ("http://plain:9002/x-to", "503", (503, "UF", f"{RESET}{{connection_timeout}}"), None),
-    ("http://origin:9999/x-in", "503", (503, "-", "via_upstream"), (503, "UF", f"{RESET}{{remote_connection_failure}}")),
     ("http://origin:81/slow?s=3", "504", (504, "UT", "upstream_response_timeout"), (0, "DC", "downstream_remote_disconnect")),
     ("http://origin/die", "503", (503, "-", "via_upstream"), (503, "UC", f"{RESET}{{connection_termination}}")),
     ("http://origin/half", "200", *[(200, "UC", "upstream_reset_after_response_started{connection_termination}")] * 2),
@@ -169,6 +168,24 @@ def test_each_fault_has_its_code_and_flag_in_log_and_metrics(
         assert log.outcome("destination", path=path) == destination
         expected["destination", str(destination[0]), destination[1]] = 1
     until(lambda: more(before, counted(servers, source_workload="client")) == expected, f"counted as {expected}")
+
+
+def test_an_application_that_refuses_behind_a_tunnel_is_told_by_both_sides(servers: Lab) -> None:
+    """Without a tunnel the request gets to the destination's proxy, which answers it. By a tunnel it never leaves the source's: CONNECT
+    is answered 503 before, so the source has the failure (UF) and the destination a connection, not a request."""
+    log, before = Log(servers), counted(servers, source_workload="client")
+    assert curl(servers, "http://origin:9999/x-in").split()[0] == "503"
+    line = log.one("source", path="/x-in")
+    assert (line["response_code"], line["response_flags"], line["response_code_details"]) == (
+        503, "UF", f"{RESET}{{remote_connection_failure}}")
+    assert line["upstream_transport_failure_reason"] == (
+        "the destination's proxy answered 503: it could not connect to the application")
+    there = log.one("destination")
+    assert (there["protocol"], there["response_flags"], there["upstream_transport_failure_reason"]) == (
+        None, "UF", "delayed_connect_error:_Connection_refused")
+    assert there["upstream_host"].endswith(":9999")
+    expected = {("source", "503", "UF"): 1}
+    until(lambda: more(before, counted(servers, source_workload="client")) == expected, "one request, of the source alone")
 
 
 @pytest.mark.parametrize(("path", "after", "code"), [("/slow?s=1.5", "request", 0), ("/length?n=60000000", "100000", 200)])

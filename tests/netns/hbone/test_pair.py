@@ -15,6 +15,7 @@ from tests.support.hbone import CLIENT_ID, SERVER_ID, UIDS, addresses, certifica
 from tests.support.mesh import (
     AUTO_PORT,
     CLIENT,
+    CUT,
     SCOPE,
     SERVER,
     TCP_PORT,
@@ -22,6 +23,7 @@ from tests.support.mesh import (
     VIP6,
     Mesh,
     Web,
+    ask_what_is_cut,
     echo,
     read_message,
     receive,
@@ -139,6 +141,20 @@ def test_a_reset_is_passed_on(pair: Mesh) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
     until(lambda: seen, "the server sees the reset")
+    pair.quiet()
+
+
+def test_an_answer_that_is_cut_arrives_as_far_as_it_came(pair: Mesh) -> None:
+    configure(pair)
+    assert ask_what_is_cut(pair) == CUT, "not a 503: the server did answer"
+    found: list[tuple[str, int, str]] = []
+
+    def both() -> bool:
+        found.extend((record["reporter"], record["code"], record["flag"]) for record in pair.worker.records())
+        return len(found) == 2
+
+    until(both, "records of both sides")
+    assert sorted(found) == [("destination", 200, "UC"), ("source", 200, "UC")]
     pair.quiet()
 
 

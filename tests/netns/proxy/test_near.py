@@ -19,6 +19,7 @@ from tests.netns.proxy.near import BOTH, CLIENT_ID, counted, hops, opened, put, 
 from tests.support.mesh import (
     AUTO_PORT,
     CLIENT,
+    CUT,
     HTTP_PORT,
     SCOPE,
     SERVER,
@@ -28,6 +29,7 @@ from tests.support.mesh import (
     VIP6,
     Mesh,
     Web,
+    ask_what_is_cut,
     echo,
     read_message,
     receive,
@@ -178,6 +180,13 @@ def test_a_reset_is_passed_on_both_ways(mesh: Mesh) -> None:
     connection.sendall(b"reset")
     with pytest.raises(ConnectionResetError):
         connection.recv(1)
+    mesh.quiet()
+
+
+def test_an_answer_that_is_cut_arrives_as_far_as_it_came(mesh: Mesh) -> None:
+    start(mesh)
+    assert ask_what_is_cut(mesh) == CUT
+    assert [(one["code"], one["flag"]) for one in records(mesh, 2)] == [(200, "UC")] * 2
     mesh.quiet()
 
 

@@ -148,26 +148,52 @@ def test_an_end_comes_behind_what_was_written(tmp_path: Path) -> None:
 def test_a_reset_breaks_the_stream_alone(tmp_path: Path) -> None:
     mine, peer = server(tmp_path)
     first, second = opened(mine, peer, 1), opened(mine, peer, 3)
-    peer.h2.send_data(1, b"lost")
+    peer.h2.send_data(1, b"before it")
     peer.h2.reset_stream(1, h2.errors.ErrorCodes.CANCEL)
     run(mine, peer)
     seen = mine.lane(first)
     assert (seen["failed"], seen["state"], seen["code"]) == (1, "broken", 8)
-    assert mine.read(first) == -errno.ECONNRESET and mine.write(first, b"x") == -errno.ECONNRESET
+    assert mine.write(first, b"x") == -errno.ECONNRESET
+    assert mine.read(first) == b"before it" and mine.read(first) == -errno.ECONNRESET, "in the order in which they came"
     assert mine.lane(second)["failed"] == 0 and mine.write(second, b"x") == 1
     mine.drop(first)
     assert mine.state["allocated"] == 1
 
 
-def test_an_abort_is_a_reset_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [0, 1, 20_000])
+@pytest.mark.parametrize("shut", [False, True])
+def test_an_abort_is_a_reset_behind_what_was_written(tmp_path: Path, size: int, shut: bool) -> None:
     mine, peer = server(tmp_path)
     lane = opened(mine, peer)
-    mine.write(lane, b"not to be taken for complete")
+    data = bytes(range(250)) * 80
+    assert size == 0 or mine.write(lane, data[:size]) == size
+    if shut:
+        mine.shut(lane)
+    mine.abort(lane)
     mine.abort(lane)
     mine.drop(lane)
     run(mine, peer)
-    assert peer.of(h2.events.StreamReset)[0].error_code == h2.errors.ErrorCodes.CANCEL and peer.body(1) == b""
-    assert mine.state["allocated"] == 0
+    assert peer.of(h2.events.StreamReset)[0].error_code == h2.errors.ErrorCodes.CANCEL and not peer.of(h2.events.StreamEnded)
+    assert peer.body(1) == data[:size]
+    assert (mine.state["allocated"], mine.state["buffered"], mine.state["trouble"]) == (0, 0, "none")
+
+
+@pytest.mark.parametrize("window", [0, 1, 5_000])
+def test_an_abort_does_not_wait_for_a_peers_window(tmp_path: Path, window: int) -> None:
+    mine, peer = server(tmp_path)
+    peer.reads = False
+    lane = opened(mine, peer)
+    sent = 65_535 - window
+    for _ in range(2):
+        sent -= mine.write(lane, bytes(sent))
+        run(mine, peer)
+    assert sent == 0
+    mine.write(lane, bytes(20_000))
+    mine.abort(lane)
+    mine.drop(lane)
+    run(mine, peer)
+    assert peer.of(h2.events.StreamReset) and len(peer.body(1)) == 65_535
+    assert (mine.state["allocated"], mine.state["buffered"], mine.state["trouble"]) == (0, 0, "none")
 
 
 def test_who_is_gone_with_bytes_unread_resets(tmp_path: Path) -> None:
