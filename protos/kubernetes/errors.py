@@ -65,7 +65,7 @@ class NotFound(ApiError):
 
 
 class NotServed(NotFound):
-    """The path is not served: no such CRD, or not in this version."""
+    """The path is not served: no such CRD, or not in this version, or no such subresource."""
 
     advice = "look whether its CRD is installed, in the version that is asked for"
 
@@ -106,6 +106,8 @@ _STATUS = msgspec.json.Decoder(Status)
 def from_status(verb: str, path: str, code: int, said: Status, retry_after: float | None = None) -> ApiError:
     """The error that a Status object means. Its own code counts, `code` where it has none."""
     code = said.code or code
+    if code == 404 and said.reason == "NotFound" and not (said.details and (said.details.name or said.details.kind)):
+        return NotServed(verb, path, code, said.reason, said.message, retry_after)  # of an object that is not there, it says which
     kind = AlreadyExists if said.reason == "AlreadyExists" else _KINDS.get(code, Unavailable if code >= 500 else ApiError)
     if retry_after is None and said.details is not None and said.details.retry_after_seconds > 0:
         retry_after = float(said.details.retry_after_seconds)
@@ -113,7 +115,8 @@ def from_status(verb: str, path: str, code: int, said: Status, retry_after: floa
 
 
 def from_answer(verb: str, path: str, code: int, body: bytes, retry_after: str | None) -> ApiError:
-    """The error that an answer of HTTP means. A path that is not served is answered in plain text: NotServed."""
+    """The error that an answer of HTTP means. A path of a group that is not served is answered in plain text, one of another version of a
+    group by a Status that names no object: both are NotServed."""
     try:
         said = _STATUS.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -187,6 +187,8 @@ class ApiServer:
             namespace, rest = rest[1], rest[2:]
         served = self.store.served.get((group, version, rest[0]))
         if served is None or len(rest) > 3 or (namespace and not served.resource.namespaced):
+            if any(one.resource.group == group and not one.custom for one in self.store.served.values()):
+                return _status(Refused(404, "NotFound", "the server could not find the requested resource"))
             return web.Response(status=404, text="404 page not found\n", **PLAIN)
         name, subresource = [*rest[1:], "", ""][:2]
         watching = request.query.get("watch") in ("1", "true")

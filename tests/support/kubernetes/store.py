@@ -9,7 +9,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from tests.support.kubernetes import ownership
 from tests.support.kubernetes.selectors import Selector
@@ -174,10 +174,15 @@ class Store:
             return self._replace(served, live, result, None, subresource), False
 
     def delete(self, served: Served, namespace: str, name: str, options: Object | None = None) -> Object:
+        """`options` as a client sends them; without, as if all who have a say in it had agreed."""
         with self.lock:
             live = self.get(served, namespace, name)
             conditions = (options or {}).get("preconditions") or {}
             self._must_be(served, live, conditions.get("uid"), conditions.get("resourceVersion"))
+            if options is not None and (seconds := _grace(served, live, options)):
+                one = copy.deepcopy(live)
+                one["metadata"] |= {"deletionTimestamp": _now(seconds), "deletionGracePeriodSeconds": seconds}
+                return self._store(served, live, one)
             if live["metadata"].get("finalizers"):
                 if not live["metadata"].get("deletionTimestamp"):
                     one = copy.deepcopy(live)
@@ -308,5 +313,14 @@ def _must_fit(served: Served, one: Object) -> None:
         raise Refused(500, "", "etcdserver: request is too large")
 
 
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _grace(served: Served, live: Object, options: Object) -> int:
+    """Seconds that a pod stays for its kubelet to end it, which then deletes it with 0; none where no node has it or it has ended."""
+    spec, told = live.get("spec") or {}, live.get("status") or {}
+    if served.resource.kind != "Pod" or not spec.get("nodeName") or told.get("phase") in ("Succeeded", "Failed"):
+        return 0
+    asked = options.get("gracePeriodSeconds")
+    return int(spec.get("terminationGracePeriodSeconds", 30) if asked is None else asked)
+
+
+def _now(later: int = 0) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=later)).strftime("%Y-%m-%dT%H:%M:%SZ")

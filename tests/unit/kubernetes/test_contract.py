@@ -6,6 +6,7 @@ it has forgotten is not tried on it.
 """
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import uuid
@@ -20,7 +21,7 @@ from protos.kubernetes.client import Client
 from protos.kubernetes.configuration import Configuration, kubeconfig
 from protos.kubernetes.errors import AlreadyExists, ApiError, BadRequest, Conflict, Gone, NotFound, NotServed
 from protos.kubernetes.objects import Head, Key
-from protos.kubernetes.resources import CONFIG_MAPS, NAMESPACES, PODS, SERVICE_ACCOUNTS, VIRTUAL_SERVICES, Resource
+from protos.kubernetes.resources import CONFIG_MAPS, LEASES, NAMESPACES, PODS, SERVICE_ACCOUNTS, VIRTUAL_SERVICES, Resource
 from protos.kubernetes.stream import Bookmark, Changed, Failed, Stream
 from tests.support.kubernetes.crds import install
 from tests.support.kubernetes.real import Cluster
@@ -124,8 +125,14 @@ async def test_what_is_there_already_or_not_at_all_is_told_apart(client: Client,
         with pytest.raises(NotFound, match='configmaps "y" not found') as error:
             await action
         assert not isinstance(error.value, NotServed)
-    with pytest.raises(NotServed):
-        await client.list(Resource("none.example", "v1", "things", "Thing"), namespace)
+    for absent in (Resource("none.example", "v1", "things", "Thing"), Resource("coordination.k8s.io", "v9", "leases", "Lease"),
+                   Resource("coordination.k8s.io", "v1", "things", "Thing"), Resource("networking.istio.io", "v9", "virtualservices", "V"),
+                   Resource("networking.istio.io", "v1", "things", "Thing"), Resource("", "v1", "things", "Thing")):
+        with pytest.raises(NotServed):
+            await client.list(absent, namespace)
+        assert not await client.serves(absent)
+    for there in (CONFIG_MAPS, VIRTUAL_SERVICES, LEASES):
+        assert await client.serves(there)
     with pytest.raises(NotFound, match="namespaces"):
         await client.create(CONFIG_MAPS, config_map("x", "nowhere-at-all"), "nowhere-at-all")
 
@@ -290,6 +297,23 @@ async def test_only_the_very_object_is_deleted(client: Client, namespace: str) -
         await client.get(CONFIG_MAPS, "x", namespace)
 
 
+async def test_a_pod_of_a_node_is_there_until_its_kubelet_lets_it_go(client: Client, namespace: str) -> None:
+    spec: Object = {"containers": [{"name": "c", "image": "i"}], "terminationGracePeriodSeconds": 20}
+    made = await client.create(PODS, {"metadata": {"name": "x"}, "spec": {**spec, "nodeName": "n1"}}, namespace)
+    await client.delete(PODS, "x", namespace)
+    ((_, told),) = await watch(client, PODS, namespace, str(version(made)), 1)
+    assert told["metadata"]["deletionTimestamp"] and told["metadata"]["deletionGracePeriodSeconds"] == 20
+    assert (await client.get(PODS, "x", namespace))["metadata"]["uid"] == made["metadata"]["uid"]
+    with pytest.raises(Conflict):
+        await client.delete(PODS, "x", namespace, uid=str(uuid.uuid4()), grace_seconds=0)
+    await client.delete(PODS, "x", namespace, uid=made["metadata"]["uid"], grace_seconds=0)
+    await client.create(PODS, {"metadata": {"name": "y"}, "spec": spec}, namespace)
+    await client.delete(PODS, "y", namespace)  # no node has it
+    for name in "xy":
+        with pytest.raises(NotFound):
+            await client.get(PODS, name, namespace)
+
+
 async def test_an_object_with_a_finalizer_is_there_until_it_is_taken_off(client: Client, namespace: str) -> None:
     made = await client.create(CONFIG_MAPS, {"metadata": {"name": "x", "finalizers": ["narrows.mesh/t"]}}, namespace)
     await client.delete(CONFIG_MAPS, "x", namespace)
@@ -376,15 +400,23 @@ async def test_a_token_is_for_its_audience_and_says_account_and_pod(client: Clie
         await token(client, namespace, "other", 600, "istio-ca")
 
 
+async def is_refused(client: Client, one: str) -> None:
+    """A real server hears of what ended a moment later, and keeps a yes for 10 s."""
+    async with asyncio.timeout(60):
+        while (await client.review_token(one, ["istio-ca"])).authenticated:
+            await asyncio.sleep(0.2)
+
+
 async def test_a_token_ends_with_its_pod_and_its_account(client: Client, namespace: str) -> None:
     await client.create(SERVICE_ACCOUNTS, {"metadata": {"name": "web"}}, namespace)
     spec = {"serviceAccountName": "web", "containers": [{"name": "c", "image": "i"}]}
     pod = await client.create(PODS, {"metadata": {"name": "web-0"}, "spec": spec}, namespace)
     bound, free = await token(client, namespace, "web", 3600, "istio-ca", pod=pod), await token(client, namespace, "web", 3601, "istio-ca")
     await client.delete(PODS, "web-0", namespace, grace_seconds=0)
-    assert not (await client.review_token(bound, ["istio-ca"])).authenticated
+    await is_refused(client, bound)
+    assert (await client.review_token(free, ["istio-ca"])).authenticated
     await client.delete(SERVICE_ACCOUNTS, "web", namespace)
-    assert not (await client.review_token(free, ["istio-ca"])).authenticated  # asked for the first time: an answer is kept for 10 s
+    await is_refused(client, free)
 
 
 async def test_a_page_from_long_ago_is_gone(client: Client, namespace: str, forget: Callable[[], None]) -> None:

@@ -24,7 +24,7 @@ def said(code: int, reason: str, message: str = "no", **more: object) -> bytes:
     (500, "InternalError", errors.Unavailable), (503, "ServiceUnavailable", errors.Unavailable), (504, "Timeout", errors.Unavailable),
     (302, "", ApiError)])
 def test_a_refusal_is_told_in_full(code: int, reason: str, kind: type[ApiError]) -> None:
-    error = from_answer("list", "/api/v1/pods", code, said(code, reason, "the words"), None)
+    error = from_answer("list", "/api/v1/pods", code, said(code, reason, "the words", details={"kind": "pods", "name": "x"}), None)
     assert type(error) is kind
     for part in ("list", "/api/v1/pods", str(code), reason, "the words", error.advice):
         assert part in str(error)
@@ -32,6 +32,8 @@ def test_a_refusal_is_told_in_full(code: int, reason: str, kind: type[ApiError])
 
 
 def test_a_kind_that_is_not_served_is_told_from_an_object_that_is_not_there() -> None:
+    newer = said(404, "NotFound", "the server could not find the requested resource", details={})  # another version of the group is served
+    assert type(from_answer("list", "/apis/discovery.k8s.io/v1/endpointslices", 404, newer, None)) is errors.NotServed
     error = from_answer("list", VIRTUAL_SERVICES.path(), 404, b"404 page not found\n", None)
     assert isinstance(error, errors.NotFound) and isinstance(error, errors.NotServed) and "CRD" in str(error)
 

@@ -261,7 +261,7 @@ async def test_the_pods_of_a_node_come_and_go_with_their_binding(client: Client)
     await client.create(PODS, {"metadata": {"name": "c"}, "spec": {}}, "default")
     await client.merge(PODS, "c", "default", {"spec": {"nodeName": "n1"}})
     await one.until("ac")
-    await client.delete(PODS, "a", "default")
+    await client.delete(PODS, "a", "default", grace_seconds=0)  # as kubelet lets it go
     await one.until("c")
     await one.end()
 
