@@ -29,15 +29,23 @@ static inline int stays_inside(const struct narrows_pod *pod, const struct narro
 	return to->ip[0] == pod->ip6[0] && to->ip[1] == pod->ip6[1] && to->ip[2] == pod->ip6[2] && to->ip[3] == pod->ip6[3];
 }
 
-/* The pod if this connect is to be captured, else NULL. */
+/* The proxy's own ports are no service of anybody, here or in another pod. */
+static inline int is_ours(const struct narrows_end *to)
+{
+	return to->port == NARROWS_OUTBOUND_PORT || to->port == NARROWS_INBOUND_PORT;
+}
+
+/* The pod if this connect is to be captured, or is to the proxy itself, which redirects refuse too; else NULL. */
 static inline struct narrows_pod *captures(struct bpf_sock_addr *ctx, const struct narrows_end *to)
 {
 	u64 netns = bpf_get_netns_cookie(ctx);
 	struct narrows_port port = {.netns = netns, .port = to->port};
 	struct narrows_pod *pod = pods.lookup(&netns);
 
-	if (!pod || stays_inside(pod, to))
+	if (!pod)
 		return 0;
+	if (stays_inside(pod, to))
+		return is_ours(to) ? pod : 0;
 	if (excluded_ports.lookup(&port) || covered(netns, to, 0))
 		return 0;
 	if ((pod->flags & NARROWS_ONLY_INCLUDED) && !covered(netns, to, 1))
@@ -45,11 +53,22 @@ static inline struct narrows_pod *captures(struct bpf_sock_addr *ctx, const stru
 	return pod;
 }
 
+/* Where a connect goes instead, in network order. Nobody can listen on port 0, so who dials the proxy itself is refused as by any host on which
+ * nobody listens. */
+static inline u32 door(const struct narrows_end *to)
+{
+	return is_ours(to) ? 0 : bpf_htons(NARROWS_OUTBOUND_PORT);
+}
+
 /* Whether it can be captured: there is an address of this family to send it to, and room for where it was meant to go. */
 static inline int keep(struct bpf_sock_addr *ctx, const struct narrows_pod *pod, u32 family, const struct narrows_end *to)
 {
 	struct narrows_end *kept;
 
+	if (is_ours(to)) {
+		originals.sk_storage_delete(ctx->sk);
+		return 1;
+	}
 	if (!(pod->flags & family))
 		return 0;
 	kept = originals.sk_storage_get(ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
@@ -104,7 +123,7 @@ int narrows_connect4(struct bpf_sock_addr *ctx)
 	if (!keep(ctx, pod, NARROWS_HAS_IP4, &to))
 		return CONNECT_REFUSE;
 	ctx->user_ip4 = inside4(ctx->sk, pod);
-	ctx->user_port = bpf_htons(NARROWS_OUTBOUND_PORT);
+	ctx->user_port = door(&to);
 	return CONNECT_ALLOW;
 }
 
@@ -132,6 +151,6 @@ int narrows_connect6(struct bpf_sock_addr *ctx)
 		ctx->user_ip6[3] = inside4(ctx->sk, pod);
 	else
 		inside6(ctx, pod);
-	ctx->user_port = bpf_htons(NARROWS_OUTBOUND_PORT);
+	ctx->user_port = door(&to);
 	return CONNECT_ALLOW;
 }

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import socket
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
+from agent.model.pod import CaptureSettings
 from tests.support import conntrack
 from tests.support.egress import Stage
 from tests.support.hooks import MANY, digest
@@ -80,17 +82,21 @@ def test_with_no_listener_a_connect_is_refused_and_does_not_escape(stage: Stage)
     assert stage.outside.peers == []
 
 
-def test_the_proxys_port_itself_leads_nowhere(stage: Stage) -> None:
+@pytest.mark.parametrize("port", [15001, 15006])
+def test_the_proxys_ports_are_refused_here_and_in_other_pods(stage: Stage, port: int) -> None:
+    """As redirects refuse them, and where somebody does listen on such a port, or only one family is known, too."""
+    there = stage.mesh.origin(port, stage.outside.behaviour, stage.other)
+    places = [stage.client.ip, stage.client.ip6, "127.0.0.1", "::1", "0.0.0.0", "::", f"::ffff:{stage.client.ip}", stage.server.ip,
+              stage.server.ip6, stage.other.ip, stage.other.ip6, f"::ffff:{stage.other.ip}", VIP, "192.0.2.1"]
     stage.capture()
-    code = """if True:
-        import socket, sys
-        try:
-            print(socket.create_connection((sys.argv[1], 15001), timeout=10).recv(1))
-        except ConnectionResetError:
-            print("reset")"""
-    for address in (stage.client.ip, stage.client.ip6, "127.0.0.1", stage.other.ip):
-        assert stage.app.python(stage.client, code, address) == "reset"
-    assert stage.outside.peers == []
+    assert [stage.attempt(place, port) for place in places] == ["ECONNREFUSED"] * len(places)
+    assert there.peers == [] and stage.taken_out() == 0
+    stage.egress.capture(stage.client.path, stage.app.path, (ip_address(stage.client.ip),), CaptureSettings())
+    assert [stage.attempt(place, port) for place in places] == ["ECONNREFUSED"] * len(places)
+    stage.capture(exclude_outbound_ports=(port,))
+    assert [stage.attempt(place, port) for place in (stage.other.ip, stage.other.ip6, stage.client.ip)] == [
+        "connected", "connected", "ECONNREFUSED"], "what is excluded is not the proxy's business, but its own listener is nobody's"
+    stage.talk(VIP)
 
 
 def test_udp_is_left_alone(stage: Stage) -> None:
