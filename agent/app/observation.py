@@ -19,6 +19,7 @@ from agent.capture.egress import LAYOUT
 from agent.capture.loader import OBSERVE, LoadError, load
 from agent.capture.observe import PART, ObserveError, Records, Watch, is_ours
 from agent.capture.pins import PinError
+from agent.dataplane.readers import ORDER
 from agent.model.pod import LocalPod
 from agent.model.workload import Service, Workload, address_of
 from agent.netlink.cgroup import find_cgroup2, of_process
@@ -124,7 +125,7 @@ class Observation:
         found = load(pins, self._cache, hooks=OBSERVE)
         if refused := "; ".join(why for why in found.hooks.values() if why):
             raise LoadError(refused)
-        return Watch(pins), Records(pins)
+        return Watch(pins), Records(pins, ORDER)
 
     async def _follow(self, watch: Watch, records: Records) -> None:
         """Until something is wrong, which it raises."""

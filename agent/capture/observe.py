@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
 from mmap import MAP_SHARED, PAGESIZE, PROT_READ, PROT_WRITE, mmap
 from pathlib import Path
+from typing import Protocol
 
 from agent.capture import bpf_call, links
 from agent.capture.egress import NETNS_KEY, POD_VALUE, netns_cookie
@@ -32,6 +33,16 @@ PART = "observe"
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
 _RECORD = struct.Struct("=8x" + CONNECTION.format[1:-1] + "2x")  # as it lies in the ring, without what says nothing
 _WORDS = _RECORD.size // 4
+
+
+class Order(Protocol):
+    """Loads and stores of 64-bit words in the order that the kernel's side relies on, as ext/core/order has them: Python promises none."""
+
+    def load_acquire(self, memory: memoryview, at: int) -> int: ...
+
+    def store_release(self, memory: memoryview, at: int, value: int) -> None: ...
+
+    def fence_acquire(self) -> None: ...
 
 
 class ObserveError(Exception):
@@ -85,9 +96,14 @@ class Watch:
 
 class Records:
     """The only reader of an instance's ring. Its descriptor is readable (level-triggered, by poll) when many records wait; few wait
-    silently, so whoever reads looks from time to time as well."""
+    silently, so whoever reads looks from time to time as well.
 
-    def __init__(self, pins: Pins) -> None:
+    The kernel stores the producer's position, and clears a record's busy flag, with release; it loads ours with acquire before it writes
+    over what was read (kernel/bpf/ringbuf.c; libbpf's reader does as this one).
+    """
+
+    def __init__(self, pins: Pins, order: Order) -> None:
+        self._order = order
         with _opened(pins.maps / "tally") as fd:
             self._tally = os.dup(fd)
         with _opened(pins.maps / "ended") as fd:
@@ -97,8 +113,7 @@ class Records:
         self._mine = mmap(self._fd, PAGESIZE, MAP_SHARED, PROT_READ | PROT_WRITE)
         self._theirs = mmap(self._fd, PAGESIZE + 2 * self._size, MAP_SHARED, PROT_READ, offset=PAGESIZE)
         self._views = [memoryview(self._mine), memoryview(self._theirs)]
-        self._consumed, self._produced, self._data = (self._views[0].cast("Q"), self._views[1].cast("Q"),
-                                                      self._views[1][PAGESIZE:])
+        self._data = self._views[1][PAGESIZE:]
         self._heads = self._data.cast("I")
 
     def fileno(self) -> int:
@@ -106,16 +121,18 @@ class Records:
 
     def read(self, limit: int) -> list[EndedConnection]:
         """At most `limit` of the oldest records, which are gone from the ring then."""
-        at = self._consumed[0]
+        mine, theirs = self._views
+        at = self._order.load_acquire(mine, 0)  # nobody else writes it
         start = at % self._size
-        count = min((self._produced[0] - at) // _RECORD.size, limit)
+        count = min((self._order.load_acquire(theirs, 0) - at) // _RECORD.size, limit)
         # All heads before any data: a record whose head says that it is written is whole.
         heads = self._heads[start // 4:start // 4 + count * _WORDS:_WORDS].tolist()
+        self._order.fence_acquire()
         whole = next((number for number, head in enumerate(heads) if head & _BUSY), count)
         if any(head != CONNECTION.size for head in heads[:whole]):
             raise RuntimeError(f"the ring holds a record of another size than {CONNECTION.size}: another program writes into it")
         found = [EndedConnection._make(one) for one in _RECORD.iter_unpack(self._data[start:start + whole * _RECORD.size])]
-        self._consumed[0] = at + whole * _RECORD.size
+        self._order.store_release(mine, 0, at + whole * _RECORD.size)
         return found
 
     def counted(self) -> tuple[int, int]:
@@ -125,7 +142,7 @@ class Records:
         return sum(written for written, _ in each), sum(lost for _, lost in each)
 
     def close(self) -> None:
-        for view in (self._heads, self._data, self._consumed, self._produced, *self._views):
+        for view in (self._heads, self._data, *self._views):
             view.release()
         self._mine.close()
         self._theirs.close()

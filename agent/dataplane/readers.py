@@ -8,7 +8,7 @@ from typing import Any
 
 from agent.dataplane.client import Segments
 from agent.model.telemetry import AccessRecord, Leg, SeriesKey, SeriesValues, TunnelRow
-from ext.core import ring, roster, shm
+from ext.core import order, ring, roster, shm
 from ext.sys import syscalls
 
 SECCOMP = {0: "not yet", 1: "on", 2: "off: --seccomp off", 3: "off: a sanitizer is loaded"}  # Confinement, ext/sys/seccomp.pxd
@@ -16,6 +16,7 @@ DRAIN_MOST = 1000  # records of one worker at a time
 # upper bounds of all buckets but the last, for whoever shows histograms without touching the extension
 DURATION_BOUNDS_MS: tuple[float, ...] = shm.DURATION_BOUNDS_MS
 SIZE_BOUNDS: tuple[float, ...] = shm.SIZE_BOUNDS_BYTES
+ORDER = order  # likewise for whoever reads memory that the kernel writes
 
 
 def seccomp(header: Mapping[str, int]) -> str:

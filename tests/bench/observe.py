@@ -25,6 +25,7 @@ from agent.capture.egress import LAYOUT
 from agent.capture.observe import PART, Records, Watch
 from agent.capture.pins import pins_of
 from agent.telemetry.connections import Connections
+from ext.core import order
 from tests.bench import ends, proxies, report
 from tests.bench.__main__ import foremost
 from tests.bench.cases import CASES, Sample
@@ -88,7 +89,7 @@ def loaded(folder: Path) -> Iterator[tuple[Watch, Records]]:
         pins = pins_of(place, "bench", LAYOUT, PART)
         if refused := loader.load(pins, folder / "cache", hooks=loader.OBSERVE).hooks["observe"]:
             raise BenchError(f"the kernel refuses the program: {refused}")
-        records = Records(pins)
+        records = Records(pins, order)
         try:
             yield Watch(pins), records
         finally:

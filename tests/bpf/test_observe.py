@@ -18,6 +18,7 @@ from agent.capture import bpf_call, egress, loader
 from agent.capture.observe import CONNECTION, PART, TALLY, Records, Watch
 from agent.capture.pins import Pins, pins_of
 from agent.model.telemetry import TCP_STATES, EndedConnection
+from ext.core import order
 from ext.sys import bpf_door
 from tests.support.cgroup import Cgroup, Cgroups
 from tests.support.egress import Stage
@@ -131,7 +132,7 @@ def scene(namespaces: Namespaces, cgroups: Cgroups, observing: Pins) -> Iterator
     node = Node(namespaces)
     client, server = node.pod("client"), node.pod("server")
     app, peer = cgroups.make("app"), cgroups.make("peer")
-    watch, records = Watch(observing), Records(observing)
+    watch, records = Watch(observing), Records(observing, order)
     serving = peer.start(server, sys.executable, "-c", SERVER, str(PORT), stdout=subprocess.PIPE, text=True)
     assert serving.stdout is not None
     try:
@@ -325,7 +326,7 @@ def test_a_reader_that_comes_later_goes_on_where_the_last_one_stopped(scene: Sce
     scene.run(code, scene.server.ip, "3")
     until(lambda: scene.records.counted() == (3, 0), "three records")
     assert len(scene.records.read(2)) == 2
-    after = Records(observing)
+    after = Records(observing, order)
     try:
         assert len(after.read(100)) == 1
         assert after.read(100) == []
@@ -341,7 +342,7 @@ def attached(cgroup: Cgroup) -> list[str]:
 
 def test_of_a_captured_pod_the_proxys_leg_is_told_and_nothing_that_stays_in_the_pod(stage: Stage, observing: Pins) -> None:
     """Capture and observation have a program each on the proxy's cgroup; either goes on when the other is taken off."""
-    watch, records = Watch(observing), Records(observing)
+    watch, records = Watch(observing), Records(observing, order)
     try:
         stage.capture()
         watch.serve(stage.proxy.path)
