@@ -5,6 +5,8 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +19,9 @@ from agent.capture.ingress import IngressError
 from agent.capture.nft import script
 from agent.capture.plan import Plan, plan
 from agent.capture.reconcile import BACKENDS, CaptureError, Reconciler
+from agent.capture.verify import Hooks, Pod
 from agent.model.pod import CaptureSettings, Network
+from agent.model.workload import address_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 PORT = click.IntRange(1, 65535)
@@ -37,8 +41,7 @@ class NetworkType(click.ParamType[Any]):
             self.fail(f"{error}; expected a network like 10.0.0.0/8 or fd00::/8", param, ctx)
 
 
-CAPTURE = click.option("--capture", "backend", type=click.Choice(BACKENDS), default="auto", show_default=True,
-                       help="As `narrows agent` has it.")
+WAYS = {"ebpf": (True, True), "ebpf+iptables": (True, False), "iptables+ebpf": (False, True)}  # by hooks: egress, ingress
 
 
 def settings_options(command: F) -> F:
@@ -80,25 +83,56 @@ def plan_command(*, addresses: tuple[str, ...], nftables: bool, instance: str, *
 
 @command.command("verify")
 @click.option("--netns", required=True, metavar="PATH", help="The pod's network namespace.")
-@CAPTURE
+@click.option("--capture", "way", type=click.Choice(("auto", *WAYS, *BACKENDS[1:])), default="auto", show_default=True,
+              help="As `narrows agent` has it; auto: in each direction what stands, and rules where nothing does.")
+@click.option("--cgroup", metavar="DIR", help="The pod's cgroup, if no pod file of the instance says it.")
+@click.option("--dns", is_flag=True, help="The pod's questions go to the DNS proxy.")
 @settings_options
-def verify_command(*, netns: str, backend: str, instance: str, **asked: Any) -> None:
-    """Compare a namespace with the plan. Ends with 1 and a line per difference when they differ."""
-    settings = _settings(**asked)
+def verify_command(*, netns: str, way: str, cgroup: str | None, dns: bool, instance: str, **asked: Any) -> None:
+    """Compare what is in force of a pod with the plan: rules, and socket hooks with their links, maps, routes and sysctls. Ends with 1 and
+    a line per difference when they differ."""
+    settings = replace(_settings(**asked), dns=dns)
 
-    async def run() -> tuple[str, ...]:
-        made: Plan = plan(settings, await asyncio.to_thread(netlink.families, netns), instance)
-        return await Reconciler(instance, backend=backend).verify(netns, made)
+    async def run() -> tuple[list[str], tuple[bool, bool]]:
+        families = await asyncio.to_thread(netlink.families, netns)
+        pod = _pod(Path(instance), netns)
+        hooks = await asyncio.to_thread(Hooks, replace(pod, cgroup=cgroup) if cgroup else pod, pins.found(instance))
+        out, inward = WAYS[way] if way in WAYS else hooks.stands() if way == "auto" else (False, False)
+        made: Plan = plan(settings, families, instance, redirect=not out, hooks=out, inbound=not inward, dns=dns)
+        backend = way if way in BACKENDS else "auto"
+        found = list(await Reconciler(instance, backend=backend).verify(netns, made))
+        if out:
+            found += [wrong.text("egress") for wrong in await asyncio.to_thread(hooks.egress, settings)]
+        if inward:
+            found += [wrong.text("ingress") for wrong in await asyncio.to_thread(hooks.ingress, settings)]
+        return found, (out, inward)
 
     try:
-        differences = asyncio.run(run())
+        differences, hooked = asyncio.run(run())
     except (CaptureError, netlink.NetlinkError) as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{netns}: {error.strerror}; this needs root") from error
     for text in differences:
         click.echo(text)
     if differences:
+        if any(hooked):
+            click.echo("A running agent repairs this within seconds (`narrows events` has it as Repaired), or says in `narrows status` why "
+                       f"not; without one, `narrows capture clean --netns {netns}` takes capture off.")
         sys.exit(1)
-    click.echo(f"{netns}: as planned")
+    by = [direction for direction, is_hooked in zip(("egress", "ingress"), hooked, strict=True) if is_hooked]
+    click.echo(f"{netns}: as planned" + (f", {' and '.join(by)} by socket hooks" if by else ""))
+
+
+def _pod(run_dir: Path, netns: str) -> Pod:
+    """What the pod file of this namespace says, if the instance is a run directory and has one."""
+    for path in sorted((run_dir / "pods").glob("*.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            pod = json.loads(path.read_text())
+            if pod["narrows"]["netns"] == netns:
+                return Pod(netns, str(pod["narrows"].get("cgroup") or ""),
+                           tuple(address_of(str(one["ip"])) for one in pod.get("status", {}).get("podIPs", ())))
+    return Pod(netns)
 
 
 @command.command("clean")

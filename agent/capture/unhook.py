@@ -39,15 +39,15 @@ def unhook(netns: str, those: Iterable[Pins]) -> list[str]:
             ingress.release(cookie, netns)
             removed.append(f"the pod in {pins.maps / 'inbound'}")
         linked = egress.linked()
-        paths = _paths(linked)
+        paths = cgroups_by_id(linked)
         for number in sorted(linked):
-            if number not in paths or inside in _namespaces(paths[number]):
+            if number not in paths or inside in namespaces_of(paths[number]):
                 egress.unlink(number)
                 removed.append(f"{pins.links / str(number)}_*")
     return removed
 
 
-def _paths(cgroups: set[int]) -> dict[int, Path]:
+def cgroups_by_id(cgroups: set[int]) -> dict[int, Path]:
     """Where the cgroups of these ids are."""
     found: dict[int, Path] = {}
     if not cgroups:
@@ -59,7 +59,7 @@ def _paths(cgroups: set[int]) -> dict[int, Path]:
     return found
 
 
-def _namespaces(cgroup: Path) -> set[int]:
+def namespaces_of(cgroup: Path) -> set[int]:
     """Network namespaces of the processes in it and below, as inode numbers."""
     return {number for folder, _, _ in os.walk(cgroup) for number in _of(Path(folder))}
 
