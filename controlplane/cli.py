@@ -50,6 +50,10 @@ def _version() -> str:
 @click.option("--trust-domain", default="cluster.local", show_default=True, help="Of every identity of the mesh.")
 @click.option("--node-tokens", type=click.Path(path_type=Path), metavar="FILE",
               help="Who may call: lines `NODE sha256:HEX`, the hash of the node's token. Read again when it changes.")
+@click.option("--token-review", is_flag=True,
+              help="Who may call: also who brings a token of a --node-account for istio-ca that the API server accepts (TokenReview).")
+@click.option("--node-account", "accounts", multiple=True, metavar="NAMESPACE/NAME",
+              help="A service account that agents of nodes run as. May be given several times. Needs --token-review.")
 @click.option("--certificate-lifetime", type=click.FloatRange(0, 90 * 24, min_open=True), default=24.0, show_default=True, metavar="HOURS",
               help="Of a workload's certificate, when the request says none.")
 @click.option("--audit-log", type=click.Path(path_type=Path), help="Record of certificates and refusals. [default: audit.log in --ca-dir]")
@@ -59,8 +63,8 @@ def _version() -> str:
 def command(paths: tuple[Path, ...], kubernetes: bool, kubeconfig: Path | None, kube_context: str,
             places: tuple[str, ...], admin: str | None, ca_dir: Path | None, ca_cert: Path | None,
             ca_key: Path | None, ca_chain: Path | None, ca_root: Path | None, trust_domain: str, node_tokens: Path | None,
-            certificate_lifetime: float, audit_log: Path | None, names: tuple[str, ...], root_namespace: str,
-            log_level: str) -> None:
+            token_review: bool, accounts: tuple[str, ...], certificate_lifetime: float, audit_log: Path | None, names: tuple[str, ...],
+            root_namespace: str, log_level: str) -> None:
     """Serve the mesh's configuration over gRPC (ADS) from manifests and Kubernetes, and certificates to its workloads."""
     cluster = _kubernetes(paths, kubernetes, kubeconfig, kube_context)
     for place in places:
@@ -74,11 +78,12 @@ def command(paths: tuple[Path, ...], kubernetes: bool, kubeconfig: Path | None, 
             raise _Failed(f"--config {path} is not there; make it, or name another")
     plugged = {"--ca-cert": ca_cert, "--ca-key": ca_key, "--ca-root": ca_root}
     if ca_dir is None and not any(plugged.values()):
-        _check_without_authority(places, {"--node-tokens": node_tokens, "--ca-chain": ca_chain, "--audit-log": audit_log,
-                                          "--server-name": names})
+        _check_without_authority(places, {"--node-tokens": node_tokens, "--token-review": token_review, "--ca-chain": ca_chain,
+                                          "--audit-log": audit_log, "--server-name": names})
         security = None
     else:
-        security = _security(ca_dir, plugged, ca_chain, node_tokens, audit_log, trust_domain, certificate_lifetime, names)
+        reviewed = _accounts(token_review, accounts, cluster is not None)
+        security = _security(ca_dir, plugged, ca_chain, node_tokens, reviewed, audit_log, trust_domain, certificate_lifetime, names)
     from controlplane.app.logs import set_up
     from controlplane.app.run import run
     from controlplane.ca.material import MaterialError
@@ -121,8 +126,8 @@ def _check_without_authority(places: tuple[str, ...], needing: dict[str, object]
                                    "--ca-dir and --node-tokens. Without one, unix:PATH is served")
 
 
-def _security(ca_dir: Path | None, plugged: dict[str, Path | None], chain: Path | None, tokens: Path | None, audit: Path | None,
-              trust_domain: str, hours: float, names: tuple[str, ...]) -> SecurityOptions:
+def _security(ca_dir: Path | None, plugged: dict[str, Path | None], chain: Path | None, tokens: Path | None,
+              accounts: frozenset[str], audit: Path | None, trust_domain: str, hours: float, names: tuple[str, ...]) -> SecurityOptions:
     from controlplane.app.security import SecurityOptions
     from controlplane.ca.identity import IdentityError, check_trust_domain
     from controlplane.ca.store import Files, Folder
@@ -132,8 +137,9 @@ def _security(ca_dir: Path | None, plugged: dict[str, Path | None], chain: Path 
         raise click.UsageError(f"--ca-dir and {given[0] if given else '--ca-chain'} are two authorities; give one of them")
     if ca_dir is None and len(given) < len(plugged):
         raise click.UsageError(f"{given[0]} needs {', '.join(name for name in plugged if name not in given)} too")
-    if tokens is None:
-        raise click.UsageError("a certificate authority needs --node-tokens FILE: it signs for nobody whose node it does not know")
+    if tokens is None and not accounts:
+        raise click.UsageError("a certificate authority needs --node-tokens FILE or --token-review: it signs for nobody whose node it does "
+                               "not know")
     if ca_dir is None and audit is None:
         raise click.UsageError("--ca-cert needs --audit-log FILE: every certificate is recorded")
     try:
@@ -146,7 +152,20 @@ def _security(ca_dir: Path | None, plugged: dict[str, Path | None], chain: Path 
     cert, key, root = plugged["--ca-cert"], plugged["--ca-key"], plugged["--ca-root"]
     source = Files(key, cert, chain, root) if key and cert and root else Folder(ca_dir or Path())
     log = audit if audit is not None else Path(source.where) / "audit.log"
-    return SecurityOptions(source, tokens, log, trust_domain, timedelta(hours=hours), names)
+    return SecurityOptions(source, tokens, log, trust_domain, timedelta(hours=hours), names, accounts)
+
+
+def _accounts(reviewed: bool, accounts: tuple[str, ...], cluster: bool) -> frozenset[str]:
+    if not reviewed and accounts:
+        raise click.UsageError("--node-account is of no use without --token-review")
+    if reviewed and not accounts:
+        raise click.UsageError("--token-review needs --node-account NAMESPACE/NAME: who is let in may ask for every account of its node")
+    if reviewed and not cluster:
+        raise click.UsageError("--token-review asks an API server; give --kubernetes or --kubeconfig")
+    for one in accounts:
+        if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?", one):
+            raise click.UsageError(f"--node-account is {one!r}; NAMESPACE/NAME is expected")
+    return frozenset(accounts)
 
 
 def _is_host(name: str) -> bool:

@@ -47,13 +47,14 @@ async def _run(config: tuple[Path, ...], listen: tuple[str, ...], admin: str | N
     # the name of Istio's trust domain is told by saying nothing, as istiod does
     domain = options.trust_domain if options and options.trust_domain != DEFAULT_TRUST_DOMAIN else ""
     async with AsyncExitStack() as stack:
-        cluster = None
+        client = cluster = None
         if kubernetes is not None:
-            cluster = Cluster(await stack.enter_async_context(Client(kubernetes, f"narrows-control-plane/{version}")))
+            client = await stack.enter_async_context(Client(kubernetes, f"narrows-control-plane/{version}"))
+            cluster = Cluster(client)
         plane = Plane(config, domain, root_namespace, cluster)
         security = None
         if options is not None:
-            security = Security(options, plane)
+            security = Security(options, plane, client)
             stack.callback(security.close)
         authority = security.service if security else None
         metrics = Metrics(plane, version, authority)

@@ -16,11 +16,15 @@ from controlplane.app.plane import Plane
 from controlplane.ca.audit import Audit
 from controlplane.ca.authority import Authority, OwnCertificate, utc_now
 from controlplane.ca.identity import DEFAULT_TRUST_DOMAIN
+from controlplane.ca.reviews import TokenReviews
 from controlplane.ca.service import DEFAULT_LIFETIME, CertificateService
 from controlplane.ca.sign import ExpiredError, Serving
 from controlplane.ca.store import Files, Folder, StoreError
-from controlplane.ca.tokens import NodeTokens, TokenError, TokenSource, bearer
+from controlplane.ca.tokens import Either, NodeTokens, TokenError, TokenSource, TokensUnavailableError, bearer
+from controlplane.model.objects import Pod
+from controlplane.model.problems import ObjectKey
 from controlplane.server.grpc_server import Metadata, Network, UnknownCallerError
+from protos.kubernetes.client import Client
 
 LOOK_SECONDS = 2.0  # between two looks at the authority's files
 DRAIN_SECONDS = 0.5  # twice a day; see Handshakes
@@ -31,14 +35,16 @@ log = logging.getLogger("narrows.controlplane.ca")
 
 @dataclass(frozen=True, slots=True)
 class SecurityOptions:
-    """`source` makes the authority; `tokens` is the file of node tokens; `names` are those under which agents call our ports."""
+    """`source` makes the authority; `tokens` is the file of node tokens; `accounts` are those whose tokens the API server reviews;
+    `names` are those under which agents call our ports."""
 
     source: Folder | Files
-    tokens: Path
+    tokens: Path | None
     audit: Path
     trust_domain: str = DEFAULT_TRUST_DOMAIN
     lifetime: timedelta = DEFAULT_LIFETIME
     names: tuple[str, ...] = field(default=())
+    accounts: frozenset[str] = frozenset()
 
 
 class Handshakes:
@@ -75,12 +81,12 @@ def _configuration(serving: Serving) -> grpc.ServerCertificateConfiguration:
 class Security:
     """Authority, tokens and audit of one control plane."""
 
-    def __init__(self, options: SecurityOptions, plane: Plane) -> None:
-        """Raises StoreError, MaterialError."""
+    def __init__(self, options: SecurityOptions, plane: Plane, client: Client | None = None) -> None:
+        """`client` is needed where tokens are reviewed. Raises StoreError, MaterialError."""
         if isinstance(options.source, Folder) and options.source.open(options.trust_domain, utc_now()):
             log.info("made a new root", extra={"where": options.source.where, "trust_domain": options.trust_domain})
         self._authority = Authority(options.source)
-        self._tokens: TokenSource = NodeTokens(options.tokens)
+        self._tokens: TokenSource = _tokens(options, plane, client)
         self._audit = Audit(options.audit)
         self.service = CertificateService(self._authority, self._tokens, plane.mesh.runs, self._audit, options.trust_domain,
                                           options.lifetime)
@@ -122,7 +128,18 @@ class Security:
         try:
             return (await self._tokens.caller(bearer(metadata))).node
         except TokenError as error:
-            raise UnknownCallerError(str(error)) from None
+            raise UnknownCallerError(str(error), isinstance(error, TokensUnavailableError)) from None
+
+
+def _tokens(options: SecurityOptions, plane: Plane, client: Client | None) -> TokenSource:
+    def pod(namespace: str, name: str) -> Pod | None:
+        found = plane.mesh.get(ObjectKey("Pod", namespace, name))
+        return found if isinstance(found, Pod) else None
+
+    sources: list[TokenSource] = [NodeTokens(options.tokens)] if options.tokens else []
+    if client is not None and options.accounts:
+        sources.append(TokenReviews(client.review_token, pod, options.accounts))
+    return sources[0] if len(sources) == 1 else Either(*sources)
 
 
 def _names(given: Iterable[str], ports: Iterable[str]) -> tuple[str, ...]:

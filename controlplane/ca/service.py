@@ -24,14 +24,15 @@ from controlplane.ca.authority import Authority
 from controlplane.ca.identity import Identity, IdentityError, parse
 from controlplane.ca.limit import Limit
 from controlplane.ca.material import fingerprint, pem, public_bytes, show
-from controlplane.ca.tokens import Caller, TokenError, TokenSource, bearer
+from controlplane.ca.tokens import Caller, TokenError, TokenSource, TokensUnavailableError, bearer
 from protos.gen.istio import ca_pb2
 
 SERVICE, METHOD = "istio.v1.auth.IstioCertificateService", "CreateCertificate"
 IMPERSONATED = "ImpersonatedIdentity"
 DEFAULT_LIFETIME = timedelta(hours=24)  # Istio's and ztunnel's
 MOST_LIFETIME = timedelta(days=90)  # Istio's
-REFUSALS = ("token", "rate", "identity", "impersonation", "lifetime", "request", "expired", "audit")  # reasons, in the order of the steps
+# reasons, in the order of the steps
+REFUSALS = ("token", "review", "rate", "identity", "impersonation", "lifetime", "request", "expired", "audit")
 READ_SECONDS = 30.0  # from the call to its message
 
 Metadata = Iterable[tuple[str, str | bytes]] | None
@@ -121,6 +122,8 @@ class CertificateService:
     async def _create(self, read: Callable[[], Any], metadata: Metadata, asked: _Asked) -> Any:
         try:
             asked.caller = caller = await self.tokens.caller(bearer(metadata))
+        except TokensUnavailableError as error:
+            raise Refusal(Code.UNAVAILABLE, "review", str(error)) from None
         except TokenError as error:
             raise Refusal(Code.UNAUTHENTICATED, "token", str(error)) from None
         if wait := self._limit.take(caller.node):

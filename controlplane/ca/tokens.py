@@ -1,7 +1,8 @@
 """Who calls, from the token that they bring. A caller is on a node, and the token alone says on which.
 
-`TokenSource` is what another source (Kubernetes' TokenReview) has to be. `NodeTokens` is a file, for labs and machines without a cluster:
-lines `NODE sha256:HEX`, the hash of each node's token, so that nobody who reads the file can call. A node may have several.
+`TokenSource` is what a source has to be; `reviews.TokenReviews` is that of a cluster. `NodeTokens` is a file, for labs and
+machines without a cluster: lines `NODE sha256:HEX`, the hash of each node's token, so that nobody who reads the file can call. A node
+may have several.
 """
 from __future__ import annotations
 
@@ -25,6 +26,10 @@ log = logging.getLogger("narrows.controlplane.ca")
 
 class TokenError(Exception):
     """The caller is not let in; the text is for them, and says nothing of what would be accepted."""
+
+
+class TokensUnavailableError(TokenError):
+    """Nobody can tell now whether the caller is let in, so they are not; it may be otherwise in a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +116,21 @@ class NodeTokens:
                 raise StoreError(f"{self._path}:{number}: {match[1]} has the token of another node; make one for each")
             fresh[self._index(digest)] = digest, match[1]
         self._nodes = fresh
+
+
+class Either:
+    """Several sources, asked in order: who is not known to one may be to the next, and what the last says is said."""
+
+    def __init__(self, *sources: TokenSource) -> None:
+        self._sources = sources
+
+    async def caller(self, token: str) -> Caller:
+        for one in self._sources[:-1]:
+            try:
+                return await one.caller(token)
+            except TokenError:
+                continue
+        return await self._sources[-1].caller(token)
+
+    def __len__(self) -> int:
+        return sum(len(one) for one in self._sources)

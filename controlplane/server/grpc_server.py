@@ -52,7 +52,11 @@ class EndingError(Exception):
 
 
 class UnknownCallerError(Exception):
-    """The caller is not let in; the text is for them."""
+    """The caller is not let in; the text is for them. `unavailable`: nobody can tell now who it is, and they may ask again."""
+
+    def __init__(self, text: str, unavailable: bool = False) -> None:
+        super().__init__(text)
+        self.code = grpc.StatusCode.UNAVAILABLE if unavailable else grpc.StatusCode.UNAUTHENTICATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +141,7 @@ class Server:
             except UnknownCallerError as unknown:
                 self._hub.counts.errors["unauthenticated"] += 1
                 log.warning("a client is not let in", extra={"peer": context.peer(), "reason": str(unknown)})
-                await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(unknown))
+                await context.abort(unknown.code, str(unknown))
         try:
             async with asyncio.timeout(FIRST_SECONDS):
                 first = await anext(requests)

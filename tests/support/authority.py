@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from protos.gen.istio import ca_pb2
+from tests.support.kubernetes.server import ApiServer
+from tests.support.kubernetes.tokens import Token, shaped
 
 IDENTITY = "spiffe://cluster.local/ns/default/sa/sa-reviews"
 TOKENS = {node: f"token-of-{node}-" + hashlib.sha256(node.encode()).hexdigest() for node in ("n1", "n2", "n3")}
@@ -138,3 +141,14 @@ def s_client(where: str, *arguments: str | Path, before: Sequence[str] = ()) -> 
 def text_of(certificate: str) -> str:
     """`openssl x509 -text` of a certificate in PEM."""
     return openssl("x509", "-noout", "-text", "-certopt", "no_sigdump", stdin=certificate)
+
+
+def node_token(server: ApiServer, *, account: str = "narrows/agent", pod: str = "agent-1", uid: str = "u1", node: str = "",
+               audience: str = "istio-ca", seconds: float = 3600) -> str:
+    """A projected token of a service account that the API server knows; with `node`, as of a server that tells it."""
+    namespace, _, name = account.partition("/")
+    token = shaped({"aud": [audience], "exp": int(time.time() + seconds), "sub": f"system:serviceaccount:{namespace}:{name}"})
+    extra = {"pod-name": pod, "pod-uid": uid, "node-name": node} if pod else {}
+    server.tokens[token] = Token(f"system:serviceaccount:{namespace}:{name}", audiences=(audience,), extra={
+        f"authentication.kubernetes.io/{key}": (value,) for key, value in extra.items() if value})
+    return token
