@@ -214,7 +214,7 @@ def test_when_descriptors_run_out_connections_wait_and_nothing_spins(mesh: Mesh)
             mesh.worker.detach(1)
             mesh.worker.detach(2)
             until(lambda: mesh.worker.header["sockets_ready"] == 0, "detached")
-            poor.commit(blobs.put_settings(ProxySettings()))
+            poor.commit(blobs.put_settings(ProxySettings(hold_timeout_ms=60_000)))  # who waits longer is refused: not while we dial
             mine.configure(*everything(mine), protocol=Protocol.TCP)  # before sockets take the descriptors that commits come with
             mine.attach()
             origin = mine.origin(8080, echo)
