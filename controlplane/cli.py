@@ -14,6 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from controlplane.app.security import SecurityOptions
+    from controlplane.ca.secret import SecretStore
     from protos.kubernetes.configuration import Configuration
 
 EX_DATAERR, EX_UNAVAILABLE = 65, 69
@@ -47,6 +48,9 @@ def _version() -> str:
 @click.option("--ca-key", type=click.Path(path_type=Path), help="Its key.")
 @click.option("--ca-chain", type=click.Path(path_type=Path), help="The certificates between it and its root, if any.")
 @click.option("--ca-root", type=click.Path(path_type=Path), help="The roots that are trusted.")
+@click.option("--ca-secret", metavar="NAMESPACE/NAME",
+              help="Instead of --ca-dir: the authority lives in this Secret; the first start makes a root. A Secret `cacerts` of that "
+                   "namespace is used where there is one.")
 @click.option("--trust-domain", default="cluster.local", show_default=True, help="Of every identity of the mesh.")
 @click.option("--node-tokens", type=click.Path(path_type=Path), metavar="FILE",
               help="Who may call: lines `NODE sha256:HEX`, the hash of the node's token. Read again when it changes.")
@@ -62,9 +66,9 @@ def _version() -> str:
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), show_default=True)
 def command(paths: tuple[Path, ...], kubernetes: bool, kubeconfig: Path | None, kube_context: str,
             places: tuple[str, ...], admin: str | None, ca_dir: Path | None, ca_cert: Path | None,
-            ca_key: Path | None, ca_chain: Path | None, ca_root: Path | None, trust_domain: str, node_tokens: Path | None,
-            token_review: bool, accounts: tuple[str, ...], certificate_lifetime: float, audit_log: Path | None, names: tuple[str, ...],
-            root_namespace: str, log_level: str) -> None:
+            ca_key: Path | None, ca_chain: Path | None, ca_root: Path | None, ca_secret: str | None, trust_domain: str,
+            node_tokens: Path | None, token_review: bool, accounts: tuple[str, ...], certificate_lifetime: float, audit_log: Path | None,
+            names: tuple[str, ...], root_namespace: str, log_level: str) -> None:
     """Serve the mesh's configuration over gRPC (ADS) from manifests and Kubernetes, and certificates to its workloads."""
     cluster = _kubernetes(paths, kubernetes, kubeconfig, kube_context)
     for place in places:
@@ -77,13 +81,14 @@ def command(paths: tuple[Path, ...], kubernetes: bool, kubeconfig: Path | None, 
         if not path.exists():
             raise _Failed(f"--config {path} is not there; make it, or name another")
     plugged = {"--ca-cert": ca_cert, "--ca-key": ca_key, "--ca-root": ca_root}
-    if ca_dir is None and not any(plugged.values()):
+    if ca_dir is None and ca_secret is None and not any(plugged.values()):
         _check_without_authority(places, {"--node-tokens": node_tokens, "--token-review": token_review, "--ca-chain": ca_chain,
                                           "--audit-log": audit_log, "--server-name": names})
         security = None
     else:
         reviewed = _accounts(token_review, accounts, cluster is not None)
-        security = _security(ca_dir, plugged, ca_chain, node_tokens, reviewed, audit_log, trust_domain, certificate_lifetime, names)
+        store = _secret(ca_secret, ca_dir, plugged, ca_chain, cluster is not None)
+        security = _security(ca_dir, plugged, ca_chain, store, node_tokens, reviewed, audit_log, trust_domain, certificate_lifetime, names)
     from controlplane.app.logs import set_up
     from controlplane.app.run import run
     from controlplane.ca.material import MaterialError
@@ -126,8 +131,9 @@ def _check_without_authority(places: tuple[str, ...], needing: dict[str, object]
                                    "--ca-dir and --node-tokens. Without one, unix:PATH is served")
 
 
-def _security(ca_dir: Path | None, plugged: dict[str, Path | None], chain: Path | None, tokens: Path | None,
-              accounts: frozenset[str], audit: Path | None, trust_domain: str, hours: float, names: tuple[str, ...]) -> SecurityOptions:
+def _security(ca_dir: Path | None, plugged: dict[str, Path | None], chain: Path | None, store: SecretStore | None,
+              tokens: Path | None, accounts: frozenset[str], audit: Path | None, trust_domain: str, hours: float,
+              names: tuple[str, ...]) -> SecurityOptions:
     from controlplane.app.security import SecurityOptions
     from controlplane.ca.identity import IdentityError, check_trust_domain
     from controlplane.ca.store import Files, Folder
@@ -135,13 +141,13 @@ def _security(ca_dir: Path | None, plugged: dict[str, Path | None], chain: Path 
     given = [name for name, value in plugged.items() if value is not None]
     if ca_dir is not None and (given or chain):
         raise click.UsageError(f"--ca-dir and {given[0] if given else '--ca-chain'} are two authorities; give one of them")
-    if ca_dir is None and len(given) < len(plugged):
+    if ca_dir is None and store is None and len(given) < len(plugged):
         raise click.UsageError(f"{given[0]} needs {', '.join(name for name in plugged if name not in given)} too")
     if tokens is None and not accounts:
         raise click.UsageError("a certificate authority needs --node-tokens FILE or --token-review: it signs for nobody whose node it does "
                                "not know")
     if ca_dir is None and audit is None:
-        raise click.UsageError("--ca-cert needs --audit-log FILE: every certificate is recorded")
+        raise click.UsageError(f"{'--ca-secret' if store else '--ca-cert'} needs --audit-log FILE: every certificate is recorded")
     try:
         check_trust_domain(trust_domain)
     except IdentityError as error:
@@ -150,9 +156,31 @@ def _security(ca_dir: Path | None, plugged: dict[str, Path | None], chain: Path 
         if not _is_host(name):
             raise click.UsageError(f"--server-name is {name!r}; a host name or an address is expected, without a port")
     cert, key, root = plugged["--ca-cert"], plugged["--ca-key"], plugged["--ca-root"]
-    source = Files(key, cert, chain, root) if key and cert and root else Folder(ca_dir or Path())
+    source = store or (Files(key, cert, chain, root) if key and cert and root else Folder(ca_dir or Path()))
     log = audit if audit is not None else Path(source.where) / "audit.log"
     return SecurityOptions(source, tokens, log, trust_domain, timedelta(hours=hours), names, accounts)
+
+
+def _secret(text: str | None, ca_dir: Path | None, plugged: dict[str, Path | None], chain: Path | None,
+            cluster: bool) -> SecretStore | None:
+    if text is None:
+        return None
+    given = [name for name, value in ({"--ca-dir": ca_dir} | plugged | {"--ca-chain": chain}).items() if value is not None]
+    if given:
+        raise click.UsageError(f"--ca-secret and {given[0]} are two authorities; give one of them")
+    if not cluster:
+        raise click.UsageError("--ca-secret is in an API server; give --kubernetes or --kubeconfig")
+    from controlplane.ca.secret import SecretStore
+
+    return SecretStore(*_named("--ca-secret", text))
+
+
+def _named(option: str, text: str) -> tuple[str, str]:
+    namespace, _, name = text.partition("/")
+    label, subdomain = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?"
+    if not re.fullmatch(label, namespace) or not re.fullmatch(subdomain, name):
+        raise click.UsageError(f"{option} is {text!r}; NAMESPACE/NAME is expected")
+    return namespace, name
 
 
 def _accounts(reviewed: bool, accounts: tuple[str, ...], cluster: bool) -> frozenset[str]:
@@ -163,8 +191,7 @@ def _accounts(reviewed: bool, accounts: tuple[str, ...], cluster: bool) -> froze
     if reviewed and not cluster:
         raise click.UsageError("--token-review asks an API server; give --kubernetes or --kubeconfig")
     for one in accounts:
-        if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?", one):
-            raise click.UsageError(f"--node-account is {one!r}; NAMESPACE/NAME is expected")
+        _named("--node-account", one)
     return frozenset(accounts)
 
 

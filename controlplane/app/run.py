@@ -14,8 +14,9 @@ import uvloop
 from controlplane.app.admin import Admin
 from controlplane.app.metrics import Metrics
 from controlplane.app.plane import Plane
-from controlplane.app.security import Security, SecurityOptions
+from controlplane.app.security import Security, SecurityOptions, opened
 from controlplane.ca.identity import DEFAULT_TRUST_DOMAIN
+from controlplane.ca.secret import SecretStore
 from controlplane.model.security import ROOT_NAMESPACE
 from controlplane.server.grpc_server import Server
 from controlplane.sources.cluster import Cluster
@@ -47,12 +48,18 @@ async def _run(config: tuple[Path, ...], listen: tuple[str, ...], admin: str | N
     # the name of Istio's trust domain is told by saying nothing, as istiod does
     domain = options.trust_domain if options and options.trust_domain != DEFAULT_TRUST_DOMAIN else ""
     async with AsyncExitStack() as stack:
+        following: list[asyncio.Task[None]] = []
+        ending = asyncio.create_task(end.wait(), name="end")
+        stack.push_async_callback(_cancel, following, ending)
         client = cluster = None
         if kubernetes is not None:
             client = await stack.enter_async_context(Client(kubernetes, f"narrows-control-plane/{version}"))
             cluster = Cluster(client)
         plane = Plane(config, domain, root_namespace, cluster)
         security = None
+        in_secret = options.source if options is not None and isinstance(options.source, SecretStore) else None
+        if in_secret and client and not await opened(in_secret, client, domain or DEFAULT_TRUST_DOMAIN, ending):
+            return
         if options is not None:
             security = Security(options, plane, client)
             stack.callback(security.close)
@@ -65,9 +72,6 @@ async def _run(config: tuple[Path, ...], listen: tuple[str, ...], admin: str | N
             await door.start(Path(admin.removeprefix("unix:")))
             stack.push_async_callback(door.stop)
         plane.load()
-        following: list[asyncio.Task[None]] = []
-        ending = asyncio.create_task(end.wait(), name="end")
-        stack.push_async_callback(_cancel, following, ending)
         if cluster is not None:
             following += [asyncio.create_task(cluster.run(), name="cluster"),
                           asyncio.create_task(_follow_cluster(plane, cluster), name="objects")]
@@ -83,6 +87,8 @@ async def _run(config: tuple[Path, ...], listen: tuple[str, ...], admin: str | N
         following.append(asyncio.create_task(_follow(plane, watch), name="follow"))
         if security is not None:
             following.append(asyncio.create_task(security.follow(), name="authority"))
+            if client is not None:
+                following.append(asyncio.create_task(security.follow_secret(client), name="secret"))
         done, _ = await asyncio.wait({*following, ending}, return_when=asyncio.FIRST_COMPLETED)
         for task in done - {ending}:
             task.result()  # they never return: this raises

@@ -17,6 +17,7 @@ from controlplane.ca.audit import Audit
 from controlplane.ca.authority import Authority, OwnCertificate, utc_now
 from controlplane.ca.identity import DEFAULT_TRUST_DOMAIN
 from controlplane.ca.reviews import TokenReviews
+from controlplane.ca.secret import SecretStore
 from controlplane.ca.service import DEFAULT_LIFETIME, CertificateService
 from controlplane.ca.sign import ExpiredError, Serving
 from controlplane.ca.store import Files, Folder, StoreError
@@ -25,8 +26,10 @@ from controlplane.model.objects import Pod
 from controlplane.model.problems import ObjectKey
 from controlplane.server.grpc_server import Metadata, Network, UnknownCallerError
 from protos.kubernetes.client import Client
+from protos.kubernetes.errors import ApiError
 
 LOOK_SECONDS = 2.0  # between two looks at the authority's files
+OPEN_FIRST, OPEN_MOST = 0.5, 15.0  # s between two tries to open the authority's Secret, growing
 DRAIN_SECONDS = 0.5  # twice a day; see Handshakes
 WILDCARDS = ("", "0.0.0.0", "::")
 
@@ -38,7 +41,7 @@ class SecurityOptions:
     """`source` makes the authority; `tokens` is the file of node tokens; `accounts` are those whose tokens the API server reviews;
     `names` are those under which agents call our ports."""
 
-    source: Folder | Files
+    source: Folder | Files | SecretStore
     tokens: Path | None
     audit: Path
     trust_domain: str = DEFAULT_TRUST_DOMAIN
@@ -92,6 +95,12 @@ class Security:
                                           options.lifetime)
         self._names = options.names
         self._own: OwnCertificate | None = None
+
+    async def follow_secret(self, client: Client) -> None:
+        """Where the authority is in a Secret: keeps it current; never returns."""
+        if isinstance(self._authority.source, SecretStore):
+            await self._authority.source.follow(client)
+        await asyncio.Event().wait()
 
     def network(self, ports: Iterable[str]) -> Network:
         """For these ports (HOST:PORT). Raises StoreError when the authority's certificate has ended."""
@@ -147,3 +156,19 @@ def _names(given: Iterable[str], ports: Iterable[str]) -> tuple[str, ...]:
     hosts = [port.rpartition(":")[0].strip("[]") for port in ports]
     names = [*given, *(host for host in hosts if host not in WILDCARDS), "localhost", "127.0.0.1", "::1", socket.gethostname().lower()]
     return tuple(dict.fromkeys(name for name in names if name.isascii()))
+
+
+async def opened(source: SecretStore, client: Client, trust_domain: str, ending: asyncio.Task[bool]) -> bool:
+    """Open the Secret, however long the API server takes; False when the process is to end first. Raises StoreError."""
+    wait = OPEN_FIRST
+    while True:
+        try:
+            if await source.open(client, trust_domain, utc_now()):
+                log.info("made a new root", extra={"where": source.where, "trust_domain": trust_domain})
+            return True
+        except ApiError as error:
+            log.error("the authority's Secret cannot be had yet", extra={"where": source.where, "reason": str(error)})
+        await asyncio.wait({ending}, timeout=wait)
+        if ending.done():
+            return False
+        wait = min(wait * 2, OPEN_MOST)
