@@ -28,7 +28,8 @@ COMMON = ({"reporter", "destination_service", "destination_service_name", "desti
 TCP = ("istio_tcp_connections_opened_total", "istio_tcp_connections_closed_total", "istio_tcp_sent_bytes_total",
        "istio_tcp_received_bytes_total")
 HTTP = ("istio_requests_total", "istio_request_duration_milliseconds_count", "istio_request_bytes_count", "istio_response_bytes_count")
-CLIENT = {"source_workload": "client", "source_workload_namespace": "default", "source_app": "client", "source_principal": "unknown"}
+CLIENT = {"source_workload": "client", "source_workload_namespace": "default", "source_app": "client",
+          "source_principal": "spiffe://cluster.local/ns/default/sa/default"}
 
 
 def run_dir(mesh: Lab, node: str = "") -> Path:
