@@ -1,14 +1,17 @@
 """The core of a reflector: one resource, listed once and then followed. Sans-I/O: told what came, it says what to do next.
 
-    LIST ---last page---> WATCH ---end or cut---> WATCH again from the last resourceVersion
-      ^                     |
-      +--- 410, or a resourceVersion the server does not know ---+          a failure of either: WAIT, then the same again
+    LIST ---last page---> WATCH ---end---> WATCH again from the last resourceVersion
+      ^                     |  ^
+      |                     |  +--- no ---+
+      |                     +---cut, failed, or told nothing---> is the server's past shorter than ours? a list of one object says
+      +--- 410, or yes                                                          a failure of any: WAIT, then the same again
 
 Theory. A list is a snapshot at its resourceVersion, and a watch from there tells all that follows (API concepts, "Efficient detection of
 changes"), so what was listed and told is the truth, late at most. Four things break that, and have a rule each:
 - the server forgot where we were (410): list again, and what we held and the list has not was deleted meanwhile;
 - the list is older than what we know (a replica that lags, an etcd restored from a backup): it is refused, and taken only when
-  STALE_LISTS in a row say so, since then the past is the truth;
+  STALE_LISTS in a row say so, since then the past is the truth. A watch does not tell: from a resourceVersion of the future it is silent
+  (seen with kube-apiserver 1.20; later ones may refuse it), so before the next one the server is asked where it is;
 - an object cannot be read: its last good version stays in force, and the problem is told until it can be; when not even its name is known,
   nothing is taken for deleted by that list;
 - nobody answers: the state stays, and says since when and why it is stale.
@@ -113,7 +116,8 @@ class Reflector(Generic[T]):
         self._unreadable: dict[Key, str] = {}
         self._unnamed = 0
         self._limit, self._stale_lists = limit, 0
-        self._opened, self._told = now, 0
+        self._opened, self._told, self._asked = now, 0, 0
+        self._look = False  # ask where the server is, before the next watch
         self._lists = self._watches = self._events = self._all_failures = 0
         self._continue, self._list_version = "", ""
         self._seen: set[Key] = set()
@@ -125,9 +129,12 @@ class Reflector(Generic[T]):
         if self._wait:
             seconds, self._wait = self._wait, 0.0
             return Wait(seconds)
+        if self._phase is Phase.WATCH and self._look:
+            return List(1, "")
         if self._phase is Phase.WATCH:
             low, high = WATCH_SECONDS
-            return Watch(self._version, low + int(self._draw() * (high - low)))
+            self._asked = low + int(self._draw() * (high - low))
+            return Watch(self._version, self._asked)
         return List(self._limit, self._continue)
 
     def take(self) -> Batch[T]:
@@ -143,6 +150,11 @@ class Reflector(Generic[T]):
 
     def page(self, page: Page[T], now: float) -> None:
         """The answer to List."""
+        if self._phase is Phase.WATCH:
+            self._look = False
+            if _older(page.resource_version, self._version):
+                self._phase = Phase.LIST
+            return
         if not self._continue and not self._fresh(page, now):
             return
         if not self._continue:
@@ -162,7 +174,7 @@ class Reflector(Generic[T]):
             for key in self._unreadable.keys() - self._seen:
                 del self._unreadable[key]
         self._unnamed = self._listed_unnamed
-        self._version, self._phase = self._list_version, Phase.WATCH
+        self._version, self._phase, self._look = self._list_version, Phase.WATCH, False
         self._lists += 1
         self._limit, self._stale_lists = self._limit_asked, 0
         self._sync()
@@ -193,6 +205,7 @@ class Reflector(Generic[T]):
 
     def ended(self, now: float) -> None:
         """The watch ended, by its timeout or by a cut: it goes on where it was."""
+        self._look = not self._told or now - self._opened < self._asked - WATCH_SHORT
         if not self._told and now - self._opened < WATCH_SHORT:
             self._fail("watches end at once, without an event", now)
         else:
@@ -204,6 +217,7 @@ class Reflector(Generic[T]):
             self._absent(error, now)
             return
         listing = self._phase is not Phase.WATCH
+        self._look = not listing
         if isinstance(error, Gone):
             self._gone(listing, now, str(error))
             return

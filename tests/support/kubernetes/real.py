@@ -71,17 +71,22 @@ class Cluster:
         self._folder = Path(tempfile.mkdtemp(prefix="narrows-kubernetes-"))
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
         self.kubeconfig = self._folder / "admin.kubeconfig"
+        self.data = self._folder / "data"  # etcd's; not to be touched but between `stop` and `start`
         self.port = 0
 
     def __enter__(self) -> Cluster:
         try:
             self._credentials()
             for again in (2, 1, 0):  # a free port may be somebody else's a moment later
+                self._etcd, self._peers, self.port = _free_ports(3)
+                pem = base64.b64encode(self._admin.read_bytes()).decode()
+                self._write_kubeconfig(self.kubeconfig, {"client-certificate-data": pem, "client-key-data": pem})
                 try:
-                    self._start()
+                    self.start()
                     return self
                 except _PortTaken:
-                    self._end()
+                    self.stop()
+                    shutil.rmtree(self.data, ignore_errors=True)
                     if not again:
                         raise
             raise AssertionError("unreachable")
@@ -90,7 +95,7 @@ class Cluster:
             raise
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
@@ -161,6 +166,43 @@ class Cluster:
         finally:
             connection.close()
 
+    def start(self) -> None:
+        """Also after `stop`: at the same address, with the data that is there."""
+        here = self._folder
+        etcd, peers = f"http://127.0.0.1:{self._etcd}", f"http://127.0.0.1:{self._peers}"
+        self._run("etcd", "etcd", "--name=test", f"--data-dir={self.data}", f"--listen-client-urls={etcd}", "--logger=zap",
+                  f"--advertise-client-urls={etcd}", f"--listen-peer-urls={peers}", f"--initial-advertise-peer-urls={peers}",
+                  f"--initial-cluster=test={peers}")
+        admission = [] if self._controllers else ["--disable-admission-plugins=ServiceAccount"]
+        self._run("kube-apiserver", str(self._programs / "kube-apiserver"), f"--etcd-servers={etcd}", "--bind-address=127.0.0.1",
+                  f"--secure-port={self.port}", f"--cert-dir={here}", f"--tls-cert-file={self._serving}",
+                  f"--tls-private-key-file={self._serving}", f"--client-ca-file={self._ca}", "--authorization-mode=Node,RBAC",
+                  f"--service-account-issuer={ISSUER}", f"--service-account-key-file={self._signing}",
+                  f"--service-account-signing-key-file={self._signing}", f"--service-cluster-ip-range={ADDRESSES}",
+                  "--allow-privileged", "--endpoint-reconciler-type=none", *admission)
+        until(self._is_ready, "kube-apiserver is ready", START, 0.1)
+        if not self._controllers:
+            return
+        # a node is never found dead for lack of heartbeats: nobody sends any
+        self._run("kube-controller-manager", str(self._programs / "kube-controller-manager"), f"--kubeconfig={self.kubeconfig}",
+                  "--leader-elect=false", "--port=0", "--secure-port=0", f"--service-account-private-key-file={self._signing}",
+                  f"--root-ca-file={self._ca}", "--node-monitor-grace-period=24h", "--controllers=*,-nodeipam,-attachdetach,-ttl")
+        until(lambda: self._alive() and self.ask("GET", "/api/v1/namespaces/default/serviceaccounts/default")[1].get("secrets"),
+              "kube-controller-manager made the account `default`, and its token", START, 0.1)
+
+    def stop(self) -> None:
+        """All of it, as when a machine goes down in order."""
+        for _, process in reversed(self._processes):
+            process.terminate()
+        deadline = time.monotonic() + END
+        for _, process in reversed(self._processes):
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(END)
+        self._processes.clear()
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _credentials(self) -> None:
@@ -182,34 +224,6 @@ class Cluster:
             "apiVersion": "v1", "kind": "Config", "current-context": "test", "users": [{"name": "test", "user": user}],
             "clusters": [{"name": "test", "cluster": cluster}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}]}))
-
-    def _start(self) -> None:
-        self._etcd, peers, self.port = _free_ports(3)
-        here = self._folder
-        etcd = f"http://127.0.0.1:{self._etcd}"
-        shutil.rmtree(here / "data", ignore_errors=True)
-        self._run("etcd", "etcd", "--name=test", f"--data-dir={here / 'data'}", f"--listen-client-urls={etcd}",
-                  f"--advertise-client-urls={etcd}", f"--listen-peer-urls=http://127.0.0.1:{peers}", "--logger=zap",
-                  f"--initial-advertise-peer-urls=http://127.0.0.1:{peers}", f"--initial-cluster=test=http://127.0.0.1:{peers}")
-        admission = [] if self._controllers else ["--disable-admission-plugins=ServiceAccount"]
-        self._run("kube-apiserver", str(self._programs / "kube-apiserver"), f"--etcd-servers={etcd}", "--bind-address=127.0.0.1",
-                  f"--secure-port={self.port}", f"--cert-dir={here}", f"--tls-cert-file={self._serving}",
-                  f"--tls-private-key-file={self._serving}", f"--client-ca-file={self._ca}", "--authorization-mode=Node,RBAC",
-                  f"--service-account-issuer={ISSUER}", f"--service-account-key-file={self._signing}",
-                  f"--service-account-signing-key-file={self._signing}", f"--service-cluster-ip-range={ADDRESSES}",
-                  "--allow-privileged", "--endpoint-reconciler-type=none", *admission)
-        for path, key in ((self.kubeconfig, self._admin),):
-            pem = base64.b64encode(key.read_bytes()).decode()
-            self._write_kubeconfig(path, {"client-certificate-data": pem, "client-key-data": pem})
-        until(self._is_ready, "kube-apiserver is ready", START, 0.1)
-        if not self._controllers:
-            return
-        # a node is never found dead for lack of heartbeats: nobody sends any
-        self._run("kube-controller-manager", str(self._programs / "kube-controller-manager"), f"--kubeconfig={self.kubeconfig}",
-                  "--leader-elect=false", "--port=0", "--secure-port=0", f"--service-account-private-key-file={self._signing}",
-                  f"--root-ca-file={self._ca}", "--node-monitor-grace-period=24h", "--controllers=*,-nodeipam,-attachdetach,-ttl")
-        until(lambda: self._alive() and self.ask("GET", "/api/v1/namespaces/default/serviceaccounts/default")[1].get("secrets"),
-              "kube-controller-manager made the account `default`, and its token", START, 0.1)
 
     def _run(self, name: str, *argv: str) -> None:
         with (self._folder / f"{name}.log").open("wb") as log:
@@ -236,18 +250,6 @@ class Cluster:
             return self.ask("GET", "/readyz")[0] == 200 and self.ask("GET", "/api/v1/namespaces/default")[0] == 200
         except (OSError, http.client.HTTPException):
             return False
-
-    def _end(self) -> None:
-        for _, process in reversed(self._processes):
-            process.terminate()
-        deadline = time.monotonic() + END
-        for _, process in reversed(self._processes):
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(END)
-        self._processes.clear()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -264,8 +264,6 @@ class ApiServer:
         asked, bookmarks = request.query.get("resourceVersion", ""), request.query.get("allowWatchBookmarks") in ("1", "true")
         seconds = float(request.query.get("timeoutSeconds", "1800"))
         at = self.store.revision if asked in ("", "0") else int(asked)
-        if at > self.store.revision:
-            raise Refused(504, "Timeout", f"Too large resource version: {at}, current: {self.store.revision}", retryAfterSeconds=1)
         if self.chaos.gone_as_status:
             self.store.since(served, at)
 
@@ -295,7 +293,8 @@ class ApiServer:
                     except Refused as refused:
                         await _tell(answer, "ERROR", refused.status())
                         return answer
-                    if bookmarks and (now >= bookmark or now >= end or open_.bookmark):
+                    known = at <= self.store.revision
+                    if bookmarks and known and (now >= bookmark or now >= end or open_.bookmark):
                         open_.bookmark, bookmark = False, now + self.chaos.bookmark_seconds
                         await _tell(answer, "BOOKMARK", {
                             "kind": served.resource.kind, "apiVersion": served.resource.api_version,
@@ -313,7 +312,7 @@ class ApiServer:
     async def _changes(self, answer: web.StreamResponse, served: Served, at: int, wanted: Any) -> int:
         """What comes after `at`; an object that leaves what is selected was deleted, for who watches."""
         with self.store.lock:
-            changes, revision = self.store.since(served, at), self.store.revision
+            changes, revision = self.store.since(served, at), max(at, self.store.revision)  # from the future: silence until it is there
         for change in changes:
             before, after = wanted(change.before), wanted(change.after)
             version = {"resourceVersion": str(change.revision)}

@@ -365,6 +365,17 @@ async def test_a_watch_from_long_ago_is_gone(client: Client, namespace: str) -> 
     assert error.value.reason in ("Expired", "Gone")
 
 
+async def test_a_watch_from_the_future_is_silent(client: Client, namespace: str) -> None:
+    """What a server restored from a backup does to who knows more than it: hence reflectors ask where it is."""
+    ahead = int((await client.list(CONFIG_MAPS, namespace)).resource_version) + 1_000_000
+    async with client.watch(CONFIG_MAPS, namespace, resource_version=str(ahead), seconds=4) as watching:
+        await client.create(CONFIG_MAPS, config_map("x", namespace), namespace)
+        stream, told = Stream(watching.path, dict), []
+        while data := await watching.read():
+            told += stream.feed(data)
+    assert told == []
+
+
 async def test_a_token_that_is_none_is_nobodys(client: Client) -> None:
     told = await client.review_token("nonsense", ["istio-ca"])
     assert not told.authenticated and not told.user.username

@@ -49,6 +49,13 @@ def watching(*items: Item[str], version: int = 10) -> Reflector[str]:
     return core
 
 
+def looked(core: Reflector[str], version: int) -> List | Watch | Wait:
+    """What it does next, when it asks before that whether the server still is where it was, and hears that."""
+    assert core.next() == List(1, "")
+    core.page(listed(version, one("whichever", 1)), 0.0)
+    return core.next()
+
+
 def test_it_is_synced_once_after_the_last_page() -> None:
     core = fresh(limit=2)
     assert core.next() == List(2, "") and core.state().stale_since == 0.0
@@ -75,12 +82,34 @@ def test_a_batch_has_the_last_word_of_each_object() -> None:
 def test_it_resumes_where_events_and_bookmarks_left_off() -> None:
     core = watching(one("x", 1))
     core.event(put("x", 12), 2.0)
-    core.ended(2.0)
+    core.ended(302.0)
     assert core.next() == Watch("12", 300)
-    core.opened(3.0)
-    core.event(Bookmark("40"), 3.0)
-    core.ended(3.0)
+    core.opened(303.0)
+    core.event(Bookmark("40"), 303.0)
+    core.ended(603.0)
     assert core.next() == Watch("40", 300) and core.state().lists == 1
+
+
+def test_after_a_cut_or_silence_it_asks_first_whether_the_server_knows_what_it_knows() -> None:
+    core = watching(one("x", 1))
+    core.event(put("x", 12), 2.0)
+    core.ended(100.0)  # cut
+    assert looked(core, 12) == Watch("12", 300)
+    core.opened(100.0)
+    core.ended(400.0)  # silent
+    assert looked(core, 900) == Watch("12", 300) and core.state().lists == 1 and core.state().objects == 1
+    core.opened(400.0)
+    core.failed(DOWN, 500.0)
+    assert isinstance(core.next(), Wait) and core.next() == List(1, "")
+    core.failed(DOWN, 501.0)
+    assert isinstance(core.next(), Wait) and core.next() == List(1, "")
+    core.failed(DOWN, 503.0)
+    assert isinstance(core.next(), Wait) and looked(core, 11) == List(500, "")  # restored from a backup: all is to be listed
+    for turn in range(STALE_LISTS):
+        core.page(listed(11, one("y", 7)), 504.0 + turn)
+    batch = core.take()
+    assert batch.puts.keys() == {key("y")} and batch.deletes == {key("x")}
+    assert isinstance(core.next(), Wait) and core.next() == Watch("11", 300)
 
 
 def test_a_watch_lasts_as_long_as_is_drawn() -> None:
@@ -174,7 +203,7 @@ def test_a_watch_that_is_refused_goes_on_from_the_same_place_and_says_since_when
     core = watching(one("x", 1))
     core.ended(400.0)
     core.failed(error, 401.0)
-    assert isinstance(core.next(), Wait) and core.next() == Watch("10", 300)
+    assert isinstance(core.next(), Wait) and looked(core, 10) == Watch("10", 300)
     core.failed(error, 409.0)
     state = core.state()
     assert (state.stale_since, state.reason, state.failures, state.objects) == (401.0, str(error), 2, 1)
@@ -191,7 +220,7 @@ def test_waits_grow_to_a_bound_with_jitter_and_start_anew_after_an_event() -> No
         action = core.next()
         assert isinstance(action, Wait)
         waits.append(action.seconds)
-        assert isinstance(core.next(), Watch)
+        assert isinstance(looked(core, 10), Watch)
     assert waits[0] == 0.4 and waits == sorted(waits) and waits[-1] == BACKOFF_MOST / 2
     core.opened(20.0)
     core.event(Bookmark("11"), 20.0)
@@ -213,9 +242,10 @@ def test_watches_that_end_at_once_are_not_made_in_a_loop() -> None:
     core = watching()
     core.ended(1.1)
     assert isinstance(core.next(), Wait) and "end at once" in core.state().reason
+    assert isinstance(looked(core, 10), Watch)
     core.opened(2.0)
     core.ended(300.0)
-    assert isinstance(core.next(), Watch)
+    assert isinstance(looked(core, 10), Watch)
 
 
 def test_what_cannot_be_read_keeps_its_last_version_and_is_told_by_name() -> None:
