@@ -64,6 +64,11 @@ class Pod:
     def ip(self) -> str:
         return self.netns.ip
 
+    @property
+    def inode(self) -> int:
+        """Of its network namespace."""
+        return os.stat(self.netns.path).st_ino
+
 
 class Kubelet:
     def __init__(self, cluster: Cluster, namespaces: Namespaces, name: str, *, number: int = 1, systemd: bool = False,
@@ -270,6 +275,8 @@ class Kubelet:
             await asyncio.sleep(TICK)
 
     async def _probed(self, one: Pod) -> bool:
+        if not all(_entered(process, one.inode) for process in one.processes.values()):
+            return False
         for each in one.body["spec"]["containers"]:
             if "readinessProbe" in each:
                 probe = partial(_probe, one, each["readinessProbe"])
@@ -315,6 +322,14 @@ class Kubelet:
         _remove_tree(one.cgroup)
         if one.netns is not self.node.netns:
             netlink.delete_namespace(one.netns.name)
+
+
+def _entered(process: subprocess.Popen[bytes], namespace: int) -> bool:
+    """It is in the pod, which is the last thing before it becomes the program that it is for, or has ended already."""
+    try:
+        return process.poll() is not None or os.stat(f"/proc/{process.pid}/ns/net").st_ino == namespace
+    except OSError:
+        return True
 
 
 def _probe(one: Pod, probe: Body) -> bool:
