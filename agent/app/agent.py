@@ -415,6 +415,8 @@ class Agent:
         return shape | {
             "listeners": listeners,
             "certificates": self._certificates.shown(),
+            "dns": [{"namespace": pod["namespace"], "pod": pod["name"], "captured": pod["dns"] is not None, **(pod["dns"] or {})}
+                    for pod in self._pods.shown() if pod["captured"]],
             **dump.tunnels(self._data_path.tunnels(), self._pods.by_handle(), time.time()),
             "config": {"node": self._options.node, "clusterId": self._options.cluster,
                        "trustDomain": self._options.trust_domain, "xds": self._options.xds,

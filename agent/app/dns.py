@@ -61,7 +61,8 @@ class Dns:
     def shown(self, uid: str) -> dict[str, Any] | None:
         if (served := self._pods.get(uid)) is None:
             return None
-        return {"requests": served.requests, "waiting": served.waiting, "cached": len(served.cache), "cachedBytes": served.cache.bytes}
+        return {"requests": served.requests, "mesh": served.answered, "hits": served.hits, "waiting": served.waiting,
+                "cached": len(served.cache), "cachedBytes": served.cache.bytes}
 
     def figures(self) -> DnsFigures:
         """For metrics; called from the thread that renders them."""

@@ -17,7 +17,7 @@ Row = tuple[Any, ...]
 
 @click.group()
 def command() -> None:
-    """Show what is in force: services, workloads, policies, routes, clusters, endpoints, listeners, certificates, tunnels."""
+    """Show what is in force: services, workloads, policies, routes, clusters, endpoints, listeners, certificates, tunnels, DNS."""
 
 
 def _services(dump: Json) -> Iterable[Row]:
@@ -115,6 +115,15 @@ def _tunnels(dump: Json) -> Iterable[Row]:
         yield (f"and {dump['tunnelsNotShown']} more", *[""] * 9)
 
 
+def _dns(dump: Json) -> Iterable[Row]:
+    for one in dump["dns"]:
+        if not one["captured"]:
+            yield one["namespace"], one["pod"], "its resolver", *("",) * 6
+            continue
+        yield (one["namespace"], one["pod"], "the mesh, then its resolver", one["requests"], one["mesh"], one["hits"], one["waiting"],
+               one["cached"], one["cachedBytes"])
+
+
 VIEWS: dict[str, tuple[str, Callable[[Json], Iterable[Row]], tuple[str, ...]]] = {
     "services": ("services", _services, ("NAMESPACE", "HOST", "ADDRESS", "PORTS", "ENDPOINTS")),
     "workloads": ("workloads", _workloads,
@@ -128,8 +137,11 @@ VIEWS: dict[str, tuple[str, Callable[[Json], Iterable[Row]], tuple[str, ...]]] =
                      ("IDENTITY", "STATE", "PODS", "SERIAL", "UNTIL", "RENEWAL", "ROOTS", "ERROR")),
     "tunnels": ("tunnels", _tunnels,
                 ("POD", "DIRECTION", "STATE", "IDENTITY", "PEER", "ADDRESS", "STREAMS", "AGE", "BYTES", "PEER UNTIL")),
+    "dns": ("dns", _dns, ("NAMESPACE", "POD", "ANSWERED BY", "QUESTIONS", "MESH", "CACHE", "WAITING", "KEPT", "BYTES KEPT")),
 }
 HELP = {
+    "dns": "Who answers the DNS questions of captured pods; how many there were, how many of these were names of the mesh or in the pod's "
+           "cache, how many wait for a resolver, and what the cache holds. Names of the mesh: `narrows config services`.",
     "tunnels": "The HBONE tunnels that are open: who to whom, what they carry, until when their certificates hold. "
                "A second old; at most 1,024 of each worker.",
 }
@@ -140,6 +152,7 @@ EMPTY = {
     "listeners": "none: no pod of this node is captured",
     "certificates": "none: no pod of this node is captured",
     "tunnels": "none: no connection of this node's pods goes by one now",
+    "dns": "none: no pod of this node is captured",
 }
 
 

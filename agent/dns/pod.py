@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from agent import netlink
 from agent.dns import names, tcp, wire
-from agent.dns.cache import Cache
+from agent.dns.cache import Cache, Key
 from agent.dns.forward import Client, Exchange, Figures
 from agent.dns.stock import Stock
 from agent.dns.unreachable import Unreachable
@@ -30,6 +30,10 @@ A_TURN = 16  # datagrams of a pod between two looks at the others
 SHARE, SHARE_SECONDS = 200, 0.1  # datagrams in so many seconds; to read and answer one takes 9 us beside its system calls
 EXCHANGES = 256  # of a pod at once
 CONNECTIONS = 64  # by TCP
+ASKED = 64  # questions of one of them whose answers are to be kept when they come
+# Goes before a question by TCP in the cache: its answer may be too long for UDP. No question by UDP that is kept begins so (its flags
+# would say opcode 14).
+BY_TCP = b"tcp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class PodDns:
                  hosts: names.Hosts, domain: str, figures: Figures, now: Callable[[], float] = time.monotonic) -> None:
         self.who = who
         self.cache = Cache(now)
-        self.requests = 0
+        self.requests = self.answered = self.hits = 0  # questions; of these by the mesh's names, and from the cache
         self._originals, self._unreachable = originals, unreachable
         self._hosts, self._domain, self._figures = hosts, domain, figures
         self._stock = Stock(who.netns)
@@ -134,6 +138,7 @@ class PodDns:
         found = names.answer(data, read, self.who.namespace, self._hosts, self._domain, read.payload)
         if found is not None:
             self._figures.mesh += 1
+            self.answered += 1
             _send(one, found, peer)
             return
         resolver = self._originals.find(one.getsockname()[:2], peer)
@@ -143,6 +148,7 @@ class PodDns:
         key = (resolver, data[2:])
         if read.cacheable and (kept := self.cache.get(key)) is not None:
             self._figures.cached += 1
+            self.hits += 1
             _send(one, data[:2] + kept[2:], peer)
             return
         client = Client(one.family, peer, struct.unpack_from(">H", data)[0], len(data))
@@ -185,23 +191,46 @@ class PodDns:
             self._figures.dropped["no_resolver" if resolver is None else "pod_share"] += 1
             client.close()
             return
-        session = tcp.Session(client, resolver, self._stock, self._by_tcp, self._failed)
+        asked: dict[int, tuple[Key, int]] = {}
+        session = tcp.Session(client, resolver, self._stock, lambda message: self._by_tcp(resolver, asked, message),
+                              lambda message: self._heard(asked, message), self._failed)
         task = asyncio.create_task(session.run(), name=f"dns {self.who.ref}")
         self._sessions.add(task)
         task.add_done_callback(self._sessions.discard)
 
-    def _by_tcp(self, message: bytes) -> bytes | None:
+    def _by_tcp(self, resolver: tuple[str, int], asked: dict[int, tuple[Key, int]], message: bytes) -> bytes | None:
+        """`asked`: by id what is asked of the resolver on this connection, and where the question section ends."""
         read = wire.read_query(message)
         self._figures.requests["tcp"] += 1
         self.requests += 1
         if read is None:
             return None
         found = names.answer(message, read, self.who.namespace, self._hosts, self._domain, tcp.MESSAGE)
-        if found is None:
-            self._figures.upstream += 1
-        else:
+        if found is not None:
             self._figures.mesh += 1
-        return found
+            self.answered += 1
+            return found
+        if read.cacheable:
+            key = resolver, BY_TCP + message[2:]
+            if (kept := self.cache.get(key)) is not None:
+                self._figures.cached += 1
+                self.hits += 1
+                return message[:2] + kept[2:]
+            (number,) = struct.unpack_from(">H", message)
+            if number in asked:
+                del asked[number]  # two of one id: which of them is answered first cannot be told
+            elif len(asked) < ASKED:
+                asked[number] = key, read.end
+        self._figures.upstream += 1
+        return None
+
+    def _heard(self, asked: dict[int, tuple[Key, int]], message: bytes) -> None:
+        if len(message) < wire.HEADER.size:
+            return
+        if (found := asked.pop(struct.unpack_from(">H", message)[0], None)) is not None:
+            key, end = found
+            if wire.answers(b"\0\0" + key[1].removeprefix(BY_TCP), end, message):
+                self.cache.put(key, message)
 
     def _failed(self, why: str) -> None:
         self._figures.failures[why] += 1

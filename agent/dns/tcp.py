@@ -1,7 +1,7 @@
 """DNS by TCP: messages of a client that the mesh answers are answered, all others go to the resolver he dialled, on one connection of its
 own.
 
-What the resolver sends is passed on message by message as it comes (a zone transfer is many), so ids stay and nothing is kept.
+What the resolver sends is passed on message by message as it comes (a zone transfer is many), so ids stay.
 """
 from __future__ import annotations
 
@@ -35,11 +35,13 @@ def original(connection: socket.socket, port: int) -> tuple[str, int] | None:
 
 
 class Session:
-    """One client's connection. `answer(message)`: the mesh's, or None; `failed(why)` is told of a resolver that cannot be had."""
+    """One client's connection. `answer(message)`: the mesh's or one that was kept, or None; `heard(message)` is told of what the resolver
+    says, `failed(why)` of one that cannot be had."""
 
     def __init__(self, client: socket.socket, resolver: tuple[str, int], stock: Stock, answer: Callable[[bytes], bytes | None],
-                 failed: Callable[[str], None]) -> None:
-        self._client, self._resolver, self._stock, self._answer, self._failed = client, resolver, stock, answer, failed
+                 heard: Callable[[bytes], None], failed: Callable[[str], None]) -> None:
+        self._client, self._resolver, self._stock, self._failed = client, resolver, stock, failed
+        self._answer, self._heard = answer, heard
         self._upstream: asyncio.StreamWriter | None = None
         self._pump: asyncio.Task[None] | None = None
 
@@ -101,13 +103,14 @@ class Session:
                 self._failed("refused" if isinstance(error, ConnectionRefusedError) else
                              "timeout" if isinstance(error, TimeoutError) else "unreachable")
             raise
-        self._pump = asyncio.create_task(_pass_on(reader, client))
+        self._pump = asyncio.create_task(_pass_on(reader, client, self._heard))
 
 
-async def _pass_on(reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+async def _pass_on(reader: asyncio.StreamReader, client: asyncio.StreamWriter, heard: Callable[[bytes], None]) -> None:
     """The resolver's messages, until it ends; then the client's connection ends too."""
     with suppress(OSError, TimeoutError, EOFError, RuntimeError):
         while (message := await _message(reader)) is not None:
+            heard(message)
             client.write(struct.pack(">H", len(message)) + message)
             await asyncio.wait_for(client.drain(), IDLE)
     client.close()

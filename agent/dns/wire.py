@@ -15,6 +15,7 @@ from agent.model.workload import IPAddress
 HEADER = struct.Struct(">HHHHHH")  # id, flags, counts of questions, answers, authorities, additionals
 QR, OPCODE, AA, TC, RD, RA, RCODE = 0x8000, 0x7800, 0x0400, 0x0200, 0x0100, 0x0080, 0x000F
 A, NS, CNAME, SOA, AAAA, OPT = 1, 2, 5, 6, 28, 41
+TRANSFERS = frozenset({251, 252})  # IXFR, AXFR: an answer may be many messages
 IN = 1
 NOERROR, NXDOMAIN = 0, 3
 NAME_BYTES = 255  # RFC 1035 2.3.4
@@ -60,14 +61,14 @@ def read_query(data: bytes) -> Query | None:
     if answers or authorities or additionals > 1 or (not additionals and end != len(data)):
         return Query("", kind, end, PLAIN_UDP, False, False)
     if not additionals:
-        return Query(name, kind, end, PLAIN_UDP, False, plain)
+        return Query(name, kind, end, PLAIN_UDP, False, plain and kind not in TRANSFERS)
     if end + 11 > len(data) or data[end] != 0:  # EDNS stands at the root
         return Query("", kind, end, PLAIN_UDP, False, False)
     option, payload, _, length = _RECORD.unpack_from(data, end + 1)
     if option != OPT or end + 11 + length != len(data):
         return Query("", kind, end, PLAIN_UDP, False, False)
     # options (cookies, the client's subnet) may make the answer the client's own
-    return Query(name, kind, end, max(payload, PLAIN_UDP), True, plain and length == 0)
+    return Query(name, kind, end, max(payload, PLAIN_UDP), True, plain and length == 0 and kind not in TRANSFERS)
 
 
 def _labels(data: bytes) -> list[bytes] | None:

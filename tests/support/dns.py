@@ -48,7 +48,7 @@ def ask(netns: Netns, server: str, name: str, kind: str = "A", *, edns: int | No
     return answer
 
 
-def ask_tcp(netns: Netns, server: str, *names: str, timeout: float = 5 * PATIENCE) -> list[dnslib.DNSRecord]:
+def ask_tcp(netns: Netns, server: str, *names: str, kind: str = "A", timeout: float = 5 * PATIENCE) -> list[dnslib.DNSRecord]:
     """Questions on one connection, all sent at once; the answers in their order of coming."""
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     with visited(netns.cgroup) if netns.cgroup else contextlib.nullcontext():
@@ -56,7 +56,7 @@ def ask_tcp(netns: Netns, server: str, *names: str, timeout: float = 5 * PATIENC
     with client:
         client.settimeout(timeout)
         client.connect((server, 53))
-        client.sendall(b"".join(len(packed := question(name).pack()).to_bytes(2, "big") + packed for name in names))
+        client.sendall(b"".join(len(packed := question(name, kind).pack()).to_bytes(2, "big") + packed for name in names))
         found = []
         with client.makefile("rb") as stream:
             while len(found) < len(names):

@@ -1,11 +1,14 @@
 """What a captured pod is told, by whom, and that it cannot tell the difference: under both backends of capture."""
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
+from tests.netns.agent.conftest import NARROWS
 from tests.netns.dns.conftest import WEB, Scene, answered
 from tests.support.dns import addresses, ask, ask_tcp, dnsmasq, question, udp
 from tests.support.netns import Netns
@@ -18,7 +21,7 @@ LONG = [f"--txt-record=long.example.test,{letter * 250}" for letter in "abcdefgh
 
 @pytest.fixture(scope="module", autouse=True)
 def upstream(shared: Scene) -> Iterator[Netns]:
-    process = dnsmasq(shared.upstream, "--host-record=www.example.test,192.0.2.1,2001:db8::1,60", *LONG)
+    process = dnsmasq(shared.upstream, "--host-record=www.example.test,192.0.2.1,2001:db8::1,60", "--local-ttl=60", *LONG)
     yield shared.upstream
     process.kill()
     process.wait()
@@ -76,6 +79,33 @@ def test_by_tcp_the_mesh_and_the_resolver_answer_on_one_connection(shared: Scene
     answers = ask_tcp(shared.client, server, "web", "www.example.test", "no.example.test")
     found = {str(answer.q.qname): addresses(answer) for answer in answers}
     assert found == {"web.": ["10.96.0.10"], "www.example.test.": ["192.0.2.1"], "no.example.test.": []}
+
+
+def test_what_came_by_tcp_is_kept_for_tcp_alone(shared: Scene) -> None:
+    def shown() -> dict[str, int]:
+        found: dict[str, int] = shared.instance.shown("client")["dns"]
+        return found
+
+    server, name = shared.upstream.ip, "long.example.test"
+    before, (first,) = shown(), ask_tcp(shared.client, server, name, kind="TXT")
+    until(lambda: shown()["cached"] > before["cached"], "the answer is kept")
+    again, twice = ask_tcp(shared.client, server, name, name, kind="TXT")
+    told = [sorted(str(one.rdata) for one in answer.rr) for answer in (first, again, twice)]
+    assert told[0] == told[1] == told[2] and len(told[0]) == 8
+    assert again.rr[0].ttl <= first.rr[0].ttl and again.header.id != twice.header.id
+    assert (shown()["hits"], shown()["requests"]) == (before["hits"] + 2, before["requests"] + 3)
+    assert ask(shared.client, server, name, "TXT").header.tc == 1, "by UDP it is still too long"
+
+
+def test_config_dns_shows_who_answers_and_what_is_kept(shared: Scene) -> None:
+    ask(shared.client, "192.0.2.99", "web")
+    argv = [*NARROWS, "config", "dns", "--run-dir", str(shared.instance.run_dir)]
+    (rows,) = json.loads(subprocess.run([*argv, "-o", "json"], capture_output=True, text=True, check=True, timeout=60).stdout).values()
+    (row,) = [one for one in rows if one["pod"] == "client"]
+    assert row["captured"] and row == {"namespace": "default", "pod": "client", "captured": True, **shared.instance.shown("client")["dns"]}
+    assert row["requests"] >= row["mesh"] + row["hits"] and row["mesh"] >= 1
+    text = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "the mesh, then its resolver" in text and "QUESTIONS" in text
 
 
 def test_the_c_librarys_resolver_finds_the_mesh_and_the_rest(shared: Scene, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -63,6 +63,13 @@ def test_options_of_edns_make_an_answer_the_clients_own() -> None:
     assert read is not None and read.name == "a.example.com" and not read.cacheable
 
 
+@pytest.mark.parametrize("kind", ["AXFR", "IXFR"])
+def test_a_zone_transfer_is_not_kept(kind: str) -> None:
+    for edns in (None, 1232):
+        read = wire.read_query(query("example.com", kind, edns=edns))
+        assert read is not None and read.name == "example.com" and not read.cacheable
+
+
 @pytest.mark.parametrize("edns", [None, 1232])
 @pytest.mark.parametrize("alias", ["", "reviews.shop.svc.cluster.local"])
 def test_an_answer_of_ours_is_read_by_an_independent_reader(edns: int | None, alias: str) -> None:
