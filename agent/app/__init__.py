@@ -10,7 +10,12 @@ import click
 @click.command()
 @click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), required=True,
               help="Directory of this instance: keeper.sock, admin.sock, pods/, access.log.")
-@click.option("--node", required=True, help="Name of this node.")
+@click.option("--node", "--node-name", "node", required=True, help="Name of this node; with --kubernetes as the API server has it.")
+@click.option("--kubernetes", is_flag=True, help="Follow this node's pods at Kubernetes' API server, as the pod that this is (default: the "
+              "files in pods/ of --run-dir). Needs the node's processes (hostPID), to find pods' networks.")
+@click.option("--kubeconfig", type=click.Path(path_type=Path, dir_okay=False),
+              help="The same by the API server of this kubeconfig, also with --kubernetes.")
+@click.option("--kube-context", default="", metavar="NAME", help="Of --kubeconfig. [default: its current context]")
 @click.option("--xds", required=True, metavar="unix:PATH|HOST:PORT", help="Where the control plane serves ADS.")
 @click.option("--cluster-id", "cluster", default="Kubernetes", show_default=True, help="Part of every workload's uid.")
 @click.option("--trust-domain", default="cluster.local", show_default=True, help="Of the identities of this node's pods.")
@@ -46,7 +51,7 @@ import click
 @click.option("--idle", "idle_seconds", type=click.FloatRange(1, 86400), default=600, show_default=True,
               help="Seconds after which the routes of a destination that nobody talks to are dropped.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
-def command(log_level: str, **options: object) -> int:
+def command(log_level: str, kubernetes: bool, kubeconfig: Path | None, kube_context: str, **options: object) -> int:
     """Run the agent of a node.
 
     It reads from the keeper what is in force, follows pods and the control plane, and sends differences. SIGTERM ends
@@ -58,6 +63,17 @@ def command(log_level: str, **options: object) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from agent.app import logs
     from agent.app.run import run
+    from protos.kubernetes import configuration
+    from protos.kubernetes.errors import ConfigurationError
 
+    if kube_context and not kubeconfig:
+        raise click.UsageError("--kube-context is of a --kubeconfig; give that too")
+    server = None
+    try:
+        if kubeconfig or kubernetes:
+            server = configuration.kubeconfig(kubeconfig, kube_context) if kubeconfig else configuration.in_cluster()
+    except ConfigurationError as error:
+        click.echo(f"narrows: {error}" + ("" if kubeconfig else " (--kubeconfig)"), err=True)
+        return os.EX_CONFIG
     logs.set_up(log_level)
-    return run(options)
+    return run({"kubernetes": server, **options})

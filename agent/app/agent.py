@@ -1,6 +1,6 @@
 """The composition root of the agent: one object that knows every room, and their life from start to SIGTERM.
 
-    pod files -> Pods --------> keeper (listeners), store (POD), capture child (redirects)
+    pod files, or Kubernetes -> Pods --------> keeper (listeners), store (POD), capture child (redirects)
     control plane -> Mesh ----> store -> Committer -> keeper -> workers
     workers -> keeper -> MISS -> Mesh -> control plane
     shared memory -> DataPath -> /metrics, access log
@@ -41,6 +41,7 @@ from agent.app.observation import OFF, Observation
 from agent.app.observe import DataPath
 from agent.app.pods import Pods
 from agent.app.resync import difference, inherit, settle_inheritance
+from agent.app.source import PodSource, open_source
 from agent.app.tracking import Tracking
 from agent.capture.reconcile import Reconciler
 from agent.dataplane import blobs
@@ -55,14 +56,16 @@ from agent.telemetry.capture import CaptureCollector, ConntrackCollector
 from agent.telemetry.collector import DataPathCollector
 from agent.telemetry.dns import DnsCollector
 from agent.telemetry.identity import CertificateCollector
+from agent.telemetry.kubernetes import KubernetesCollector
 from agent.telemetry.process import KeeperCollector, ProcessCollector
 from agent.telemetry.server import Ports
 from agent.workloads.enrol import enrol
-from agent.workloads.files import Delete, FileSource, Malformed, SourceError, Synced, Upsert
+from agent.workloads.files import Delete, Event, Malformed, SourceError, Synced, Upsert
 from agent.xds.client import Client, Node
 from agent.xds.session import Session
 from agent.xds.tree import NAMED
 from agent.xds.types import WHOLE, TypeUrl
+from protos.kubernetes.configuration import Configuration
 
 RETRY_FIRST, RETRY_LAST = 0.05, 2.0  # seconds between attempts to reach the keeper; it is on this machine
 SOURCE_RETRY = 1.0  # seconds until the pod directory is followed again
@@ -92,6 +95,7 @@ class Options:
     observe: str = OFF  # off, captured, all
     observe_pairs: int = 500
     dns_capture: bool = False
+    kubernetes: Configuration | None = None  # where pods are followed; None: files of the run directory
 
 
 class Agent:
@@ -128,6 +132,7 @@ class Agent:
         self._access_log = (AccessLog(str(options.run_dir / "access.log"), options.access_log)
                             if options.access_log != "off" else None)
         self._data_path = DataPath(self._store, self._access_log)
+        self._source: PodSource = open_source(options.kubernetes, options.node, options.run_dir, self._events)
         self._link: KeeperLink | None = None
         self._keeper_error = "not reached yet"
         self._restored = False
@@ -149,6 +154,7 @@ class Agent:
         if options.observe != OFF:
             registry.register(self._observation.collector)
         registry.register(DnsCollector(self._dns.figures))
+        registry.register(KubernetesCollector(self._source.figures))
         async with AsyncExitStack() as stack:
             ports = Ports(registry, lambda: "; ".join(self.readiness()))
             await ports.start(options.metrics_address, options.metrics_port, options.readiness_port)
@@ -322,23 +328,25 @@ class Agent:
     # -- pods -------------------------------------------------------------------------------------------------------
 
     async def _follow_pods(self) -> None:
-        source = FileSource(self._options.run_dir / "pods")
         while True:
             try:
-                async for event in source.events():
-                    match event:
-                        case Upsert(pod):
-                            self._pods.put(pod)
-                        case Delete(pod):
-                            self._pods.remove(pod.uid)
-                        case Malformed(text, pod):
-                            about = f"pod {pod.ref}" if pod else "pods"
-                            self._events.add("PodFileRefused", about, text, warning=True)
-                        case Synced():
-                            self._pods.synced()
+                async for event in self._source.events():
+                    self._take(event)
+                    del event  # it may hold a namespace
             except SourceError as error:
                 self._events.add("PodsLost", "pods", f"{error}; trying again", warning=True)
                 await asyncio.sleep(SOURCE_RETRY)
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Upsert(pod):
+                self._pods.put(pod)
+            case Delete(pod):
+                self._pods.remove(pod.uid)
+            case Malformed(text, pod):
+                self._events.add(self._source.refused, f"pod {pod.ref}" if pod else "pods", text, warning=True)
+            case Synced():
+                self._pods.synced()
 
     # -- what operators ask (agent.admin.server.Source) ---------------------------------------------------------------
 
@@ -380,6 +388,7 @@ class Agent:
             "repairs": self._pods.repairs,
             "capture": self._pods.capture(),
             "observation": self._observation.shown(),
+            "podSource": self._source.shown(),
             "accessLogLost": self._access_log.lost if self._access_log else 0,
         }
 

@@ -185,9 +185,6 @@ class Pods:
         return {attached.handle: (one.pod.ref, self._identity(one.pod))
                 for uid, attached in self._attached.items() if (one := self._pods.get(uid)) is not None}
 
-    def handles(self) -> dict[str, int]:
-        return {uid: one.handle for uid, one in self._attached.items()}
-
     async def wait(self, namespace: str, name: str, seconds: float) -> dict[str, Any] | None:
         """The pod as soon as the decision on it is final, or as it is after `seconds`; None when there is none."""
         def found() -> Tracked | None:
@@ -238,6 +235,10 @@ class Pods:
         if one.deleted:
             await self._end(one)
             return
+        if one.pod.waits or one.pod.ended:
+            await self._apart(one)
+            await self._decided(one)
+            return
         enrolment = self._decide(one.pod)
         if enrolment.refused:
             self._events.add("AnnotationRefused", one.about, "; ".join(enrolment.refused), warning=True)
@@ -254,6 +255,24 @@ class Pods:
             one.wanted = False
             await self._leave(one, enrolment.reason)
         await self._decided(one)
+
+    async def _apart(self, one: Tracked) -> None:
+        """One whose network is not known stays what it is; one that has ended is let go, and its namespace with it."""
+        one.wanted = False
+        if one.pod.waits:
+            one.reason = one.pod.waits
+            if one.state is State.NEW and one.pod.uid not in self._attached:
+                one.step(State.OUT, one.reason)
+            return
+        if one.pod.netns and (one.state not in (State.NEW, State.OUT) or one.pod.uid in self._attached):
+            with suppress(CaptureError, OSError):
+                await self._capture.remove(one.pod)
+        await self._detach(one.pod.uid)
+        one.way = None
+        if one.state is State.CAPTURED:
+            one.step(State.LEAVING, one.pod.ended)
+        one.step(State.OUT, one.pod.ended)
+        one.pod = replace(one.pod, netns="", hold=None)
 
     async def _adopt(self, one: Tracked) -> bool:
         """Whether this pod is captured by an earlier agent of this instance already."""
@@ -470,23 +489,10 @@ class Pods:
 
     def _show(self, one: Tracked) -> dict[str, Any]:
         pod, way = one.pod, one.way if one.state is State.CAPTURED else None
-        return {
-            "namespace": pod.namespace,
-            "name": pod.name,
-            "uid": pod.uid,
+        return one.shown() | {
             "node": self._node,
-            "ips": [str(address) for address in pod.addresses],
-            "captured": one.state is State.CAPTURED,
-            "reason": one.reason,
-            "method": way.name if way else None,
-            "egress": way.egress if way else None,
-            "ingress": way.ingress if way else None,
-            "fallback": way.choice.why if way else "",
             "families": self._capture.hooks.families(pod.uid) if way else [],
-            "state": str(one.state),
-            "final": one.final,
             "handle": attached.handle if (attached := self._attached.get(pod.uid)) else None,
             "dns": self._dns.shown(pod.uid) if way and way.settings.dns else None,
-            "repairs": one.repairs,
             "events": self._events.about(one.about),
         }

@@ -118,6 +118,25 @@ class Tracked:
             raise RuntimeError(f"{self.about}: {self.state} -> {state} is not legal")
         self.state, self.reason = state, reason
 
+    def shown(self) -> dict[str, Any]:
+        """What operators are told of it, as far as it is known here. The keys are API."""
+        pod, way = self.pod, self.way if self.state is State.CAPTURED else None
+        return {
+            "namespace": pod.namespace,
+            "name": pod.name,
+            "uid": pod.uid,
+            "ips": [str(address) for address in pod.addresses],
+            "captured": self.state is State.CAPTURED,
+            "reason": self.reason,
+            "method": way.name if way else None,
+            "egress": way.egress if way else None,
+            "ingress": way.ingress if way else None,
+            "fallback": way.choice.why if way else "",
+            "state": str(self.state),
+            "final": self.final,
+            "repairs": self.repairs,
+        }
+
     def stands(self, way: Way) -> bool:
         """Whether it is captured so, and nobody is changing that."""
         return self.way is way and self.state is State.CAPTURED and not self.moving

@@ -33,6 +33,7 @@ def node_status(node: str, run_dir: Path) -> Json:
         "pid": info["pid"],
         "capture": info["capture"],
         "observation": info.get("observation", {"reason": ""}),  # an agent of a build before has none
+        "podSource": info.get("podSource", {"source": "files", "stale": None}),
         "keeper": info["keeper"],
         "controlPlane": info["controlPlane"],
         "workers": workers,
@@ -62,6 +63,9 @@ def command(name: str | None, run_dir: Path | None, output: str) -> int:
                 click.echo(f"{node['node']}: DNS of {len(served)} pods is answered here, {asked} questions so far")
             if (capture := node.get("capture", {"backend": "iptables"}))["backend"] != "iptables":
                 click.echo(f"{node['node']}: capture by {capture['backend'] or 'nothing'}: {capture['reason']}", err=True)
+            if (stale := node.get("podSource", {}).get("stale")) is not None:
+                click.echo(f"{node['node']}: the pods are those of {stale['seconds']:.0f} s ago, and stay as they are: {stale['reason']}",
+                           err=True)
             if (observation := node.get("observation", {"reason": ""}))["reason"]:
                 click.echo(f"{node['node']}: connections are not observed: {observation['reason']}", err=True)
             if (ebpf := node.get("capture", {}).get("ebpf", {})).get("state") == "failed":

@@ -29,13 +29,17 @@ class LocalPod:
     name: str
     service_account: str
     addresses: tuple[IPAddress, ...]
-    netns: str  # path to open(2) and setns(2)
+    netns: str  # path to open(2) and setns(2); "" while `waits` or `ended` says why
     cgroup: str  # path of its cgroup v2 directory, or ""
     host_network: bool
     labels: dict[str, str] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
     namespace_labels: dict[str, str] = field(default_factory=dict)
     namespace_annotations: dict[str, str] = field(default_factory=dict)
+    sidecar: bool = False  # it has a proxy of its own
+    waits: str = ""  # why its network is not known: nothing of it changes meanwhile
+    ended: str = ""  # its processes have ended and do not come back: nothing of ours is kept in it
+    hold: object = field(default=None, compare=False, repr=False)  # what `netns` leads to stays while this does
 
     @property
     def ref(self) -> str:

@@ -57,6 +57,8 @@ def enrol(pod: LocalPod, policy: Policy = Policy()) -> Enrolment:
         return Enrolment(None, reason)
     if SIDECAR_STATUS in pod.annotations:
         return Enrolment(None, f"has a sidecar of its own (annotation {SIDECAR_STATUS})")
+    if pod.sidecar:
+        return Enrolment(None, "has a sidecar of its own (container istio-proxy)")
     if not policy.exclusions:
         passed_over = [name for name in (*_HONOURED, DNS_CAPTURE) if name in pod.annotations]
         said = f"; the mesh forbids {', '.join(passed_over)}" if passed_over else ""
@@ -65,6 +67,12 @@ def enrol(pod: LocalPod, policy: Policy = Policy()) -> Enrolment:
     if problems:
         return Enrolment(None, "refused: " + "; ".join(problems), tuple(problems))
     return Enrolment(settings, reason, (), *_method(pod))
+
+
+def asks(pod: LocalPod) -> bool:
+    """Whether the pod or its namespace asks for capture, be it in words that cannot be read."""
+    wanted, _, refused = _wish(pod, Policy())
+    return wanted or bool(refused)
 
 
 def _wish(pod: LocalPod, policy: Policy) -> tuple[bool, str, str]:

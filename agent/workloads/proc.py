@@ -2,10 +2,10 @@
 
     /proc/PID/cgroup -> uid of the pod (kubepods.py) -> /proc/PID/ns/net -> a descriptor, held
 
-Of several namespaces in a pod the oldest process's is taken: that is the sandbox's, whatever a container made within. A namespace of the
-node (pid 1's, or ours) is none of a pod: runtimes keep helpers of theirs in pods' cgroups (conmon), and a pod on the node's network has no
-other. A look costs three system calls a process and nine more for one of a pod that is looked for; to see that what was found still holds,
-one a pod (`Sandbox.lives`).
+Of several namespaces in a pod the oldest process's is taken: that is the sandbox's, whatever a container made within. The node's own
+namespace (pid 1's; ours, where that may not be looked into) is none of a pod: runtimes keep helpers in pods' cgroups (conmon), and a pod on
+the node's network has no other. A look costs three system calls a process and nine more for one of a pod that is looked for. To see that
+what was found still holds costs one a pod (`Sandbox.lives`).
 """
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Processes:
 
     def _find(self, wanted: frozenset[str]) -> Found:
         self._see_as_node()
-        node = {one for name in ("1", "thread-self") if (one := _id(f"{self._proc}/{name}/ns/net")) is not None}
+        node = _id(f"{self._proc}/1/ns/net") or _id(f"{self._proc}/thread-self/ns/net")
         try:
             names = os.listdir(self._proc)
         except OSError as error:
@@ -133,7 +133,7 @@ class Processes:
         found.closed -= found.sandboxes.keys()
         return found
 
-    def _look(self, name: str, place: Place, node: set[Id], mount: Path | None, found: Found, oldest: dict[str, int]) -> None:
+    def _look(self, name: str, place: Place, node: Id | None, mount: Path | None, found: Found, oldest: dict[str, int]) -> None:
         """The namespace of one process, if it is older than what was found. All is read below one descriptor of its directory: when the
         process ends meanwhile, what is read fails, and is never of another that got its number."""
         try:
@@ -154,7 +154,7 @@ class Processes:
             return  # it has ended
         finally:
             os.close(folder)
-        if netns.id in node:
+        if netns.id == node:
             found.on_node.add(place.uid)
             return
         oldest[place.uid] = started
