@@ -132,7 +132,7 @@ class Agent:
         self._access_log = (AccessLog(str(options.run_dir / "access.log"), options.access_log)
                             if options.access_log != "off" else None)
         self._data_path = DataPath(self._store, self._access_log)
-        self._source: PodSource = open_source(options.kubernetes, options.node, options.run_dir, self._events)
+        self._source: PodSource = open_source(options.kubernetes, options.node, options.run_dir, self._events, self._pods.tracked)
         self._link: KeeperLink | None = None
         self._keeper_error = "not reached yet"
         self._restored = False

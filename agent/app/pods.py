@@ -45,8 +45,7 @@ class Pods:
     """See the head of this file. `follow` takes wishes, `attach` a keeper connection."""
 
     def __init__(self, *, node: str, cluster: str, trust_domain: str, store: Store, committer: Committer, events: Events,
-                 decide: Callable[[LocalPod], Enrolment], capture: Capture, identities: PodIdentities,
-                 dns: PodNames) -> None:
+                 decide: Callable[[LocalPod], Enrolment], capture: Capture, identities: PodIdentities, dns: PodNames) -> None:
         self._node = node
         self._cluster = cluster
         self._trust_domain = trust_domain
@@ -150,8 +149,10 @@ class Pods:
         return self._synced and all(one.final for one in self._pods.values())
 
     def shown(self) -> list[dict[str, Any]]:
-        return [self._show(one) for one in sorted(self._pods.values(), key=lambda one: one.pod.ref)
-                if one.state is not State.GONE]
+        return [self._show(one) for one in sorted(self._pods.values(), key=lambda one: one.pod.ref) if one.state is not State.GONE]
+
+    def tracked(self) -> list[Tracked]:
+        return list(self._pods.values())
 
     def captured(self) -> list[LocalPod]:
         return [one.pod for one in self._pods.values() if one.state is State.CAPTURED]
@@ -188,8 +189,7 @@ class Pods:
     async def wait(self, namespace: str, name: str, seconds: float) -> dict[str, Any] | None:
         """The pod as soon as the decision on it is final, or as it is after `seconds`; None when there is none."""
         def found() -> Tracked | None:
-            return next((one for one in self._pods.values() if one.pod.ref == f"{namespace}/{name}"
-                         and not one.deleted), None)
+            return next((one for one in self._pods.values() if one.pod.ref == f"{namespace}/{name}" and not one.deleted), None)
 
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds), self._news:

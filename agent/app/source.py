@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agent.app.events import Events
+from agent.app.tracked import Tracked
 from agent.telemetry.kubernetes import KindFigures
 from agent.workloads.files import Event, FileSource
 from protos.kubernetes.configuration import Configuration
@@ -34,8 +34,9 @@ class PodSource(Protocol):
     def figures(self) -> list[KindFigures]: ...
 
 
-def open_source(kubernetes: Configuration | None, node: str, run_dir: Path, events: Events) -> PodSource:
-    return Files(run_dir / "pods") if kubernetes is None else Kubernetes(kubernetes, node, events)
+def open_source(kubernetes: Configuration | None, node: str, run_dir: Path, events: Events,
+                tracked: Callable[[], Iterable[Tracked]]) -> PodSource:
+    return Files(run_dir / "pods") if kubernetes is None else Kubernetes(kubernetes, node, events, tracked)
 
 
 class Files:
@@ -55,29 +56,32 @@ class Files:
 
 
 class Kubernetes:
-    """Follows one API server. What was read stays while that is away."""
+    """Follows one API server, and tells it what became of the pods. What was read stays while it is away."""
 
     refused = "PodRefused"
 
-    def __init__(self, configuration: Configuration, node: str, events: Events) -> None:
-        self._configuration, self._node, self._events = configuration, node, events
+    def __init__(self, configuration: Configuration, node: str, events: Events, tracked: Callable[[], Iterable[Tracked]]) -> None:
+        self._configuration, self._node, self._events, self._tracked = configuration, node, events, tracked
         self._source: ClusterSource | None = None
         self._stale = False
 
     async def events(self) -> AsyncIterator[Event]:
-        from agent.workloads.cluster import ClusterSource  # with aiohttp's client: memory, only where it is used
+        from agent.app.report import Report
+        from agent.workloads.cluster import ClusterSource  # with aiohttp's client: only where it is used
         from protos.kubernetes.client import Client
 
         async with Client(self._configuration, f"narrows-agent/{self._node}") as client:
             source = self._source = ClusterSource(client, self._node)
-            watch = asyncio.create_task(self._watch(source), name="staleness")
+            report = Report(client, self._node, self._tracked, source.written, self._events)
+            tasks = [asyncio.create_task(work, name=name) for name, work in (("staleness", self._watch(source)), ("report", report.run()))]
             try:
                 async for event in source.events():
                     yield event
+                    del event  # it may hold a namespace
             finally:
-                watch.cancel()
-                with suppress(asyncio.CancelledError):
-                    await watch
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     def shown(self) -> dict[str, Any]:
         stale = self._source.stale() if self._source else None

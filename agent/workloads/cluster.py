@@ -27,7 +27,7 @@ from protos.kubernetes.objects import Key, Metadata, Struct
 from protos.kubernetes.reflector import Batch, State
 from protos.kubernetes.resources import NAMESPACES, PODS
 
-LOOK_FIRST, LOOK_LAST = 0.1, 30.0  # seconds between two looks for a network, doubling; a change of the pod begins anew
+LOOK_FIRST, LOOK_LAST = 0.1, 5.0  # seconds between two looks for a network, doubling; a change of the pod begins anew
 QUIET = 0.02  # seconds; what is told in such a time is looked at together
 CHECK_SECONDS = 2.5  # between two looks whether sandboxes live: one system call each
 ENDED = ("Succeeded", "Failed")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -77,6 +78,12 @@ class Cluster:
     def shown(self, name: str) -> dict[str, object]:
         return next((one for one in self.instance.ask("/pods") if one["name"] == name), {})
 
+    def told(self) -> list[str]:
+        """Events, by the API server's word."""
+        served = self.board.served("events")
+        items = self.board.server.store.page(served, "", lambda _: True, 0, "", None)["items"]
+        return sorted(f"{one['regarding']['name']} {one['reason']}" for one in items)
+
     def reason(self, name: str, word: str) -> None:
         until(lambda: word in str(self.shown(name).get("reason")), f"{name}: {word}", timeout=30)
 
@@ -86,6 +93,8 @@ def cluster(instance: Instance, kubepods: KubePods) -> Iterator[Cluster]:
     with NodeApiServer(instance.node.netns.path) as server:
         made = Cluster(instance, server, kubepods)
         yield made
+        with suppress(CommandError):
+            print(*((one["name"], one["state"], one["reason"], one["events"]) for one in instance.ask("/pods")), instance.logs(), sep="\n")
         for name in list(instance.processes):
             instance.kill(name, 15)
 
@@ -97,9 +106,14 @@ def test_pods_of_the_api_server_are_captured_and_served(cluster: Cluster) -> Non
     assert instance.turned(instance.client).keys() == instance.turned(instance.server).keys() == CAPTURED.keys()
     assert instance.ask("/server_info")["podSource"]["stale"] is None
     assert any(line.startswith('narrows_kubernetes_objects{kind="Pod"} 2') for line in instance.metrics())
+    # the outcome is on the pods and in events, once
+    until(lambda: cluster.board.annotations("client").get("ambient.istio.io/redirection") == "enabled", "it says so", timeout=30)
+    assert json.loads(cluster.board.annotations("client")["narrows.mesh/status"])["captured"] is True
+    until(lambda: cluster.told() == ["client Captured", "web-0 Captured"], "events", timeout=30)
     # a user changes their mind
     cluster.board.annotate("client", **{"narrows.mesh/intercept": "disabled"})
     until(lambda: not instance.turned(instance.client), "the client is left alone", timeout=30)
+    until(lambda: cluster.board.annotations("client") == {"narrows.mesh/intercept": "disabled"}, "nothing is said of it", timeout=30)
     cluster.board.annotate("client", **{"narrows.mesh/intercept": "enabled"})
     until(lambda: instance.turned(instance.client), "and captured again", timeout=30)
     # the agent is replaced: pods stay as they are
