@@ -40,6 +40,8 @@ def _version() -> str:
               help="Follow Kubernetes' API server, as the pod that this is. An object that --config has too is that of --config.")
 @click.option("--kubeconfig", type=click.Path(path_type=Path), help="Follow the API server of this kubeconfig.")
 @click.option("--kube-context", default="", metavar="NAME", help="Of --kubeconfig. [default: its current context]")
+@click.option("--leader-lease", "lease", metavar="NAMESPACE/NAME",
+              help="Of several replicas the one that holds this Lease leads. Without it there is no leader, and nothing that it would do.")
 @click.option("--listen", "places", required=True, multiple=True, metavar="unix:PATH|HOST:PORT",
               help="Where to serve. May be given several times. A port is TLS, and needs a certificate authority.")
 @click.option("--admin", metavar="unix:PATH", help="Where to serve the admin pages.")
@@ -64,13 +66,15 @@ def _version() -> str:
 @click.option("--server-name", "names", multiple=True, metavar="NAME", help="A host name or address under which agents call our ports.")
 @click.option("--root-namespace", default="istio-system", show_default=True, help="Policies of this namespace are for the whole mesh.")
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), show_default=True)
-def command(paths: tuple[Path, ...], kubernetes: bool, kubeconfig: Path | None, kube_context: str,
+def command(paths: tuple[Path, ...], kubernetes: bool, kubeconfig: Path | None, kube_context: str, lease: str | None,
             places: tuple[str, ...], admin: str | None, ca_dir: Path | None, ca_cert: Path | None,
             ca_key: Path | None, ca_chain: Path | None, ca_root: Path | None, ca_secret: str | None, trust_domain: str,
             node_tokens: Path | None, token_review: bool, accounts: tuple[str, ...], certificate_lifetime: float, audit_log: Path | None,
             names: tuple[str, ...], root_namespace: str, log_level: str) -> None:
     """Serve the mesh's configuration over gRPC (ADS) from manifests and Kubernetes, and certificates to its workloads."""
     cluster = _kubernetes(paths, kubernetes, kubeconfig, kube_context)
+    if lease and cluster is None:
+        raise click.UsageError("--leader-lease is in an API server; give --kubernetes or --kubeconfig")
     for place in places:
         host, colon, port = place.rpartition(":")
         if not place.startswith("unix:") and (not colon or not host or not port.isdecimal() or int(port) > 65535):
@@ -97,7 +101,7 @@ def command(paths: tuple[Path, ...], kubernetes: bool, kubeconfig: Path | None, 
 
     set_up(log_level)
     try:
-        run(paths, places, admin, _version(), security, root_namespace, cluster)
+        run(paths, places, admin, _version(), security, root_namespace, cluster, _named("--leader-lease", lease) if lease else None)
     except (ListenError, StoreError, MaterialError) as error:
         raise _Failed(str(error)) from None
 

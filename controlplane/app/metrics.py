@@ -42,6 +42,8 @@ class _Figures(Collector):
             count = sum(problem.severity is severity for problem in plane.problems())
             problems.add_sample(problems.name, {"severity": str(severity)}, count)
         yield problems
+        if plane.leads is not None:
+            yield _gauge("narrows_leader", "Whether this replica holds the Lease; in sum 1 over all.", {}, plane.leads())
         if plane.cluster is not None:
             yield from _of_cluster(plane.cluster)
         # istiod's counters have no _total; prometheus_client would add it to a counter, so their type is left open

@@ -36,6 +36,7 @@ class Plane:
         self.started = time.time()
         self._problems: list[Problem] = []
         self.on_converged: Callable[[float], None] = _ignore
+        self.leads: Callable[[], bool] | None = None  # None: there is no election
 
     def load(self) -> None:
         self._apply(self._of(FILES, self.folder.refresh()), "read the configuration")

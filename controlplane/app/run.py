@@ -5,6 +5,8 @@ import asyncio
 import logging
 import resource
 import signal
+import socket
+import uuid
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import uvloop
 
 from controlplane.app.admin import Admin
+from controlplane.app.leader import Election
 from controlplane.app.metrics import Metrics
 from controlplane.app.plane import Plane
 from controlplane.app.security import Security, SecurityOptions, opened
@@ -30,17 +33,17 @@ log = logging.getLogger("narrows.controlplane")
 
 
 def run(config: Iterable[Path], listen: Iterable[str], admin: str | None, version: str, security: SecurityOptions | None = None,
-        root_namespace: str = ROOT_NAMESPACE, kubernetes: Configuration | None = None) -> None:
+        root_namespace: str = ROOT_NAMESPACE, kubernetes: Configuration | None = None, lease: tuple[str, str] | None = None) -> None:
     """Returns when it was told to end. Raises ListenError when a place to listen at is taken; StoreError and MaterialError when the
     certificate authority cannot start."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a client is a descriptor; the usual 1,024 are fewer than hub.CLIENTS_BOUND
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(tuple(config), tuple(listen), admin, version, security, root_namespace, kubernetes))
+        runner.run(_run(tuple(config), tuple(listen), admin, version, security, root_namespace, kubernetes, lease))
 
 
 async def _run(config: tuple[Path, ...], listen: tuple[str, ...], admin: str | None, version: str, options: SecurityOptions | None,
-               root_namespace: str, kubernetes: Configuration | None) -> None:
+               root_namespace: str, kubernetes: Configuration | None, lease: tuple[str, str] | None) -> None:
     loop = asyncio.get_running_loop()
     end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -85,6 +88,12 @@ async def _run(config: tuple[Path, ...], listen: tuple[str, ...], admin: str | N
             where = await server.start(one)
             log.info("serving", extra={"listen": where, "admin": admin or "", "config": [str(path) for path in config]})
         following.append(asyncio.create_task(_follow(plane, watch), name="follow"))
+        if client is not None and lease is not None:
+            election = Election(client, *lease, f"{socket.gethostname()}_{uuid.uuid4()}")
+            plane.leads = lambda: election.leading
+            leading = [asyncio.create_task(election.run(), name="election")]
+            following += leading
+            stack.push_async_callback(_retire, leading, election)
         if security is not None:
             following.append(asyncio.create_task(security.follow(), name="authority"))
             if client is not None:
@@ -115,6 +124,13 @@ async def _synced(plane: Plane, following: list[asyncio.Task[None]], ending: asy
         if ending in done:
             return False
     return True
+
+
+async def _retire(leading: list[asyncio.Task[None]], election: Election) -> None:
+    for task in leading:
+        task.cancel()
+    await asyncio.gather(*leading, return_exceptions=True)
+    await election.release()
 
 
 async def _cancel(following: list[asyncio.Task[None]], ending: asyncio.Task[bool]) -> None:
