@@ -41,7 +41,7 @@ def _version() -> str:
 @click.option("--kubeconfig", type=click.Path(path_type=Path), help="Follow the API server of this kubeconfig.")
 @click.option("--kube-context", default="", metavar="NAME", help="Of --kubeconfig. [default: its current context]")
 @click.option("--leader-lease", "lease", metavar="NAMESPACE/NAME",
-              help="Of several replicas the one that holds this Lease leads. Without it there is no leader, and nothing that it would do.")
+              help="Write what is wrong with Istio's objects into their status; of several replicas the one that holds this Lease does.")
 @click.option("--listen", "places", required=True, multiple=True, metavar="unix:PATH|HOST:PORT",
               help="Where to serve. May be given several times. A port is TLS, and needs a certificate authority.")
 @click.option("--admin", metavar="unix:PATH", help="Where to serve the admin pages.")

@@ -18,6 +18,7 @@ from controlplane.app.leader import Election
 from controlplane.app.metrics import Metrics
 from controlplane.app.plane import Plane
 from controlplane.app.security import Security, SecurityOptions, opened
+from controlplane.app.status import StatusWriter
 from controlplane.ca.identity import DEFAULT_TRUST_DOMAIN
 from controlplane.ca.secret import SecretStore
 from controlplane.model.security import ROOT_NAMESPACE
@@ -92,6 +93,9 @@ async def _run(config: tuple[Path, ...], listen: tuple[str, ...], admin: str | N
             election = Election(client, *lease, f"{socket.gethostname()}_{uuid.uuid4()}")
             plane.leads = lambda: election.leading
             leading = [asyncio.create_task(election.run(), name="election")]
+            if cluster is not None:
+                writer = StatusWriter(client, election, cluster.marks, plane.problems)
+                leading.append(asyncio.create_task(writer.run(), name="status"))
             following += leading
             stack.push_async_callback(_retire, leading, election)
         if security is not None:

@@ -6,7 +6,7 @@ up no other. Istio's kinds may be absent.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,16 @@ OPTIONAL = (resources.VIRTUAL_SERVICES, resources.DESTINATION_RULES, resources.P
 FILE = "kubernetes"  # stands where a problem of a file has the file's name
 QUIET = 0.01  # s without a change before changes are handed over, and
 LONGEST = 0.1  # s after which they are all the same; as `watch` does for files
+ACCEPTED = "narrows.mesh/Accepted"  # the type of our condition in a status
 Body = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """An object of Istio's as the API server has it: `status` is what of its status is ours; empty: nothing."""
+
+    resource: Resource
+    status: Body
 
 
 class Cluster:
@@ -42,6 +51,7 @@ class Cluster:
         self._pending: dict[ObjectKey, tuple[Resource, Body | None]] = {}
         self._current: dict[ObjectKey, Object] = {}
         self._refused: dict[ObjectKey, list[Problem]] = {}
+        self.marks: dict[ObjectKey, Mark] = {}
         self._event = asyncio.Event()
         self._told: list[Problem] = []
 
@@ -77,6 +87,7 @@ class Cluster:
         for key, (resource, body) in sorted(pending.items()):
             if body is None:
                 self._refused.pop(key, None)
+                self.marks.pop(key, None)
                 if self._current.pop(key, None) is not None:
                     changes.deletes.append(key)
                 continue
@@ -102,7 +113,7 @@ class Cluster:
         body = {**body, "kind": resource.kind, "apiVersion": resource.api_version,
                 "metadata": {name: value for name, value in body["metadata"].items() if name != "managedFields"}}
         if resource in OPTIONAL:
-            body.pop("status", None)
+            self.marks[key] = Mark(resource, _ours(body.pop("status", None)))
         try:
             found = read(FILE, as_map(body), CLUSTER_KINDS)
         except RecursionError:
@@ -170,6 +181,12 @@ class Together:
         return [Problem(held[rank].meta.place, str(key), Severity.WARNING, f"is also in {names[min(held)]}, whose version is in force",
                         "remove one of them")
                 for key in self._twice for held in (self._held[key],) for rank in held if rank != min(held)]
+
+
+def _ours(status: object) -> Body:
+    conditions = status.get("conditions") if isinstance(status, dict) else None
+    found = [one for one in conditions if isinstance(one, dict) and one.get("type") == ACCEPTED] if isinstance(conditions, list) else []
+    return {"conditions": found, "validationMessages": status.get("validationMessages") or []} if found and isinstance(status, dict) else {}
 
 
 def _named(resource: Resource, key: Key) -> ObjectKey:
