@@ -119,8 +119,10 @@ class Report:
             sent.due, sent.delay = now + sent.delay, min(sent.delay * 2, AGAIN_LAST)
             change = {name: wish.get(name) for name in (STATUS, REDIRECTION) if wish.get(name) != have.get(name)}
             try:
-                # the uid: a pod that was made again under the name is another, and refused (409)
-                await self._client.merge(PODS, one.pod.name, one.pod.namespace, {"metadata": {"uid": uid, "annotations": change}})
+                # the uid: a pod that was made again under the name is another, and refused (409). By pods/status, which takes
+                # annotations too: who may patch pods may change what every node runs
+                body = {"metadata": {"uid": uid, "annotations": change}}
+                await self._client.merge(PODS, one.pod.name, one.pod.namespace, body, subresource="status")
             except (Conflict, NotFound) as error:
                 log.info("a pod is not told what became of it: %s", error, extra={"about": one.about})
         for uid in self._sent.keys() - written.keys():

@@ -260,7 +260,10 @@ class Store:
         if subresource:
             if not served.status or subresource != "status":
                 raise Refused(404, "NotFound", "the server could not find the requested resource")
-            one = {**live, "metadata": dict(live["metadata"]), **({"status": one["status"]} if "status" in one else {})}
+            # a pod's takes labels and annotations too (registry/core/pod/strategy.go), a custom resource's the status alone
+            too = ("labels", "annotations") if served.resource.plural == "pods" else ()
+            taken = {key: one["metadata"][key] for key in too if key in one["metadata"]}
+            one = {**live, "metadata": live["metadata"] | taken, **({"status": one["status"]} if "status" in one else {})}
             one["metadata"].pop("managedFields", None)
         elif served.status:
             one.pop("status", None)

@@ -108,7 +108,7 @@ async def test_the_annotations_follow_the_pod_and_leave_others_alone(told: Told)
     await told.until({})
     assert told.board.annotations("web") == ON
     requests = told.board.server.asked("patch", "pods")
-    assert len(requests) == 3 and {(one.name, one.subresource) for one in requests} == {("web", "")}
+    assert len(requests) == 3 and {(one.name, one.subresource) for one in requests} == {("web", "status")}
 
 
 async def test_what_is_written_already_is_not_written_again(told: Told) -> None:
