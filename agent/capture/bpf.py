@@ -149,12 +149,12 @@ def compile_programs(sources: list[Path], include: Path) -> dict[str, Any]:
             raise CompileError(f"the programs do not compile with {headers}: {error}") from None
         module = program.module
         functions = [lib.bpf_function_name(module, at) for at in range(lib.bpf_num_functions(module))]
-        name_of = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)(("bpf_table_name", lib))  # bcc declares no types
-        maps = {}
-        for at in range(lib.bpf_num_tables(module)):
-            maps[name_of(module, at).decode()] = [int(ask(module, at)) for ask in (
-                lib.bpf_table_fd_id, lib.bpf_table_type_id, lib.bpf_table_key_size_id, lib.bpf_table_leaf_size_id,
-                lib.bpf_table_max_entries_id, lib.bpf_table_flags_id)]
+        # bcc declares no types of these: ctypes would cut a module's address to 32 bits
+        tables = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(("bpf_num_tables", lib))(module)
+        name_of = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)(("bpf_table_name", lib))
+        number = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+        asks = [number((f"bpf_table_{what}_id", lib)) for what in ("fd", "type", "key_size", "leaf_size", "max_entries", "flags")]
+        maps = {name_of(module, at).decode(): [ask(module, at) for ask in asks] for at in range(tables)}
         return {"headers": headers, "maps": maps, "programs": {name.decode(): program.dump_func(name) for name in functions}}
 
 

@@ -95,6 +95,24 @@ def test_another_kernel_or_another_source_is_compiled_anew(tmp_path: Path, monke
     assert loader.cache_key(loader.SOURCES) != here
 
 
+# what a thread allocates lies above 4 GiB, as everything does of an interpreter that is position-independent
+IN_A_THREAD = """
+import json, sys, threading
+from pathlib import Path
+from agent.capture.bpf import compile_programs
+found = []
+worker = threading.Thread(target=lambda: found.append(compile_programs([Path(sys.argv[1], "connect.c")], Path(sys.argv[1], "program.h"))))
+worker.start(); worker.join()
+print(); print(json.dumps(found[0]["maps"]))
+"""
+
+
+def test_programs_compile_wherever_the_compiler_keeps_them() -> None:
+    done = subprocess.run([sys.executable, "-c", IN_A_THREAD, str(loader.SOURCES)], capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert json.loads(done.stdout.splitlines()[-1])["pods"][2:5] == [8, 24, 4096]
+
+
 def test_loading_again_leaves_programs_and_maps_as_they_are(loaded: Pins, cache: Path) -> None:
     before = {path.name: program(loaded, path.name)["id"] for path in loaded.programs.iterdir()}
     maps = {path.name: bpftool("map", "show", "pinned", str(path))["id"] for path in loaded.maps.iterdir()}
