@@ -66,7 +66,7 @@ class Cluster:
             uid = self.uids[name] = self.board.pod(name, annotations=ON, labels={"app": name.partition("-")[0]})
             kubepods.start(systemd(uid, ID), netns)
             self.paths[name] = kubepods.directory(systemd(uid, ID)).parent
-            netns.cgroup = str(self.paths[name] / f"cri-containerd-{ID}.scope")  # what the test runs in it
+            netns.cgroup = str(self.paths[name])  # of what the test runs in it, and where hooks are attached
             self.board.status(name, "Running", netns.ip)
 
     def up(self) -> None:
