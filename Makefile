@@ -55,7 +55,7 @@ EBPF = $(addprefix tests/netns/,agent dns proxy hbone strict $(addprefix lab/tes
 test-ebpf: setup
 	NARROWS_TEST_CAPTURE=ebpf $(PYTEST) $(EBPF)
 
-MIXED = $(addprefix tests/netns/,agent/test_life.py agent/test_reuse.py $(addprefix proxy/test_,tcp.py ipv6.py near.py two_workers.py))
+MIXED = $(addprefix tests/netns/,agent/test_life.py agent/test_reuse.py $(addprefix proxy/test_,tcp.py ipv6.py near.py near_policy.py two_workers.py))
 
 test-mixed: setup
 	NARROWS_TEST_CAPTURE=ebpf+iptables $(PYTEST) $(MIXED)
