@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.controlplane import ControlPlane, control_plane
+from tests.support.grpc_client import Client
 from tests.support.kubernetes.kubelet import Kubelet
 from tests.support.kubernetes.real import Cluster
 from tests.support.manifests import SUBSETS, destination_rule, virtual_service
@@ -44,20 +45,6 @@ def deployment(version: str, replicas: int) -> dict[str, Any]:
 
 SERVICE = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "reviews"}, "spec": {
     "selector": {"app": "reviews"}, "ports": [{"name": "grpc-web", "port": PORT}]}}
-
-
-class Client:
-    """The gRPC client process."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def ask(self, count: int, header: str = "") -> dict[str, int]:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(f"{count} {header}".strip() + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, int] = json.loads(self._process.stdout.readline())
-        return answer
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.controlplane import START
+from tests.support.grpc_client import Client
 from tests.support.manifests import REVIEWS, SUBSETS, destination_rule, virtual_service
 from tests.support.netns import Namespaces, Netns
 from tests.support.wait import until
@@ -24,20 +25,6 @@ PEER = str(Path(__file__).parent.parent.parent / "support" / "grpc_peer.py")
 # gRPC's C core does not know LEAST_REQUEST, our default
 RULE = destination_rule("reviews", SUBSETS + "trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}\n")
 MANIFESTS = REVIEWS.partition("\n---\napiVersion: networking")[0] + RULE
-
-
-class Client:
-    """The gRPC client process."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def ask(self, count: int, header: str = "") -> dict[str, int]:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(f"{count} {header}".strip() + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, int] = json.loads(self._process.stdout.readline())
-        return answer
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,6 @@ from tests.support.wait import until, until_async
 ROUTE = "hosts: [reviews]\nhttp: [{route: [{destination: {host: reviews, subset: v1}}]}]"
 WRONG = "hosts: [reviews]\nhttp: [{route: [{destination: {hots: reviews}}]}]"
 RULE = ObjectKey("VirtualService", "default", "reviews")
-
-
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    with ApiServer() as one:
-        yield one
 
 
 def nowhere(value: Any) -> Any:

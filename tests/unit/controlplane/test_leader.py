@@ -3,10 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
-
-import pytest
 
 from controlplane.app.leader import LEASE_SECONDS, RENEW_SECONDS, Election
 from protos.kubernetes.client import Client
@@ -14,18 +11,6 @@ from protos.kubernetes.resources import LEASES
 from tests.support.kubernetes.server import ApiServer
 
 SPACE, NAME = "kube-system", "narrows"
-
-
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    with ApiServer() as one:
-        yield one
-
-
-@pytest.fixture
-async def client(server: ApiServer) -> AsyncIterator[Client]:
-    async with Client(server.configuration()) as one:
-        yield one
 
 
 class Replica(Election):

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -18,12 +17,6 @@ from tests.support.manifests import REVIEWS
 from tests.support.mesh_client import Ended, addresses, channel, create, refused
 
 Code = grpc.StatusCode
-
-
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    with ApiServer() as one:
-        yield one
 
 
 def brought(token: str) -> tuple[tuple[str, str], ...]:

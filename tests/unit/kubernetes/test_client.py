@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,18 +20,6 @@ from tests.support.kubernetes.server import ApiServer, Token
 from tests.support.pki import Authority
 
 PEM = serialization.Encoding.PEM
-
-
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    with ApiServer() as one:
-        yield one
-
-
-@pytest.fixture
-async def client(server: ApiServer) -> AsyncIterator[Client]:
-    async with Client(server.configuration()) as one:
-        yield one
 
 
 async def test_nobody_listening_is_told(server: ApiServer) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,12 +43,6 @@ class Desk:
             await self.source.caller(token)
         assert not isinstance(told.value, TokensUnavailableError)
         return str(told.value)
-
-
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    with ApiServer() as one:
-        yield one
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,18 +29,6 @@ from tests.support.wait import until_async
 
 SPACE, NAME = "kube-system", "istio-ca-secret"
 NOW = datetime.now(UTC)
-
-
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    with ApiServer() as one:
-        yield one
-
-
-@pytest.fixture
-async def client(server: ApiServer) -> AsyncIterator[Client]:
-    async with Client(server.configuration()) as one:
-        yield one
 
 
 def write(server: ApiServer, name: str, data: Mapping[str, bytes]) -> None:

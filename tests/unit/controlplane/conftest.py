@@ -1,0 +1,3 @@
+from tests.support.kubernetes.fixtures import client, server
+
+__all__ = ["client", "server"]
