@@ -21,7 +21,7 @@ from agent.app.tracked import State, Tracked
 from agent.workloads.cluster import REDIRECTION, STATUS
 from agent.workloads.enrol import asks
 from protos.kubernetes.client import Client
-from protos.kubernetes.errors import ApiError, Conflict, Forbidden, NotFound
+from protos.kubernetes.errors import ApiError, BadRequest, Conflict, Forbidden, NotFound
 from protos.kubernetes.resources import PODS
 
 LOOK_SECONDS = 0.5
@@ -119,11 +119,11 @@ class Report:
             sent.due, sent.delay = now + sent.delay, min(sent.delay * 2, AGAIN_LAST)
             change = {name: wish.get(name) for name in (STATUS, REDIRECTION) if wish.get(name) != have.get(name)}
             try:
-                # the uid: a pod that was made again under the name is another, and refused (409). By pods/status, which takes
-                # annotations too: who may patch pods may change what every node runs
+                # the uid: a pod that was made again under the name is another, and refused (422: a uid does not change). By pods/status,
+                # which takes annotations too: who may patch pods may change what every node runs
                 body = {"metadata": {"uid": uid, "annotations": change}}
                 await self._client.merge(PODS, one.pod.name, one.pod.namespace, body, subresource="status")
-            except (Conflict, NotFound) as error:
+            except (BadRequest, Conflict, NotFound) as error:
                 log.info("a pod is not told what became of it: %s", error, extra={"about": one.about})
         for uid in self._sent.keys() - written.keys():
             del self._sent[uid]

@@ -140,7 +140,9 @@ class Store:
             live = self.get(served, namespace, name)
             one = self._checked(served, namespace, name, ownership.merge(live, patch))
             wanted = patch.get("metadata") or {}
-            self._must_be(served, live, wanted.get("uid"), wanted.get("resourceVersion"))
+            if wanted.get("uid", live["metadata"]["uid"]) != live["metadata"]["uid"]:
+                raise Refused(422, "Invalid", f"{served.resource.kind} {name!r}: metadata.uid: Invalid value: field is immutable")
+            self._must_be(served, live, None, wanted.get("resourceVersion"))
             return self._replace(served, live, one, (manager, "Update", subresource), subresource)
 
     def apply(self, served: Served, namespace: str, name: str, body: Object, manager: str, force: bool, subresource: str = "",

@@ -132,6 +132,7 @@ async def test_another_pod_of_the_name_is_not_touched(told: Told) -> None:
     await until_async(lambda: told.patches() >= 2, "tried", timeout=30)
     await asyncio.sleep(0.3)
     assert told.ours() == {} and told.patches() < 8  # 0.05 s, doubling
+    assert not list(told.events.since()), "it is no failure that would hold up what others are to be told"
 
 
 async def test_who_undoes_it_each_time_is_answered_less_and_less_often(told: Told) -> None:

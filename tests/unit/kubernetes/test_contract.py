@@ -297,6 +297,20 @@ async def test_only_the_very_object_is_deleted(client: Client, namespace: str) -
         await client.get(CONFIG_MAPS, "x", namespace)
 
 
+async def test_annotations_of_a_pod_may_be_written_by_its_status_which_changes_nothing_that_it_runs(client: Client, namespace: str) -> None:
+    spec = {"nodeName": "n1", "containers": [{"name": "c", "image": "before"}]}
+    made = await client.create(PODS, {"metadata": {"name": "x"}, "spec": spec}, namespace)
+    told = {"metadata": {"uid": made["metadata"]["uid"], "annotations": {"narrows.mesh/status": "{}"}},
+            "spec": {"containers": [{"name": "c", "image": "after"}]}}
+    await client.merge(PODS, "x", namespace, told, subresource="status")
+    found = await client.get(PODS, "x", namespace)
+    assert found["metadata"]["annotations"]["narrows.mesh/status"] == "{}"
+    assert found["spec"]["containers"][0]["image"] == "before"
+    with pytest.raises(BadRequest, match="field is immutable"):
+        await client.merge(PODS, "x", namespace, {"metadata": {"uid": str(uuid.uuid4())}}, subresource="status")
+    await client.delete(PODS, "x", namespace, grace_seconds=0)
+
+
 async def test_a_pod_of_a_node_is_there_until_its_kubelet_lets_it_go(client: Client, namespace: str) -> None:
     spec: Object = {"containers": [{"name": "c", "image": "i"}], "terminationGracePeriodSeconds": 20}
     made = await client.create(PODS, {"metadata": {"name": "x"}, "spec": {**spec, "nodeName": "n1"}}, namespace)
